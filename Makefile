@@ -1,0 +1,48 @@
+# The same verbs here and in CI; `make help` lists them.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+
+.PHONY: help demo test check test-services soak clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.installed ## train the toy example from demonstrations to an aligned policy: make demo ARGS="seed=1"
+	$(BIN)/rlhf run stages/recipes/demo.yaml $(ARGS)
+
+test: check ## ruff, mypy, and every test that needs no service, accelerator or patience
+	$(PYTEST) -m "not services and not soak and not gpu" $(ARGS)
+
+check: $(VENV)/.installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-services: $(VENV)/.installed-dev ## tests against services
+	@$(PYTEST) -q -m services $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no tests are marked services yet"; }
+
+soak: $(VENV)/.installed-dev ## long tests
+	@$(PYTEST) -q -m soak $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no tests are marked soak yet"; }
+
+clean: ## remove the environment, caches and build files; runs/ stays
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by its pin alone, so that a build already at hand is taken and nothing drags in another.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,1 @@
+"""Where examples come from: files, the embedded task, simulated votes; splits; scorers. Loads no torch."""

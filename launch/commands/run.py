@@ -1,0 +1,95 @@
+"""`rlhf run` and the commands of single stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from launch.pipeline import Selection, StageFailed, run_chain, summarize, write_summary
+from launch.summary import show_summary
+from rlhf.config import Recipe
+from rlhf.recipe import load_recipe, resolved_yaml
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the recipe to override.")
+]
+DataDirectory = Annotated[str | None, typer.Option("--data-dir", help="Where relative paths of data start.")]
+RunDirectory = Annotated[Path | None, typer.Option("--run", help="Run directory. Default: runs/NAME.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and do nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Run stages again although they are complete.")]
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    first: Annotated[str, typer.Option("--from", help="First stage.")] = "sft",
+    last: Annotated[str, typer.Option("--until", help="Last stage.")] = "evaluate",
+    force: Force = False,
+    run_directory: RunDirectory = None,
+    data_directory: DataDirectory = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the whole road: demonstrations and votes to an aligned policy.
+
+    Complete stages are skipped; stages whose recipe, data or inputs changed run again, with those that follow.
+
+    Examples:
+
+        rlhf run demo
+
+        rlhf run my.yaml ppo.kl.coef=0.02 --run runs/weaker-penalty
+
+        rlhf run demo --from ppo --force
+    """
+    resolved = resolve(recipe, overrides, data_directory)
+    if dry_run:
+        typer.echo(resolved_yaml(resolved), nl=False)
+        return
+    run_selection(resolved, run_directory, Selection(first, last, force))
+
+
+def run_selection(recipe: Recipe, run_directory: Path | None, selection: Selection) -> None:
+    """Run stages and show the summary; a failed stage ends us with its exit code."""
+    console = Console()
+    directory = run_directory or Path("runs") / recipe.name
+    try:
+        run_chain(recipe, directory, selection, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    except StageFailed as failure:
+        typer.echo(f"error: {failure}; the lines above say why, the same command goes on from there", err=True)
+        raise typer.Exit(failure.code if failure.code > 0 else 128 - failure.code) from failure
+    summary = summarize(recipe, directory)
+    write_summary(summary, directory)
+    show_summary(summary, directory, console)
+
+
+def resolve(recipe: str, overrides: list[str] | None, data_directory: str | None) -> Recipe:
+    """The recipe with overrides and data directory."""
+    given = list(overrides or [])
+    if data_directory is not None:
+        given.append(f"data.directory={data_directory}")
+    return load_recipe(recipe, given)
+
+
+def stage_command(stage: str, summary: str) -> object:
+    """A command that runs one stage of the chain."""
+
+    def command(
+        recipe: RecipeArgument,
+        overrides: Overrides = None,
+        force: Force = False,
+        run_directory: RunDirectory = None,
+        data_directory: DataDirectory = None,
+        dry_run: DryRun = False,
+    ) -> None:
+        resolved = resolve(recipe, overrides, data_directory)
+        if dry_run:
+            typer.echo(resolved_yaml(resolved), nl=False)
+            return
+        run_selection(resolved, run_directory, Selection(stage, stage, force))
+
+    command.__doc__ = f"{summary}\n\nExample:\n\n    rlhf {stage} demo --force"
+    return command

@@ -1,0 +1,120 @@
+"""The chain: which stages must run, running them one after another, and the run's summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.local import execute, processes_of, stage_command, stage_environment
+from rlhf.config import Recipe
+from rlhf.errors import ArtifactError, ConfigError
+from rlhf.recipe import resolved_yaml
+from rlhf.store.artifact import Artifact, environment, find_artifact, write_json
+from stages.lineage import STAGES, lineage_of
+
+
+class StageFailed(Exception):
+    """A stage's processes ended with a code other than 0."""
+
+    def __init__(self, stage: str, code: int) -> None:
+        self.stage = stage
+        self.code = code
+        super().__init__(f"{stage} ended with exit code {code}")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages a command is about."""
+
+    first: str = "sft"
+    last: str = "evaluate"
+    force: bool = False  # run them although they are complete
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages from first to last."""
+        names = list(STAGES)
+        for name in (self.first, self.last):
+            if name not in names:
+                raise ConfigError(f"{name} is not a stage; use one of {', '.join(names)}")
+        if names.index(self.first) > names.index(self.last):
+            raise ConfigError(f"--from {self.first} comes after --until {self.last}; exchange them")
+        return names[names.index(self.first) : names.index(self.last) + 1]
+
+
+def run_chain(recipe: Recipe, run: Path, selection: Selection, say: Callable[[str], None]) -> None:
+    """Run the selected stages that are not complete, each in a process group of its own.
+
+    A stage is complete when its manifest's fingerprint is the one that the recipe, the data and its inputs now give.
+    Raises StageFailed with the stage's exit code.
+    """
+    chosen = selection.stages
+    for name in STAGES[chosen[0]].inputs:
+        if name not in chosen and find_artifact(run / name) is None:
+            raise ArtifactError(f"{run / name}: {chosen[0]} needs it and it is not complete; run with --from {name}")
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / "recipe.yaml"
+    if not path.is_file() or path.read_text(encoding="utf-8") != resolved_yaml(recipe):
+        path.write_text(resolved_yaml(recipe), encoding="utf-8")
+    for stage in chosen:
+        fingerprint = lineage_of(recipe, stage, run).fingerprint
+        artifact = find_artifact(run / stage)
+        if artifact and artifact.fingerprint == fingerprint and not selection.force:
+            say(f"{stage}: complete, nothing to do")
+            warn_of_other_versions(artifact, say)
+            continue
+        say(f"{stage}: {'its recipe, data or inputs changed, running again' if artifact else 'running'}")
+        processes = processes_of(recipe.parallelism_of(stage))
+        code = execute(stage_command(stage, path, run, processes), stage_environment(processes))
+        if code:
+            raise StageFailed(stage, code)
+        made = find_artifact(run / stage)
+        if made is None or made.fingerprint != fingerprint:
+            raise ArtifactError(f"{run / stage}: the stage ended without a complete result; run it again with --force")
+
+
+def warn_of_other_versions(artifact: Artifact, say: Callable[[str], None]) -> None:
+    """Say which packages differ from those that made an artifact."""
+    made, now = artifact.manifest["environment"]["packages"], environment()["packages"]
+    differing = [
+        f"{name} {version} (now {now.get(name)})" for name, version in made.items() if now.get(name) != version
+    ]
+    if differing:
+        say(f"{artifact.manifest['stage']}: made with {', '.join(differing)}; --force runs it again")
+
+
+def summarize(recipe: Recipe, run: Path) -> dict[str, Any]:
+    """The headline figures of the stages that are complete; parts that did not run are absent."""
+    artifacts = {stage: artifact for stage in STAGES if (artifact := find_artifact(run / stage))}
+    seconds = {stage: artifact.manifest["seconds"] for stage, artifact in artifacts.items()}
+    summary: dict[str, Any] = {"run": recipe.name, "seconds": round(sum(seconds.values()), 2)}
+    if "sft" in artifacts:
+        summary["sft"] = {"eval_loss": artifacts["sft"].results["eval_loss"]}
+    if "reward" in artifacts:
+        keys = ("accuracy", "accuracy_ci", "bayes_accuracy")
+        summary["reward"] = {key: artifacts["reward"].results[key] for key in keys}
+    if "ppo" in artifacts:
+        summary["ppo"] = {"kl": artifacts["ppo"].results["kl"], "episodes": artifacts["ppo"].results["episodes"]}
+        summary["ppo"]["seconds"] = seconds["ppo"]
+    if "evaluate" in artifacts:
+        summary.setdefault("ppo", {}).update(evaluation(artifacts["evaluate"].results))
+    summary["stages"] = seconds
+    return summary
+
+
+def evaluation(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of the evaluate stage that a summary shows."""
+    keys = ("gold_before", "gold_after", "gold_gain_ci", "win_rate", "win_rate_ci", "kl", "judge")
+    optional = ("second_gold_before", "second_gold_after")
+    return {key: results[key] for key in (*keys, *optional) if key in results}
+
+
+def write_summary(summary: Mapping[str, Any], run: Path) -> None:
+    """Write `summary.json` unless it says the same already."""
+    path = run / "summary.json"
+    if path.is_file() and path.read_text(encoding="utf-8") == json.dumps(summary, indent=2) + "\n":
+        return
+    write_json(path, summary)

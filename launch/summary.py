@@ -1,0 +1,47 @@
+"""A run's summary as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show_summary(summary: Mapping[str, Any], run: Path, console: Console) -> None:
+    """Print the headline figures and where everything lies."""
+    table = Table(title=f"run {summary['run']}, {summary['seconds']:.0f} s", title_justify="left")
+    table.add_column("stage")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for row in rows(summary):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"models, figures and samples: {run}", highlight=False, soft_wrap=True)
+
+
+def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Stage, figure and value of each line."""
+    if sft := summary.get("sft"):
+        yield "sft", "held-out loss, nats per token", f"{sft['eval_loss']:.3f}"
+    if reward := summary.get("reward"):
+        yield "reward", "held-out accuracy", with_interval(reward["accuracy"], reward["accuracy_ci"])
+        if reward["bayes_accuracy"]:
+            share = reward["accuracy"] / reward["bayes_accuracy"]
+            yield "", "of the best possible (Bayes)", f"{share:.3f} of {reward['bayes_accuracy']:.3f}"
+    ppo = summary.get("ppo", {})
+    if "episodes" in ppo:
+        yield "ppo", "episodes", f"{ppo['episodes']:,} in {ppo['seconds']:.0f} s"
+    if "win_rate" in ppo:
+        yield "evaluate", ppo["judge"], f"{ppo['gold_before']:.3f} -> {ppo['gold_after']:.3f}"
+        if "second_gold_after" in ppo:
+            yield "", "second gold", f"{ppo['second_gold_before']:.3f} -> {ppo['second_gold_after']:.3f}"
+        yield "", "win rate against SFT", with_interval(ppo["win_rate"], ppo["win_rate_ci"])
+        yield "", "KL to SFT, nats per response", f"{ppo['kl']:.2f}"
+
+
+def with_interval(value: float, interval: tuple[float, float]) -> str:
+    """A figure with its 95 % interval."""
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"

@@ -1,0 +1,91 @@
+"""Bradley-Terry training on TRL's RewardTrainer, with what it lacks: ties, weights, label smoothing.
+
+Pairs come tokenised by `rlhf.tokenization`, as scoring in PPO tokenises them: TRL would append an end to cut responses
+and drop long pairs without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
+
+from rlhf.batching import pad
+from rlhf.losses import bradley_terry_loss
+from rlhf.tokenization import Tokenization
+from rlhf.types import Comparison
+
+
+def encode_comparison(comparison: Comparison, tokenization: Tokenization) -> dict[str, Any]:
+    """The columns of one pair: ids of both sequences, their longer length, the wanted P(chosen wins), the weight."""
+    prompt = tokenization.prompt(comparison.prompt)
+    chosen = prompt + tokenization.response(comparison.chosen)
+    rejected = prompt + tokenization.response(comparison.rejected)
+    return {
+        "chosen_ids": chosen,
+        "rejected_ids": rejected,
+        "length": max(len(chosen), len(rejected)),
+        "target": 0.5 if comparison.tie else 1.0,
+        "weight": comparison.weight,
+    }
+
+
+@dataclass(frozen=True)
+class PreferenceCollator:
+    """Batches pairs: the first half of the rows are the chosen sequences, the second the rejected ones."""
+
+    pad_id: int
+
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """input_ids, attention_mask [2 * pairs, length]; target, weight [pairs]."""
+        rows = [pair["chosen_ids"] for pair in pairs] + [pair["rejected_ids"] for pair in pairs]
+        tokens, mask = pad(rows, self.pad_id, "right")
+        return {
+            "input_ids": tokens,
+            "attention_mask": mask.long(),
+            "target": torch.tensor([pair["target"] for pair in pairs], dtype=torch.float32),
+            "weight": torch.tensor([pair["weight"] for pair in pairs], dtype=torch.float32),
+        }
+
+
+class BradleyTerryTrainer(RewardTrainer):
+    """Minimises `rlhf.losses.bradley_terry_loss` plus a pull of both scores towards zero."""
+
+    def __init__(self, *, label_smoothing: float, center: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.label_smoothing = label_smoothing
+        self.center = center
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean over the pairs of a micro-batch."""
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
+        losses = bradley_terry_loss(
+            chosen,
+            rejected,
+            label_smoothing=self.label_smoothing,
+            weight=inputs["weight"],
+            target=inputs["target"],
+        )
+        # Bradley-Terry knows differences alone; without this the scores' level drifts (Eisenstein et al. 2023).
+        loss = losses.mean() + self.center * (chosen + rejected).square().mean()
+        votes = inputs["target"] != 0.5
+        with torch.no_grad():
+            mode = "train" if model.training else "eval"
+            self._metrics[mode]["accuracy"].append(float((chosen > rejected)[votes].float().mean().nan_to_num(0.5)))
+            self._metrics[mode]["margin"].append(float((chosen - rejected)[votes].mean().nan_to_num(0.0)))
+        return (loss, outputs) if return_outputs else loss
+
+
+__all__ = ["BradleyTerryTrainer", "PreferenceCollator", "RewardConfig", "encode_comparison"]

@@ -1,0 +1,34 @@
+"""Intervals for what is measured on samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    share = successes / trials
+    spread = Z_95**2 / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return centre - half, centre + half
+
+
+def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = 2000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean (Efron 1979); values are independent units."""
+    x = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(x), size=(resamples, len(x)))
+    low, high = np.quantile(x[picks].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def wins(after: Sequence[float], before: Sequence[float], tolerance: float = 1e-9) -> list[float]:
+    """Per pair: 1 where `after` scores higher, 0 where lower, 0.5 where they are equal within `tolerance`."""
+    return [0.5 if abs(a - b) <= tolerance else float(a > b) for a, b in zip(after, before, strict=True)]

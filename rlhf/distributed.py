@@ -1,0 +1,82 @@
+"""Process groups and collectives that are identities in a single process, so that algorithms never ask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's index, 0 in a single process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to people."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+@contextmanager
+def process_group(timeout_minutes: float = 10.0) -> Iterator[None]:
+    """Join the group that torchrun or deepspeed announced in the environment; nothing to join in a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+    backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def global_sum(x: Tensor) -> Tensor:
+    """Sum over ranks, in place; the identity in a single process."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def global_max(x: int) -> int:
+    """The largest of one integer per rank."""
+    if not dist.is_initialized():
+        return x
+    value = torch.tensor(x, device=device())
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)
+
+
+def gather_objects(x: Any) -> list[Any]:
+    """One picklable object per rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [x]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, x)
+    return gathered
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,35 @@
+"""How a model is trained on several processes, behind one seam."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Engine(Protocol):
+    """A model, its optimizer and its schedule. Gradients are SUMS over ranks and micro-batches.
+
+    Losses are therefore divided by counts of the whole step (`rlhf.losses`), never averaged. Every rank makes the same
+    sequence of calls, with empty work where it has none: under some engines each forward is a collective.
+    """
+
+    module: nn.Module  # the bare model: sampling, saving
+    name: str  # the wrapper that really runs, for the manifest
+
+    def __call__(self, **inputs: Tensor) -> Tensor:
+        """The forward pass of training."""
+        ...
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
+        """Wraps the forward and backward of one micro-batch; gradients meet at the last of an optimizer step."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradient."""
+        ...
+
+    def step(self) -> float:
+        """Clip, update, advance the schedule, clear gradients; the gradient's global norm before clipping."""
+        ...

@@ -1,0 +1,34 @@
+"""What can go wrong, as a user meets it; every message is one line: field or record, value, remedy.
+
+    RLHFError
+    ├── ConfigError     a recipe or an option
+    ├── DataError       a record or a file of examples
+    ├── ContractError   two artifacts that do not fit together (tokenizer, template, shapes)
+    └── ArtifactError   a model directory or manifest that is missing, damaged or of another run
+
+The command line turns each of these into its lines on standard error and exit code 2, never into a traceback.
+"""
+
+
+class RLHFError(Exception):
+    """Base of all errors that a user can mend; `problems` holds one line each."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class ConfigError(RLHFError):
+    """A recipe or an option cannot be used."""
+
+
+class DataError(RLHFError):
+    """A record or a file of examples cannot be used."""
+
+
+class ContractError(RLHFError):
+    """Two artifacts do not fit together."""
+
+
+class ArtifactError(RLHFError):
+    """A model directory or a manifest is missing, damaged or belongs to another run."""

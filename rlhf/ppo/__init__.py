@@ -1,0 +1,1 @@
+"""Proximal policy optimisation for language models: collect, shape, estimate, update."""

@@ -1,0 +1,122 @@
+"""Collecting experience: sample, score, and what the reference and the value model say of each token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.batching import pad, split_by_tokens
+from rlhf.config import PpoConfig
+from rlhf.logprobs import response_logprobs, response_values
+from rlhf.tokenization import Tokenization
+from rlhf.types import Completion, Experience, Generator, Prompt, Reward
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of an experience, trimmed to their own widths."""
+
+    rows: Tensor  # [rows] indices into the experience
+    tokens: Tensor  # [rows, prompt + response]
+    attention_mask: Tensor  # [rows, prompt + response]
+    response_length: int
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Who takes part in a rollout; all frozen here."""
+
+    policy: nn.Module
+    reference: nn.Module
+    value: nn.Module | None  # None: nothing is learned from this rollout, and its values are 0
+    generator: Generator
+    reward: Reward
+    tokenization: Tokenization
+
+
+def collect(
+    prompts: Sequence[Prompt], rows: Sequence[int], actors: Actors, config: PpoConfig, key: tuple[int, int]
+) -> tuple[Experience, list[Completion]]:
+    """One rollout of this rank's prompts, without gradients.
+
+    rows: the prompts' indices in the step's global batch; key: (seed, step) of the noise.
+    """
+    tokenization, temperature = actors.tokenization, config.generation.temperature
+    prompt_tokens = [tokenization.prompt(prompt) for prompt in prompts]
+    sampled = actors.generator.sample(prompt_tokens, rows, seed=key[0], step=key[1])
+    padded, prompt_mask = pad(prompt_tokens, tokenization.pad_id, "left")
+    tokens = torch.cat([padded, sampled.responses], dim=-1)
+    attention_mask = torch.cat([prompt_mask, sampled.mask], dim=-1)
+    completions = [
+        Completion(prompt, tokenization.text(ids), tuple(before), tuple(ids), done)
+        for prompt, before, ids, done in zip(
+            prompts,
+            prompt_tokens,
+            [row[mask].tolist() for row, mask in zip(sampled.responses, sampled.mask, strict=True)],
+            sampled.finished.tolist(),
+            strict=True,
+        )
+    ]
+
+    def over_rows(compute: Callable[[MicroBatch], Tensor]) -> Tensor:
+        # The rollout's own log-probs fix the shape; every rank has rows, so no empty work is needed without gradients.
+        filled = torch.zeros_like(sampled.logprobs)
+        for batch in micro_batches(tokens, attention_mask, sampled.mask, config.micro_batch_tokens):
+            filled[batch.rows, : batch.response_length] = compute(batch).cpu()
+        return filled.masked_fill(~sampled.mask, 0.0)
+
+    with torch.no_grad():
+        old_logprobs = sampled.logprobs
+        if not actors.generator.exact:
+            old_logprobs = over_rows(lambda batch: _logprobs(actors.policy, batch, temperature))
+        # The reference at the sampling temperature too: at T != 1 the KL of the raw model is not the policy's we train.
+        ref_logprobs = over_rows(lambda batch: _logprobs(actors.reference, batch, temperature))
+        values = torch.zeros_like(old_logprobs)
+        if actors.value is not None:
+            critic = actors.value
+            values = over_rows(lambda batch: response_values(critic, *_inputs(critic, batch)))
+        scores = actors.reward(completions)
+    experience = Experience(
+        tokens=tokens,
+        attention_mask=attention_mask,
+        rows=torch.tensor(rows),
+        mask=sampled.mask,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        values=values,
+        scores=scores,
+        finished=sampled.finished,
+    )
+    return experience, completions
+
+
+def micro_batches(tokens: Tensor, attention_mask: Tensor, mask: Tensor, budget: int) -> Iterator[MicroBatch]:
+    """Trimmed micro-batches of at most `budget` padded tokens; see `rlhf.batching.split_by_tokens`.
+
+    tokens, attention_mask [batch, prompt + response]; mask [batch, response].
+    """
+    responses = mask.sum(-1).tolist()
+    prompts = (attention_mask.sum(-1) - mask.sum(-1)).tolist()
+    for indices in split_by_tokens(list(zip(prompts, responses, strict=True)), budget):
+        yield trim(torch.tensor(indices), tokens, attention_mask, mask)
+
+
+def trim(rows: Tensor, tokens: Tensor, attention_mask: Tensor, mask: Tensor) -> MicroBatch:
+    """Some rows without the columns that are padding in all of them; at least one response column stays."""
+    boundary = tokens.shape[1] - mask.shape[1]
+    response_length = max(1, int(mask[rows].sum(-1).max()))
+    first = boundary - int(attention_mask[rows, :boundary].sum(-1).max())
+    columns = slice(first, boundary + response_length)
+    return MicroBatch(rows, tokens[rows, columns], attention_mask[rows, columns], response_length)
+
+
+def _inputs(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor, int]:
+    device = next(model.parameters()).device
+    return batch.tokens.to(device), batch.attention_mask.to(device), batch.response_length
+
+
+def _logprobs(model: nn.Module, batch: MicroBatch, temperature: float) -> Tensor:
+    return response_logprobs(model, *_inputs(model, batch), temperature).logprobs

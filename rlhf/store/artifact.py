@@ -1,0 +1,172 @@
+"""What a stage hands on: a directory that is complete when it holds `manifest.json`, and says where it came from.
+
+    runs/NAME/STAGE/model/          weights (safetensors), configuration, tokenizer: what from_pretrained reads
+                    manifest.json   fingerprint, inputs, data hashes, recipe, contract, results, checksums
+                    metrics.jsonl   figures by step
+                    samples/        responses (parquet)
+
+The manifest is written last, so a stage that was killed has none. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import ArtifactError
+
+FORMAT = 1  # raised when a stage of the same recipe would be written in another way
+MANIFEST = "manifest.json"
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What determines a stage's result."""
+
+    stage: str
+    fields: Mapping[str, Any]  # the recipe's fields that affect it
+    inputs: Mapping[str, str]  # fingerprints of the stages it starts from
+    data: Mapping[str, str]  # content hashes of its examples
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all of it and of the artifact format: the same fingerprint, the same result."""
+        return digest({"format": FORMAT, **self.__dict__})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete stage on disk."""
+
+    directory: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The model's directory."""
+        return self.directory / "model"
+
+    @property
+    def fingerprint(self) -> str:
+        """What it was made from; see Lineage."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def results(self) -> Mapping[str, Any]:
+        """The stage's figures."""
+        results: Mapping[str, Any] = self.manifest["results"]
+        return results
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=dict).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def find_artifact(directory: Path) -> Artifact | None:
+    """The complete artifact in a directory, or None."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{path}: not a manifest ({error}); remove the directory and run the stage again"
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: not of artifact format {FORMAT}; remove the directory and run the stage again")
+    return Artifact(directory, manifest)
+
+
+def load_artifact(directory: Path) -> Artifact:
+    """The complete artifact in a directory, its files compared with their checksums; ArtifactError otherwise."""
+    artifact = find_artifact(directory)
+    if artifact is None:
+        raise ArtifactError(f"{directory}: no complete stage here; run `rlhf {directory.name} RECIPE` first")
+    for name, checksum in artifact.manifest["checksums"].items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; run the stage again with --force")
+        if file_digest(path) != checksum:
+            raise ArtifactError(f"{path}: damaged (its checksum differs); run the stage again with --force")
+    return artifact
+
+
+def clear(directory: Path) -> None:
+    """Make room for a stage: nothing of an earlier one stays, its manifest goes first."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+
+
+def publish(directory: Path, partial: Path, lineage: Lineage, record: Mapping[str, Any]) -> Artifact:
+    """Move what a stage wrote under `partial` into place, then write the manifest; see the module's docstring."""
+    for path in sorted(partial.iterdir()):
+        path.replace(directory / path.name)
+    partial.rmdir()
+    manifest = {
+        "format": FORMAT,
+        "stage": lineage.stage,
+        "fingerprint": lineage.fingerprint,
+        "inputs": dict(lineage.inputs),
+        "data": dict(lineage.data),
+        **record,
+        "environment": environment(),
+        "checksums": checksums(directory, ("model", "adapter")),
+    }
+    write_json(directory / MANIFEST, manifest)
+    return Artifact(directory, manifest)
+
+
+def checksums(directory: Path, folders: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each file below some folders, by relative path."""
+    paths = sorted(path for folder in folders for path in (directory / folder).rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): file_digest(path) for path in paths}
+
+
+def environment() -> dict[str, Any]:
+    """What ran: versions, commit and machine; recorded, never compared."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": (commit.stdout.strip() or None) if commit else None,
+        "packages": versions,
+    }

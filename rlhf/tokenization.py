@@ -1,0 +1,172 @@
+"""From text to tokens and back: the one place where a prompt is rendered and a response begins and ends.
+
+The same functions serve supervised training, reward training, scoring and sampling, so that all stages see the same
+ids. Prompt and response are encoded apart and joined: sampling starts from a prompt's ids, and training must see the
+same boundary. The contract (template, special ids, vocabulary hash) is saved with every artifact and compared when
+two of them meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rlhf.config import ModelConfig
+from rlhf.errors import ContractError
+from rlhf.types import Demonstration, Message, Prompt
+
+PAD, END = "<|pad|>", "<|end|>"
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+class Tokenization:
+    """A tokenizer with its prompt format and stop token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ContractError("the tokenizer has no eos token, so no response could end; set one in its directory")
+        if chat and not tokenizer.chat_template:
+            raise ContractError(
+                "prompts are conversations but the tokenizer has no chat template; "
+                "give it one or set model.chat_template=none"
+            )
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.stop_id: int = tokenizer.eos_token_id
+        self.pad_id: int = _pad_id(tokenizer)
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        """Ids up to where the response begins."""
+        return self._ids(self._render(prompt), special=not self.chat)
+
+    def response(self, text: str, finished: bool = True) -> list[int]:
+        """Ids of a response; a finished one ends with the stop token, a cut one does not."""
+        return self._continuation(text) + ([self.stop_id] if finished else [])
+
+    def demonstration(self, demonstration: Demonstration) -> tuple[list[int], list[bool]]:
+        """Ids of prompt and completion, and which of them to learn: every assistant turn with its stop token."""
+        tokens: list[int] = []
+        learned: list[bool] = []
+        prompt = demonstration.prompt
+        turns = () if isinstance(prompt.content, str) else prompt.content
+        for i, turn in enumerate(turns):
+            if turn.role == "assistant":
+                # An earlier assistant turn is learned too; what precedes it is rendered as it was when it was sampled.
+                before = self.prompt(Prompt(turns[:i]))
+                answer = self.response(turn.content)
+                learned += [False] * (len(before) - len(tokens)) + [True] * len(answer)
+                tokens = before + answer
+        before = self.prompt(prompt)
+        if before[: len(tokens)] != tokens:
+            learned = [False] * len(before)  # the template rewrites earlier turns: learn the last one alone
+        else:
+            learned += [False] * (len(before) - len(tokens))
+        answer = self.response(demonstration.completion)
+        return before + answer, learned + [True] * len(answer)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """A response's text, without special tokens."""
+        anchor = self._anchor()
+        joined: str = self.tokenizer.decode([*anchor, *tokens], skip_special_tokens=True)  # type: ignore[assignment]
+        alone: str = self.tokenizer.decode(anchor, skip_special_tokens=True)  # type: ignore[assignment]
+        return joined[len(alone) :]
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """What two artifacts must share to exchange token ids."""
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()
+        return {
+            "chat_template": self.tokenizer.chat_template if self.chat else None,
+            "bos_id": self.tokenizer.bos_token_id,
+            "stop_id": self.stop_id,
+            "pad_id": self.pad_id,
+            "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
+        }
+
+    def require(self, contract: dict[str, Any], owner: str) -> None:
+        """Raise ContractError unless another artifact's contract is the same."""
+        differing = [key for key, value in self.contract.items() if contract.get(key) != value]
+        if differing:
+            raise ContractError(
+                f"{owner} uses another tokenizer contract ({', '.join(differing)} differ); "
+                "train it from the same SFT model"
+            )
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer's files."""
+        self.tokenizer.save_pretrained(directory)
+
+    def _render(self, prompt: Prompt) -> str:
+        if not self.chat:
+            return prompt.text
+        content = prompt.content
+        turns = (Message("user", content),) if isinstance(content, str) else content
+        rendered = self.tokenizer.apply_chat_template(
+            [{"role": turn.role, "content": turn.content} for turn in turns], tokenize=False, add_generation_prompt=True
+        )
+        return str(rendered)
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def _anchor(self) -> list[int]:
+        # Tokenizers of the SentencePiece family put a space before every text they are given. Behind an anchor a
+        # continuation is encoded and decoded as what it is: the middle of a text.
+        return self._ids("a\n", special=False)
+
+    def _continuation(self, text: str) -> list[int]:
+        anchor = self._anchor()
+        joined = self._ids("a\n" + text, special=False)
+        return joined[len(anchor) :] if joined[: len(anchor)] == anchor else self._ids(text, special=False)
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A padding id that is not the stop token, so that no model mistakes an end for padding."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id):
+        if candidate is not None and candidate != tokenizer.eos_token_id:
+            return int(candidate)
+    raise ContractError("the tokenizer has no padding token apart from its eos token; add one, for example '<|pad|>'")
+
+
+def load_tokenization(path: str | Path, config: ModelConfig) -> Tokenization:
+    """The tokenizer of a model directory or hub id, with the recipe's prompt format."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    chat = config.chat_template == "auto" and bool(tokenizer.chat_template)
+    return Tokenization(tokenizer, chat)
+
+
+def train_tokenization(texts: Iterable[str], vocab_size: int, context: int) -> Tokenization:
+    """A byte-level BPE tokenizer trained on texts, with a chat template and distinct pad and end tokens."""
+    roles = ["<|system|>", "<|user|>", "<|assistant|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, END, *roles],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=roles,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = TEMPLATE
+    return Tokenization(fast, chat=True)

@@ -1,0 +1,60 @@
+"""Progress for people: a bar with the time left and the figures that matter, or plain lines where no terminal is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class StageProgress:
+    """The progress of one stage; `enabled=False` (other ranks) shows nothing."""
+
+    def __init__(self, title: str, total: int, enabled: bool = True) -> None:
+        self.title = title
+        self.total = total
+        self.enabled = enabled
+        self.console = Console()
+        self.started = self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            disable=not enabled or not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(title, total=total, figures="")
+
+    def __enter__(self) -> StageProgress:
+        """Start the display."""
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the display, whatever happened."""
+        self.bar.stop()
+
+    def update(self, step: int, figures: Mapping[str, float]) -> None:
+        """Show that `step` steps are done, and some figures."""
+        shown = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        self.bar.update(self.task, completed=step, figures=shown)
+        if not self.enabled or self.console.is_terminal:
+            return
+        now = time.monotonic()
+        if step == self.total or now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            left = (now - self.started) / max(step, 1) * (self.total - step)
+            self.console.print(
+                f"{self.title} {step}/{self.total}  left {left:.0f} s  {shown}", highlight=False, soft_wrap=True
+            )

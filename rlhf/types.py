@@ -1,0 +1,152 @@
+"""The nouns that stages hand to each other, and the seams where an implementation can be exchanged.
+
+Torch is imported for type checkers alone, so that the launcher can use the nouns without loading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a response answers: plain text, or turns that a chat template renders."""
+
+    content: str | tuple[Message, ...]
+
+    @property
+    def text(self) -> str:
+        """Plain form for people, scorers and split hashes: the text, or the turns' contents joined by blank lines."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n\n".join(message.content for message in self.content)
+
+    @classmethod
+    def of_user(cls, text: str) -> Prompt:
+        """A conversation with one user turn."""
+        return cls((Message("user", text),))
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt with a response to imitate."""
+
+    prompt: Prompt
+    completion: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One vote: of two responses to a prompt, which is better."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    tie: bool = False  # no preference: chosen and rejected are in no order
+    annotator: str | None = None
+    weight: float = 1.0
+    chosen_shown_first: bool | None = None  # None: the order was not recorded
+    seconds: float | None = None  # time the annotator took
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A sampled response: what a reward scores."""
+
+    prompt: Prompt
+    response: str
+    prompt_tokens: tuple[int, ...]
+    response_tokens: tuple[int, ...]  # with the stop token, if one was sampled
+    finished: bool  # a stop token was sampled before the length ran out
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A generator's answer to a batch of prompts; row i answers prompt i."""
+
+    responses: Tensor  # [batch, response] ids, right-padded
+    logprobs: Tensor  # [batch, response] nats at the sampling temperature, 0 where mask is False
+    mask: Tensor  # [batch, response] bool, True up to and including the stop token
+    finished: Tensor  # [batch] bool, a stop token was sampled
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One PPO step's rollout on this rank, everything the update needs."""
+
+    tokens: Tensor  # [batch, prompt + response] ids, prompts left-padded, responses right-padded
+    attention_mask: Tensor  # [batch, prompt + response] bool
+    rows: Tensor  # [batch] index of each row in the step's global batch
+    mask: Tensor  # [batch, response] bool, True up to and including the stop token
+    old_logprobs: Tensor  # [batch, response] nats, sampling policy at its temperature
+    ref_logprobs: Tensor  # [batch, response] nats, reference at the same temperature
+    values: Tensor  # [batch, response] value of the state before each response token
+    scores: Tensor  # [batch] reward model output
+    finished: Tensor  # [batch] bool
+
+    @property
+    def response_length(self) -> int:
+        """Width of the response part, in tokens."""
+        return int(self.mask.shape[1])
+
+
+class Generator(Protocol):
+    """Samples responses from a policy."""
+
+    exact: bool  # log-probs equal those of a training forward to rounding, so they can serve as old_logprobs
+
+    def sample(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], *, seed: int, step: int) -> Sampled:
+        """Answer token prompts; `rows` are their indices in the global batch, which key the noise."""
+        ...
+
+    def load(self, policy: nn.Module) -> None:
+        """Take over the policy's present weights."""
+        ...
+
+
+class Reward(Protocol):
+    """Scores responses; higher is better."""
+
+    def __call__(self, completions: Sequence[Completion]) -> Tensor:
+        """Scores [batch] in nats, on the CPU."""
+        ...
+
+
+class Scorer(Protocol):
+    """A rule or an oracle over text, such as a gold score in [0, 1]."""
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """One figure per pair of prompt and response."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where figures and samples go."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of a step."""
+        ...
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Record a table of samples."""
+        ...
+
+    def close(self) -> None:
+        """Flush and end."""
+        ...

@@ -1,0 +1,106 @@
+"""Evaluation: the aligned policy against the SFT model on held-out prompts, with the same noise for both.
+
+Judged by the gold scorer that no other stage sees, or by the reward model where the recipe names none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data import sources
+from data.scorers import load_scorer
+from rlhf.analysis.statistics import bootstrap_interval, wins
+from rlhf.config import Recipe
+from rlhf.generation.native import NativeGenerator
+from rlhf.models import load_policy
+from rlhf.ppo.experience import Actors
+from rlhf.tokenization import Tokenization, load_tokenization
+from rlhf.types import Completion, Prompt
+from stages.context import StageContext, run_stage
+from stages.rollout import freeze, load_reward, respond
+
+SHOWN = 6  # pairs of responses printed to people
+
+
+def main(context: StageContext) -> None:
+    """Sample from both policies, score, compare; hand on the figures and the responses side by side."""
+    recipe, config = context.recipe, context.recipe.evaluate
+    held_out = sources.prompts(recipe.data).test
+    prompts = [held_out[i % len(held_out)] for i in range(config.prompts)]
+    tokenization = load_tokenization(context.inputs["sft"].model, recipe.model)
+    tokenization.require(context.inputs["ppo"].manifest["contract"], "the PPO policy")
+    with context.progress(2) as progress:
+        before, score_before, _ = answers(context, "sft", prompts, tokenization)
+        progress.update(1, {"score": mean(score_before)})
+        after, score_after, kl = answers(context, "ppo", prompts, tokenization)
+        progress.update(2, {"score": mean(score_after)})
+    gold_before, gold_after = score_before, score_after
+    if config.gold:
+        gold_before, gold_after = (judge(config.gold, part, recipe) for part in (before, after))
+    outcomes = wins(gold_after, gold_before)
+    results = {
+        "judge": config.gold or "reward model",
+        "gold_before": mean(gold_before),
+        "gold_after": mean(gold_after),
+        "gold_gain_ci": bootstrap_interval([a - b for a, b in zip(gold_after, gold_before, strict=True)], recipe.seed),
+        "win_rate": mean(outcomes),
+        "win_rate_ci": bootstrap_interval(outcomes, recipe.seed),
+        "kl": mean(kl),
+        "score_before": mean(score_before),
+        "score_after": mean(score_after),
+        "length_before": mean([len(c.response_tokens) for c in before]),
+        "length_after": mean([len(c.response_tokens) for c in after]),
+        "finished_before": mean([c.finished for c in before]),
+        "finished_after": mean([c.finished for c in after]),
+        "prompts": len(prompts),
+    }
+    if config.second_gold:
+        results["second_gold_before"] = mean(judge(config.second_gold, before, recipe))
+        results["second_gold_after"] = mean(judge(config.second_gold, after, recipe))
+    columns = {
+        "prompt": [prompt.text for prompt in prompts],
+        "before": [c.response for c in before],
+        "after": [c.response for c in after],
+        "gold_before": gold_before,
+        "gold_after": gold_after,
+        "score_before": score_before,
+        "score_after": score_after,
+        "kl": kl,
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    context.tracker.log(0, {f"evaluate/{k}": v for k, v in results.items() if isinstance(v, float)})
+    context.tracker.table(0, "side-by-side", rows)
+    for row in rows[:SHOWN]:
+        context.say(f"{row['prompt']!r}\n  before {row['gold_before']:.2f}  {row['before']!r}")
+        context.say(f"  after  {row['gold_after']:.2f}  {row['after']!r}")
+    context.finish(results)
+
+
+def answers(
+    context: StageContext, stage: str, prompts: Sequence[Prompt], tokenization: Tokenization
+) -> tuple[list[Completion], list[float], list[float]]:
+    """Responses of a stage's policy, their raw reward scores, and the KL to the SFT model."""
+    recipe = context.recipe
+    policy = freeze(load_policy(context.inputs[stage].model, tokenization, recipe.model))
+    reference = (
+        policy if stage == "sft" else freeze(load_policy(context.inputs["sft"].model, tokenization, recipe.model))
+    )
+    reward = load_reward(context.inputs["reward"], tokenization, recipe)
+    generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, recipe.ppo.generation)
+    actors = Actors(policy, reference, None, generator, reward, tokenization)
+    return respond(actors, prompts, recipe.ppo, recipe.seed + 1)
+
+
+def judge(scorer: str, completions: Sequence[Completion], recipe: Recipe) -> list[float]:
+    """A scorer's figures for completions."""
+    score = load_scorer(scorer, recipe.data.directory)
+    return list(score([c.prompt.text for c in completions], [c.response for c in completions]))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    run_stage("evaluate", main)

@@ -1,0 +1,70 @@
+"""What each stage needs and what determines its result. Loads no torch: the launcher asks it what must run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import sources
+from rlhf.config import Recipe
+from rlhf.store.artifact import Lineage, find_artifact
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A stage's place in the chain."""
+
+    inputs: tuple[str, ...]  # stages whose artifacts it starts from
+    data: tuple[str, ...]  # kinds of examples it reads
+    fields: Callable[[Recipe], dict[str, Any]]  # the recipe's fields that affect it, besides seed and test_fraction
+
+
+def _sft(recipe: Recipe) -> dict[str, Any]:
+    return {"model": recipe.model.fingerprint_fields(), "sft": recipe.sft.fingerprint_fields()}
+
+
+def _reward(recipe: Recipe) -> dict[str, Any]:
+    fields = {"model": _computation(recipe), "reward": recipe.reward.fingerprint_fields()}
+    if any(source.path == sources.ON_POLICY for source in recipe.data.comparisons):
+        fields["generation"] = recipe.ppo.generation.fingerprint_fields()
+    return fields
+
+
+def _ppo(recipe: Recipe) -> dict[str, Any]:
+    return {"model": _computation(recipe), "ppo": recipe.ppo.fingerprint_fields()}
+
+
+def _evaluate(recipe: Recipe) -> dict[str, Any]:
+    generation = recipe.ppo.generation.fingerprint_fields()
+    return {"model": _computation(recipe), "evaluate": recipe.evaluate.fingerprint_fields(), "generation": generation}
+
+
+def _computation(recipe: Recipe) -> dict[str, Any]:
+    """How models compute; where the first weights come from reaches later stages through the SFT artifact."""
+    fields = recipe.model.fingerprint_fields()
+    return {key: fields[key] for key in ("chat_template", "dtype", "attention", "lora")}
+
+
+STAGES: Mapping[str, Needs] = {
+    "sft": Needs((), ("demonstrations",), _sft),
+    "reward": Needs(("sft",), ("comparisons", "prompts"), _reward),
+    "ppo": Needs(("sft", "reward"), ("prompts",), _ppo),
+    "evaluate": Needs(("sft", "reward", "ppo"), ("prompts",), _evaluate),
+}
+
+
+def lineage_of(recipe: Recipe, stage: str, run: Path) -> Lineage:
+    """A stage's lineage, given the artifacts that now stand in the run directory."""
+    needs = STAGES[stage]
+    inputs = {name: find_artifact(run / name) for name in needs.inputs}
+    kinds = needs.data
+    if stage == "reward" and "generation" not in needs.fields(recipe):
+        kinds = ("comparisons",)  # prompts matter only where responses to them are sampled
+    return Lineage(
+        stage=stage,
+        fields={"seed": recipe.seed, "test_fraction": recipe.data.test_fraction, **needs.fields(recipe)},
+        inputs={name: artifact.fingerprint if artifact else "" for name, artifact in inputs.items()},
+        data={kind: sources.content_hash(recipe.data, kind) for kind in kinds},
+    )

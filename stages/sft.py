@@ -1,0 +1,91 @@
+"""Supervised fine-tuning: the policy imitates demonstrations.
+
+The loss counts completions (assistant turns) and their stop token alone. TRL's SFTTrainer trains; tokenisation is ours,
+the same that sampling and scoring use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from data import sources
+from rlhf.errors import DataError
+from rlhf.models import add_lora, context_of, load_policy, new_policy
+from rlhf.tokenization import Tokenization, load_tokenization, train_tokenization
+from rlhf.types import Demonstration
+from stages.context import StageContext, run_stage
+from stages.trainer import Report, train
+
+IGNORED = -100  # the label that torch's cross entropy leaves out
+FIGURES = {"loss": "loss/sft", "grad_norm": "sft/grad_norm", "learning_rate": "sft/learning_rate"}
+
+
+def main(context: StageContext) -> None:
+    """Train on demonstrations; hand on the policy and its held-out loss."""
+    recipe, config = context.recipe, context.recipe.sft
+    examples = sources.demonstrations(recipe.data, recipe.seed)
+    if recipe.model.path is None:
+        texts = [f"{d.prompt.text}\n{d.completion}" for d in examples.train]
+        tokenization = train_tokenization(texts, recipe.model.init.vocab_size, recipe.model.init.context)
+        model = new_policy(recipe.model.init, tokenization, recipe.model)
+    else:
+        tokenization = load_tokenization(recipe.model.path, recipe.model)
+        model = load_policy(recipe.model.path, tokenization, recipe.model)
+    parameters = sum(p.numel() for p in model.parameters())
+    context.say(f"{parameters:,} parameters, {len(examples.train):,} demonstrations, {len(examples.test):,} held out")
+    max_length = config.max_length or context_of(model)
+    training = encode(examples.train, tokenization, max_length)
+    held_out = encode(examples.test, tokenization, max_length)
+    policy = add_lora(model, recipe.model.lora, "policy") if recipe.model.lora else model
+
+    def make_trainer(arguments: dict[str, Any], report: Report) -> SFTTrainer:
+        if config.packing:
+            arguments |= packed(arguments, training, max_length)
+        return SFTTrainer(
+            model=policy,  # type: ignore[arg-type]
+            args=SFTConfig(**arguments, packing=config.packing, eval_packing=False),
+            train_dataset=training,
+            eval_dataset=held_out,
+            processing_class=tokenization.tokenizer,
+            callbacks=[report],
+        )
+
+    trainer = train(context, make_trainer, config, FIGURES)
+    eval_loss = float(trainer.evaluate()["eval_loss"])
+    context.tracker.log(trainer.state.global_step, {"eval/loss": eval_loss})
+    context.say(f"held-out loss {eval_loss:.4f} nats per token")
+    results = {"eval_loss": eval_loss, "parameters": parameters, "steps": trainer.state.global_step}
+    engine = {"policy": type(trainer.model_wrapped).__name__}
+    context.finish(results, trainer.accelerator.unwrap_model(trainer.model), tokenization, engine=engine)
+
+
+def encode(demonstrations: Sequence[Demonstration], tokenization: Tokenization, max_length: int) -> Dataset:
+    """Columns input_ids and labels; the labels are the completion's ids and its stop token, all else is ignored."""
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for number, demonstration in enumerate(demonstrations):
+        tokens, learned = tokenization.demonstration(demonstration)
+        if len(tokens) > max_length:
+            raise DataError(
+                f"demonstration {number} ({demonstration.prompt.text[:40]!r}...) has {len(tokens)} tokens, more than "
+                f"{max_length}; shorten it or raise sft.max_length"
+            )
+        rows["input_ids"].append(tokens)
+        rows["labels"].append([token if use else IGNORED for token, use in zip(tokens, learned, strict=True)])
+    return Dataset.from_dict(rows)
+
+
+def packed(arguments: dict[str, Any], training: Dataset, max_length: int) -> dict[str, Any]:
+    """Options under which rows of max_length tokens, each of several examples, hold batch_size examples a step."""
+    mean_length = sum(map(len, training["input_ids"])) / len(training)
+    rows = max(1, round(arguments["per_device_train_batch_size"] * mean_length / max_length))
+    # Rows are equally long already, and grouping would need a length that packing does not keep.
+    return {"per_device_train_batch_size": rows, "max_length": max_length, "train_sampling_strategy": "random"}
+
+
+if __name__ == "__main__":
+    run_stage("sft", main)

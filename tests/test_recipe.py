@@ -1,0 +1,351 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlhf.config import Recipe
+from rlhf.errors import ConfigError
+from rlhf.recipe import load_recipe, resolved_yaml
+
+ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def written(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def problems(path: Path | str, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, overrides)
+    assert all("\n" not in line for line in caught.value.problems)
+    return list(caught.value.problems)
+
+
+@pytest.fixture
+def seed(tmp_path: Path) -> Path:
+    return written(tmp_path, "seed: 1\n")
+
+
+def test_values_reach_the_recipe_and_the_rest_is_default(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, "name: x\nppo: {kl: {coef: 0.2}}\n"))
+    assert (recipe.name, recipe.ppo.kl.coef) == ("x", 0.2)
+    assert recipe.sft == Recipe().sft
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-5", 1e-5), ("1E5", 1e5), ("2.5e3", 2500.0), ("+1.e-2", 0.01), (".5e1", 5.0), ("0.1", 0.1), ("3", 3.0)],
+)
+def test_floats_as_people_write_them(seed: Path, text: str, value: float) -> None:
+    assert load_recipe(seed, [f"sft.learning_rate={text}"]).sft.learning_rate == value
+
+
+def test_negative_floats_are_numbers_too(seed: Path) -> None:
+    assert problems(seed, "sft.learning_rate=-2.5e3") == [
+        "override: sft.learning_rate=-2500.0 should be greater than or equal to 0; the default is 0.001"
+    ]
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "v1e5", "1e5x", "2026-01-31", "1.2.3"])
+def test_what_only_resembles_a_number_stays_text(seed: Path, text: str) -> None:
+    assert load_recipe(seed, [f"model.path={text}"]).model.path == text
+
+
+def test_unknown_key_is_answered_with_the_path_that_was_meant(tmp_path: Path) -> None:
+    file = written(tmp_path, "ppo:\n  kl_coef: 0.05\n")
+    assert problems(file) == [f"{file}: ppo.kl_coef=0.05 is not a known key; did you mean ppo.kl.coef?"]
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("sft.epoch=1", "did you mean sft.epochs?"),
+        ("ppo.kl.coeff=1", "did you mean ppo.kl.coef?"),
+        ("kl_coef=1", "did you mean ppo.kl.coef?"),
+        ("ppo.temperature=1", "did you mean ppo.generation.temperature?"),
+        ("max_length=3", "did you mean sft.max_length or reward.max_length?"),
+        ("data.prompts.0.cuont=5", "did you mean data.prompts.0.count?"),
+        ("model.lora.xyz=1", "known keys of model.lora: rank, alpha"),
+        ("xyz=1", "known keys: name, seed, model, data, sft, reward, ppo, evaluate, tracking, parallelism"),
+    ],
+)
+def test_hints_for_unknown_keys(seed: Path, override: str, hint: str) -> None:
+    (line,) = problems(seed, override)
+    assert line.startswith(f"override: {override} is not a known key; ")
+    assert line.endswith(hint)
+
+
+def test_dotted_keys_in_a_file_are_to_be_nested(tmp_path: Path) -> None:
+    (line,) = problems(written(tmp_path, "ppo.kl.coef: 0.1"))
+    assert line.endswith("ppo.kl.coef=0.1 is not a known key; write ppo: {kl: {coef: ...}}")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("ppo.steps='5'", "ppo.steps='5' should be a valid integer; write 5 without quotes"),
+        ("ppo.gamma='1e-1'", "ppo.gamma='1e-1' should be a valid number; write 1e-1 without quotes"),
+        ("ppo.steps=1e2", "ppo.steps=100.0 should be a valid integer; write 100"),
+        ("ppo.steps=true", "ppo.steps=true should be a valid integer; the default is 150"),
+        ("ppo.steps.x=1", "ppo.steps={'x': 1} should be a valid integer; the default is 150"),
+        ("ppo.gamma=1.5", "ppo.gamma=1.5 should be less than or equal to 1; the default is 1.0"),
+        ("ppo.gamma=.nan", "ppo.gamma=nan should be a finite number; the default is 1.0"),
+        ("model.path=5", "model.path=5 should be a valid string; the default is null"),
+        ("model.dtype=fp16", "model.dtype=fp16 should be 'float32' or 'bfloat16'; the default is float32"),
+        ("model=", "model=null should be a mapping of keys; leave it out for the default"),
+        ("model=5", "model=5 should be a mapping of keys"),
+        ("data.prompts=toy", "data.prompts=toy should be a valid list"),
+        ("data.prompts=[{count: 5}]", "data.prompts.0.path is missing; add it"),
+        (
+            "parallelism.processes=many",
+            "parallelism.processes=many should be a valid integer or be 'auto'; the default is auto",
+        ),
+    ],
+)
+def test_wrong_values_name_field_value_and_remedy(seed: Path, override: str, line: str) -> None:
+    assert problems(seed, override) == [f"override: {line}"]
+
+
+def test_sections_that_contradict_themselves_say_how_to_mend_them(tmp_path: Path) -> None:
+    file = written(tmp_path, "ppo: {prompts_per_step: 10, minibatches: 3}\nmodel: {init: {hidden_size: 30, heads: 4}}")
+    assert problems(file) == [
+        f"{file}: model.init.hidden_size=30 does not split into heads=4 of even width; use hidden_size=24",
+        f"{file}: ppo.prompts_per_step=10 does not split into minibatches=3; use prompts_per_step=9",
+    ]
+
+
+def test_a_contradiction_that_a_misspelled_key_may_explain_is_not_reported(seed: Path) -> None:
+    assert len(problems(seed, "ppo.kl.target=6.0", "ppo.kl.contoller=adaptive")) == 1
+
+
+def test_all_problems_come_at_once_each_with_its_origin(tmp_path: Path) -> None:
+    written(tmp_path, "sed: 1\nppo: {steps: -1}\n", "base.yaml")
+    file = written(tmp_path, "base: base.yaml\nsft: {epochs: a, batch_size: 0}\n")
+    assert problems(file, "nonsense", "seed=x", "ppo.kl=[") == [
+        f"{tmp_path / 'base.yaml'}: sed=1 is not a known key; did you mean seed?",
+        "override nonsense is not key=value; write it like ppo.kl.coef=0.05",
+        "override ppo.kl, line 1, column 2: while parsing a flow node, expected the node content, "
+        "but found '<stream end>'; correct the YAML there",
+        "override: seed=x should be a valid integer; the default is 0",
+        f"{file}: sft.epochs=a should be a valid number; the default is 3.0",
+        f"{file}: sft.batch_size=0 should be greater than or equal to 1; the default is 64",
+        f"{tmp_path / 'base.yaml'}: ppo.steps=-1 should be greater than or equal to 1; the default is 150",
+    ]
+
+
+def test_base_is_merged_deeply_along_a_chain_of_folders(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    written(
+        tmp_path / "shared", "seed: 1\nppo: {kl: {coef: 0.3}, steps: 7}\ndata: {prompts: [{path: a.jsonl}]}", "a.yaml"
+    )
+    written(tmp_path / "shared", "base: a.yaml\nppo: {kl: {horizon: 5}}\nmodel: {lora: {rank: 2}}", "b.yaml")
+    child = "base: shared/b.yaml\nppo: {steps: 9}\nmodel: {lora: null}\ndata: {prompts: [{path: b.jsonl}]}"
+    recipe = load_recipe(written(tmp_path, child))
+    assert (recipe.seed, recipe.ppo.steps, recipe.ppo.kl.coef, recipe.ppo.kl.horizon) == (1, 9, 0.3, 5)
+    assert recipe.model.lora is None
+    assert [source.path for source in recipe.data.prompts] == ["b.jsonl"]
+
+
+def test_bases_in_a_circle_are_named(tmp_path: Path) -> None:
+    first, second = written(tmp_path, "base: b.yaml", "a.yaml"), written(tmp_path, "base: ./a.yaml", "b.yaml")
+    (line,) = problems(first)
+    assert line == (
+        f"{second}: base='./a.yaml' closes a circle, {first} -> {second} -> {first}; remove one of these bases"
+    )
+    assert "closes a circle" in problems(written(tmp_path, "base: self.yaml", "self.yaml"))[0]
+
+
+def test_a_base_that_is_no_recipe(tmp_path: Path) -> None:
+    file = written(tmp_path, "base: [a]\n")
+    assert problems(file) == [f"{file}: base=['a'] should be the path of a recipe, relative to this one"]
+    file = written(tmp_path, "base: gone.yaml\nsed: 1")
+    missing, unknown = problems(file)
+    assert missing.startswith(f"{tmp_path / 'gone.yaml'} (base of {file}): cannot be read (No such file or directory)")
+    assert unknown == f"{file}: sed=1 is not a known key; did you mean seed?"
+
+
+def test_overrides_of_list_items(tmp_path: Path, seed: Path) -> None:
+    assert load_recipe(seed, ["data.prompts.0.count=5"]).data.prompts[0].model_dump() == {
+        **Recipe().data.prompts[0].model_dump(),
+        "count": 5,
+    }
+    file = written(tmp_path, "data: {prompts: &p [{path: a}, {path: b}], comparisons: *p}", "list.yaml")
+    recipe = load_recipe(file, ["data.prompts.1.count=5", "data.prompts.0.path=c"])
+    assert [(source.path, source.count) for source in recipe.data.prompts] == [("c", None), ("b", 5)]
+    assert [(source.path, source.count) for source in recipe.data.comparisons] == [("a", None), ("b", None)]
+    for index in ("2", "-1", "x", "٠", "9" * 5000):
+        (line,) = problems(file, f"data.prompts.{index}.count=5")
+        assert line.endswith("names no item of data.prompts; its indexes are 0, 1")
+
+
+def test_an_override_does_not_hide_a_list_that_is_none(tmp_path: Path) -> None:
+    lines = problems(written(tmp_path, "data: {prompts: toy}"), "data.prompts.0.count=5")
+    assert any("data.prompts=toy should be a valid list" in line for line in lines)
+
+
+def test_overrides_win_in_order_and_merge_mappings(seed: Path) -> None:
+    recipe = load_recipe(
+        seed, ["ppo.kl.coef=1", "ppo.kl.coef=2", "ppo.kl={horizon: 3}", "model.lora.rank=4", "seed = 9"]
+    )
+    assert (recipe.ppo.kl.coef, recipe.ppo.kl.horizon, recipe.seed) == (2.0, 3, 9)
+    assert recipe.model.lora is not None
+    assert recipe.model.lora.rank == 4
+    assert load_recipe(seed, ["model.lora.rank=4", "model.lora="]).model.lora is None
+    assert load_recipe(seed, ["evaluate.gold=a.b=c:d"]).evaluate.gold == "a.b=c:d"
+
+
+@pytest.mark.parametrize("override", ["ppo.steps", "=3", "=", "", "  "])
+def test_overrides_without_key_or_value(seed: Path, override: str) -> None:
+    (line,) = problems(seed, override)
+    assert line.endswith("is not key=value; write it like ppo.kl.coef=0.05")
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("seed: 1\nppo:\n  steps: 3\n  steps: 4\n", (4, 3), "the key 'steps' was already given in line 3"),
+        ("seed: 1\n'seed': 2\n", (2, 1), "the key 'seed' was already given in line 1"),
+        ("{seed: 1, seed: 2}", (1, 11), "the key 'seed' was already given in line 1"),
+        ("seed: 1\n ppo: 3\n", (2, 5), "mapping values are not allowed here"),
+        ("ppo:\n\tsteps: 3\n", (2, 1), "found character '\\t' that cannot start any token"),
+        ("seed: 1\n---\nseed: 2\n", (2, 1), "expected a single document in the stream, but found another document"),
+        ("seed: !!python/object:os.system x", (1, 7), "could not determine a constructor for the tag"),
+        ("name: x\nseed: !!int abc", (2, 7), "'abc' is no int"),
+        ("seed: 0x_", (1, 7), "'0x_' is no int"),
+        ("seed: !!timestamp [1]", (1, 7), ""),
+        ("? [a]\n: b", (1, 3), "found unhashable key"),
+        ("seed: 1\nname: a\x07b", (2, 8), "the character U+0007 is not allowed"),
+        ("[" * 20_000, (1, 1), "nested too deeply"),
+    ],
+)
+def test_yaml_errors_name_line_and_column(tmp_path: Path, text: str, where: tuple[int, int], what: str) -> None:
+    file = written(tmp_path, text)
+    (line,) = problems(file)
+    assert what in line
+    if "timestamp" not in text:
+        assert line.startswith(f"{file}, line {where[0]}, column {where[1]}: ")
+        assert line.endswith("; correct the YAML there")
+
+
+def test_merge_keys_may_be_overridden_and_aliases_may_recur(tmp_path: Path) -> None:
+    text = "sft: &stage {batch_size: 8, epochs: 2.0}\nreward: {<<: *stage, epochs: 1.0}"
+    recipe = load_recipe(written(tmp_path, text))
+    assert (recipe.reward.batch_size, recipe.reward.epochs) == (8, 1.0)
+    unknown, nested, steps = problems(written(tmp_path, "ppo: &p {kl: *p, steps: &l [*l]}"))
+    assert "ppo.kl.kl=" in unknown
+    assert "ppo.kl.steps=" in nested
+    assert "ppo.steps=[[" in steps
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "null", "---\n"])
+def test_empty_files(tmp_path: Path, text: str) -> None:
+    file = written(tmp_path, text)
+    assert problems(file) == [f"{file}: is empty; write keys and values, for example seed: 0"]
+
+
+@pytest.mark.parametrize("text", ["[1]", "5", "text", "2026-01-31", "!!set {a}"])
+def test_files_that_hold_no_mapping(tmp_path: Path, text: str) -> None:
+    (line,) = problems(written(tmp_path, text))
+    assert line.endswith(", no mapping; write keys and values, for example seed: 0")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path / "gone.yaml")
+    assert line.startswith(f"{tmp_path / 'gone.yaml'}: cannot be read (No such file or directory); give a recipe file")
+    assert "demo" in line
+    assert "cannot be read (Is a directory)" in problems(tmp_path)[0]
+    assert "cannot be read" in problems("a\0b")[0]
+    assert "cannot be read" in problems("x" * 5000)[0]
+    (tmp_path / "latin.yaml").write_bytes("seed: 1\nname: caf\xe9\n".encode("latin-1"))
+    assert problems(tmp_path / "latin.yaml") == [
+        f"{tmp_path / 'latin.yaml'}: line 2 is not UTF-8 text; save the file as UTF-8"
+    ]
+
+
+def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbfseed: 3\n")
+    assert load_recipe(tmp_path / "bom.yaml").seed == 3
+
+
+def test_shipped_recipes_go_by_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("demo").name == "demo"
+    (tmp_path / "demo").mkdir()
+    assert load_recipe("demo").name == "demo"
+    (tmp_path / "demo").rmdir()
+    written(tmp_path, "name: mine", "demo")
+    assert load_recipe("demo").name == "mine"
+    assert problems("demmo")[0].startswith("demmo: cannot be read (No such file or directory); give a recipe file or")
+
+
+def test_reading_a_shipped_recipe_imports_no_stage() -> None:
+    code = "import sys; from rlhf.recipe import load_recipe; load_recipe('demo'); print('stages' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
+
+
+def test_resolved_yaml_shows_every_field_and_loads_back(tmp_path: Path, seed: Path) -> None:
+    overrides = ["sft.learning_rate=1e-05", "reward.learning_rate=1e20", "name=1e5", "model.path='2026-01-31'"]
+    recipe = load_recipe(seed, [*overrides[:2], "name='1e5'", overrides[3], "model.revision='yes'"])
+    text = resolved_yaml(recipe)
+    assert load_recipe(written(tmp_path, text, "resolved.yaml")) == recipe
+    assert re.search(r"^    coef: 0.05$", text, re.M)
+    assert yaml.safe_load(text).keys() == Recipe.model_fields.keys()
+
+
+plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.dates(), st.binary())
+known = st.sampled_from([*Recipe.model_fields, "base", "kl", "coef", "prompts", "path", "lora", "rank", "steps", "0"])
+garbage = st.recursive(
+    plain,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.one_of(known, plain), inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+def loads_or_explains(path: Path, *overrides: str) -> None:
+    try:
+        recipe = load_recipe(path, overrides)
+    except ConfigError as error:
+        assert error.problems
+        assert all(line and "\n" not in line for line in error.problems)
+    else:
+        assert isinstance(recipe, Recipe)
+
+
+@ANY_FILE
+@given(tree=st.one_of(garbage, st.dictionaries(known, garbage, max_size=4)))
+def test_any_tree_loads_or_is_a_config_error(tmp_path: Path, tree: Any) -> None:
+    loads_or_explains(written(tmp_path, yaml.safe_dump(tree, allow_unicode=True)))
+
+
+@ANY_FILE
+@given(content=st.one_of(st.binary(), st.text(alphabet="ab: \n-[]{}&*!<>|'\"%@`#,?~0x1e_.=\t").map(str.encode)))
+def test_any_bytes_load_or_are_a_config_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bytes.yaml").write_bytes(content)
+    loads_or_explains(tmp_path / "bytes.yaml")
+
+
+@ANY_FILE
+@given(keys=st.lists(st.one_of(known, st.text(max_size=4)), max_size=4), value=st.text(max_size=8))
+def test_any_override_loads_or_is_a_config_error(seed: Path, keys: list[str], value: str) -> None:
+    loads_or_explains(seed, ".".join(keys) + "=" + value, ".".join(keys), value)
+
+
+@ANY_FILE
+@given(
+    rate=st.floats(min_value=0, allow_nan=False, allow_infinity=False),
+    path=st.text(st.characters(codec="utf-8")),
+    seed_value=st.integers(0, 2**31 - 1),
+)
+def test_any_recipe_survives_resolved_yaml(tmp_path: Path, rate: float, path: str, seed_value: int) -> None:
+    values = {"seed": seed_value, "sft": {"learning_rate": rate}, "data": {"prompts": [{"path": path}]}}
+    recipe = Recipe.model_validate(values)
+    assert load_recipe(written(tmp_path, resolved_yaml(recipe))) == recipe
