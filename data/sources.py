@@ -22,8 +22,8 @@ from rlhf.types import Comparison, Demonstration, Prompt
 
 ON_POLICY = "on-policy"
 MODULES: dict[str, tuple[ModuleType, ...]] = {"toy": (toy, toy_gold, toy_world), "stories": (stories,)}
-TOY_DEMONSTRATIONS, TOY_COMPARISONS, TOY_HELD_OUT = 6000, 10_000, 4000
-TOY_HELD_OUT_DEMONSTRATIONS = 400
+# How many the embedded task draws unless the recipe says otherwise: (for training, held out).
+TOY_DEMONSTRATIONS, TOY_COMPARISONS = (6000, 400), (12_000, 4000)
 
 
 def demonstrations(config: DataConfig, seed: int) -> Split[Demonstration]:
@@ -32,8 +32,8 @@ def demonstrations(config: DataConfig, seed: int) -> Split[Demonstration]:
     for source in config.demonstrations:
         if source.path == "toy":
             prompts = split_prompts(toy.prompts(), config.test_fraction)
-            split.train.extend(toy.demonstrations(source.count or TOY_DEMONSTRATIONS, seed, prompts.train))
-            split.test.extend(toy.demonstrations(TOY_HELD_OUT_DEMONSTRATIONS, seed, prompts.test))
+            split.train.extend(toy.demonstrations(source.count or TOY_DEMONSTRATIONS[0], seed, prompts.train))
+            split.test.extend(toy.demonstrations(source.held_out or TOY_DEMONSTRATIONS[1], seed, prompts.test))
             continue
         if source.path == "stories":
             records = stories.demonstrations(config.directory, source.count, seed)
@@ -52,8 +52,8 @@ def comparisons(config: DataConfig, seed: int) -> tuple[Split[Comparison], float
     for source in config.comparisons:
         if source.path == "toy":
             prompts = split_prompts(toy.prompts(), config.test_fraction)
-            split.train.extend(toy.comparisons(source.count or TOY_COMPARISONS, seed, prompts.train).records)
-            held_out = toy.comparisons(TOY_HELD_OUT, seed, prompts.test)
+            split.train.extend(toy.comparisons(source.count or TOY_COMPARISONS[0], seed, prompts.train).records)
+            held_out = toy.comparisons(source.held_out or TOY_COMPARISONS[1], seed, prompts.test)
             split.test.extend(held_out.records)
             bayes_accuracy = held_out.bayes_accuracy if len(config.comparisons) == 1 else None
         elif source.path != ON_POLICY:

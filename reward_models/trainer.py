@@ -22,14 +22,13 @@ from rlhf.types import Comparison
 
 
 def encode_comparison(comparison: Comparison, tokenization: Tokenization) -> dict[str, Any]:
-    """The columns of one pair: ids of both sequences, their longer length, the wanted P(chosen wins), the weight."""
+    """The columns of one pair: ids of both sequences, the wanted P(chosen wins), the weight."""
     prompt = tokenization.prompt(comparison.prompt)
     chosen = prompt + tokenization.response(comparison.chosen)
     rejected = prompt + tokenization.response(comparison.rejected)
     return {
         "chosen_ids": chosen,
         "rejected_ids": rejected,
-        "length": max(len(chosen), len(rejected)),
         "target": 0.5 if comparison.tie else 1.0,
         "weight": comparison.weight,
     }

@@ -73,7 +73,7 @@ class ModelConfig(Section):
     init: InitConfig = InitConfig()
     chat_template: Literal["auto", "none"] = "auto"  # none: prompts are plain text that the response continues
     trust_remote_code: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of computation; weights that learn stay in float32
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     activation_checkpointing: Annotated[bool, AffectsNothing] = False
     lora: LoraConfig | None = None
@@ -84,6 +84,7 @@ class SourceConfig(Section):
 
     path: Annotated[str, AffectsNothing]  # toy, stories, on-policy, or a .jsonl(.gz) file; its content is fingerprinted
     count: PositiveInt | None = None  # how many examples to draw from a source that makes them; null: its own default
+    held_out: PositiveInt | None = None  # toy: how many of the held-out part; null: its own default
     labeller: str | None = None  # on-policy: package.module:function whose score decides the simulated votes
     sharpness: PositiveFloat = 10.0  # on-policy: P(win) = sigmoid(sharpness * score difference)
 
@@ -142,7 +143,7 @@ class GenerationConfig(Section):
     max_new_tokens: PositiveInt = 24
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    batch_size: Annotated[PositiveInt | None, AffectsNothing] = None  # rows decoded together; null: all of the rank
+    batch_size: Annotated[PositiveInt, AffectsNothing] = 256  # rows of a rank decoded together
 
 
 class KlConfig(Section):

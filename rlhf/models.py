@@ -162,7 +162,5 @@ def _prepare(model: Any, tokenization: Tokenization, config: ModelConfig) -> nn.
     for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
         if getattr(model.config, name, None):
             setattr(model.config, name, 0.0)
-    if config.dtype == "bfloat16":
-        model.to(torch.bfloat16)
     prepared: nn.Module = model
     return prepared

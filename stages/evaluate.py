@@ -11,13 +11,12 @@ from data import sources
 from data.scorers import load_scorer
 from rlhf.analysis.statistics import bootstrap_interval, wins
 from rlhf.config import Recipe
-from rlhf.generation.native import NativeGenerator
 from rlhf.models import load_policy
 from rlhf.ppo.experience import Actors
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Completion, Prompt
 from stages.context import StageContext, run_stage
-from stages.rollout import freeze, load_reward, respond
+from stages.rollout import freeze, load_reward, native_generator, respond
 
 SHOWN = 6  # pairs of responses printed to people
 
@@ -81,12 +80,12 @@ def answers(
 ) -> tuple[list[Completion], list[float], list[float]]:
     """Responses of a stage's policy, their raw reward scores, and the KL to the SFT model."""
     recipe = context.recipe
-    policy = freeze(load_policy(context.inputs[stage].model, tokenization, recipe.model))
-    reference = (
-        policy if stage == "sft" else freeze(load_policy(context.inputs["sft"].model, tokenization, recipe.model))
-    )
+    policy = freeze(load_policy(context.inputs[stage].model, tokenization, recipe.model), recipe)
+    # The policy is its own reference before training: a KL of 0, at the price of one model instead of two.
+    start = context.inputs["sft"].model
+    reference = policy if stage == "sft" else freeze(load_policy(start, tokenization, recipe.model), recipe)
     reward = load_reward(context.inputs["reward"], tokenization, recipe)
-    generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, recipe.ppo.generation)
+    generator = native_generator(policy, tokenization, recipe)
     actors = Actors(policy, reference, None, generator, reward, tokenization)
     return respond(actors, prompts, recipe.ppo, recipe.seed + 1)
 

@@ -38,7 +38,12 @@ def main(context: StageContext) -> None:
             figures = rollout_statistics(experience, rewards, returns, divergence) | statistics
             kl.update(figures["objective/kl"], config.prompts_per_step)
             actors.generator.load(policy.module)
-            figures |= {"objective/kl_coef": kl.coef} | timer.take()
+            seconds = timer.take()
+            tokens = figures["tokens/response_length"] * config.prompts_per_step
+            figures |= {
+                "objective/kl_coef": kl.coef,
+                "perf/tokens_per_second": tokens / sum(seconds.values()),
+            } | seconds
             context.tracker.log(step, figures)
             progress.update(step, {name: figures[f"objective/{name}"] for name in ("scores", "kl", "entropy")})
             if config.evaluate_every and (step % config.evaluate_every == 0 or step == config.steps):

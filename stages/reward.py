@@ -17,13 +17,12 @@ from reward_models.scoring import RewardModel, judge_held_out
 from reward_models.trainer import BradleyTerryTrainer, PreferenceCollator, RewardConfig, encode_comparison
 from rlhf.analysis.statistics import wilson_interval
 from rlhf.config import SourceConfig
-from rlhf.distributed import device
 from rlhf.errors import DataError
-from rlhf.generation.native import NativeGenerator
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Comparison, Prompt
 from stages.context import StageContext, run_stage, seed_everything
+from stages.rollout import freeze, native_generator
 from stages.trainer import Report, train
 
 FIGURES = {
@@ -113,9 +112,8 @@ def sample_pairs(
     every = (prompts.train + prompts.test) * (wanted // (len(prompts.train) + len(prompts.test)) + 1)
     chosen = every[:wanted]
     context.say(f"sampling {2 * wanted:,} responses of the SFT model for {source.labeller} to vote on")
-    policy = load_policy(context.inputs["sft"].model, tokenization, recipe.model).to(device())
-    generation = recipe.ppo.generation.model_copy(update={"batch_size": 256})
-    generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, generation)
+    policy = freeze(load_policy(context.inputs["sft"].model, tokenization, recipe.model), recipe)
+    generator = native_generator(policy, tokenization, recipe)
     tokens = [tokenization.prompt(prompt) for prompt in chosen]
     texts = []
     for draw in range(2):

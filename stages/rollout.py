@@ -74,14 +74,14 @@ def prepare(context: StageContext) -> Cast:
     tokenization = load_tokenization(start.model, recipe.model)
     base = load_policy(start.model, tokenization, recipe.model)
     check_lengths(prompts, tokenization, context_of(base), config)
-    reference = freeze(load_policy(start.model, tokenization, recipe.model))
+    reference = freeze(load_policy(start.model, tokenization, recipe.model), recipe)
     reward = load_reward(context.inputs["reward"], tokenization, recipe)
     critic = load_value_model(context.inputs["reward"].model, tokenization, recipe.model, reward.mean, reward.deviation)
     seed_everything(recipe.seed)
     lora = recipe.model.lora
-    policy = DdpEngine((add_lora(base, lora, "policy") if lora else base).to(device()), _options(config, "policy"))
-    value = DdpEngine((add_lora(critic, lora, "value") if lora else critic).to(device()), _options(config, "value"))
-    generator = NativeGenerator(policy.module, tokenization.stop_id, tokenization.pad_id, config.generation)
+    policy = DdpEngine((add_lora(base, lora, "policy") if lora else base).to(device()), _options(recipe, "policy"))
+    value = DdpEngine((add_lora(critic, lora, "value") if lora else critic).to(device()), _options(recipe, "value"))
+    generator = native_generator(policy.module, tokenization, recipe)
     actors = Actors(policy.module, reference, value.module, generator, reward, tokenization)
     kl: Controller = FixedController(config.kl.coef)
     if config.kl.controller == "adaptive" and config.kl.target is not None:
@@ -92,19 +92,25 @@ def prepare(context: StageContext) -> Cast:
     return Cast(actors, policy, value, kl, prompts)
 
 
+def native_generator(policy: nn.Module, tokenization: Tokenization, recipe: Recipe) -> NativeGenerator:
+    """A sampler of a policy with the recipe's settings."""
+    bfloat16 = recipe.model.dtype == "bfloat16"
+    return NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, recipe.ppo.generation, bfloat16)
+
+
 def load_reward(artifact: Artifact, tokenization: Tokenization, recipe: Recipe) -> RewardModel:
     """The frozen reward model of an artifact, its scores normalised as the recipe says."""
     tokenization.require(artifact.manifest["contract"], f"the reward model in {artifact.directory}")
-    model = freeze(load_reward_model(artifact.model, tokenization, recipe.model))
+    model = freeze(load_reward_model(artifact.model, tokenization, recipe.model), recipe)
     mean, deviation = 0.0, 1.0
     if recipe.ppo.normalize_scores:
         mean, deviation = artifact.results["score_mean"], artifact.results["score_deviation"]
     return RewardModel(model, tokenization, recipe.ppo.micro_batch_tokens, mean, deviation)
 
 
-def freeze(model: nn.Module) -> nn.Module:
-    """A model on this rank's device that only answers."""
-    return model.to(device()).eval().requires_grad_(False)
+def freeze(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """A model on this rank's device that only answers, in the dtype of computation."""
+    return model.to(device(), getattr(torch, recipe.model.dtype)).eval().requires_grad_(False)
 
 
 def check_lengths(prompts: Split[Prompt], tokenization: Tokenization, context: int, config: PpoConfig) -> None:
@@ -183,7 +189,8 @@ def evaluate_held_out(context: StageContext, actors: Actors, prompts: Sequence[P
     }
 
 
-def _options(config: PpoConfig, role: str) -> OptimizerOptions:
+def _options(recipe: Recipe, role: str) -> OptimizerOptions:
+    config = recipe.ppo
     per_step = config.epochs * config.minibatches
     rate = config.learning_rate
     if role == "value" and config.value_learning_rate is not None:
@@ -195,4 +202,5 @@ def _options(config: PpoConfig, role: str) -> OptimizerOptions:
         total_steps=config.steps * per_step,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
+        bfloat16=recipe.model.dtype == "bfloat16",
     )

@@ -83,8 +83,7 @@ def packed(arguments: dict[str, Any], training: Dataset, max_length: int) -> dic
     """Options under which rows of max_length tokens, each of several examples, hold batch_size examples a step."""
     mean_length = sum(map(len, training["input_ids"])) / len(training)
     rows = max(1, round(arguments["per_device_train_batch_size"] * mean_length / max_length))
-    # Rows are equally long already, and grouping would need a length that packing does not keep.
-    return {"per_device_train_batch_size": rows, "max_length": max_length, "train_sampling_strategy": "random"}
+    return {"per_device_train_batch_size": rows, "max_length": max_length}
 
 
 if __name__ == "__main__":

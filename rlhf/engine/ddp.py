@@ -25,6 +25,7 @@ class OptimizerOptions:
     total_steps: int  # optimizer steps
     weight_decay: float
     max_grad_norm: float
+    bfloat16: bool = False  # compute in bfloat16 by autocast
 
     def share(self, step: int) -> float:
         """The learning rate's share at an optimizer step, counted from 0."""
@@ -40,11 +41,10 @@ class DdpEngine:
     def __init__(self, module: nn.Module, options: OptimizerOptions) -> None:
         self.module = module.train()
         self.wrapped: Callable[..., Any] = module
+        self.device = next(module.parameters()).device
         if world_size() > 1:
-            device = next(module.parameters()).device
-            self.wrapped = DistributedDataParallel(
-                module, device_ids=[device.index] if device.index is not None else None
-            )
+            own = None if self.device.index is None else [self.device.index]
+            self.wrapped = DistributedDataParallel(module, device_ids=own)
         self.name = type(self.wrapped).__name__
         self.options = options
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -56,7 +56,8 @@ class DdpEngine:
 
     def __call__(self, **inputs: Any) -> Any:
         """The forward pass of training."""
-        return self.wrapped(**inputs)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
+            return self.wrapped(**inputs)
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:

@@ -48,7 +48,6 @@ def to_training_arguments(
         "seed": seed,
         "data_seed": seed,
         "dataloader_drop_last": False,
-        "train_sampling_strategy": "group_by_length",  # similar lengths together: less padding
         "dataloader_pin_memory": not cpu,
         "average_tokens_across_devices": True,
         "remove_unused_columns": False,

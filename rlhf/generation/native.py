@@ -18,15 +18,17 @@ from rlhf.types import Sampled
 class NativeGenerator:
     """Samples from the policy's own modules, whose weights it shares."""
 
-    def __init__(self, policy: nn.Module, stop_id: int, pad_id: int, config: GenerationConfig) -> None:
+    def __init__(
+        self, policy: nn.Module, stop_id: int, pad_id: int, config: GenerationConfig, bfloat16: bool = False
+    ) -> None:
         self.policy = policy
         self.stop_id = stop_id
         self.pad_id = pad_id
         self.config = config
-        parameter = next(policy.parameters())
-        self.device = parameter.device
+        self.bfloat16 = bfloat16
+        self.device = next(policy.parameters()).device
         # Below float32 a cached decode and a training forward differ by more than rounding.
-        self.exact = parameter.dtype == torch.float32
+        self.exact = not bfloat16
 
     def load(self, policy: nn.Module) -> None:
         """The weights are shared, so there is nothing to copy."""
@@ -40,13 +42,14 @@ class NativeGenerator:
         responses = torch.full((len(prompts), length), self.pad_id)
         logprobs = torch.zeros(len(prompts), length)
         lengths = torch.zeros(len(prompts), dtype=torch.long)
-        size = self.config.batch_size or len(prompts)
+        size = self.config.batch_size
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         training = self.policy.training
         self.policy.eval()
         for start in range(0, len(by_length), size):
             chunk = torch.tensor(by_length[start : start + size])
-            decoded = self._decode([prompts[i] for i in chunk], noise[chunk])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                decoded = self._decode([prompts[i] for i in chunk], noise[chunk])
             responses[chunk], logprobs[chunk], lengths[chunk] = (part.cpu() for part in decoded)
         self.policy.train(training)
         width = int(lengths.max())

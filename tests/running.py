@@ -1,0 +1,34 @@
+"""Ways to run the project from a test: the command line, or one stage in this process."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rlhf.recipe import load_recipe
+from stages.context import StageContext, quiet_libraries, seed_everything
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "recipes" / "tiny.yaml"
+
+
+def rlhf(*arguments: str, folder: Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    """The real command line, in a folder that is not the repository."""
+    command = [sys.executable, "-P", "-m", "launch.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def stage(name: str, recipe: Path, run: Path, output: Path, overrides: Sequence[str] = ()) -> Path:
+    """Run a stage in this process; its output directory."""
+    quiet_libraries()
+    torch.set_num_threads(2)
+    resolved = load_recipe(recipe, overrides)
+    seed_everything(resolved.seed)
+    module = importlib.import_module(f"stages.{name}")
+    module.main(StageContext(resolved, name, run, output))
+    return output

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rlhf.advantages import gae, whiten
+from tests import reference
+
+SMALL = settings(deadline=None, max_examples=40)
+LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def rows(lengths: list[int], seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(0.5, 2.0, length) for length in lengths]
+
+
+def tensors(ragged: list[np.ndarray], poison: float, width: int | None = None) -> tuple[Tensor, Tensor]:
+    values, mask = reference.padded(ragged, poison, width)
+    return torch.from_numpy(values), torch.from_numpy(mask)
+
+
+@pytest.mark.parametrize("poison", reference.POISONS)
+@given(LENGTHS, SEEDS, st.floats(0, 1), st.floats(0, 1), st.integers(0, 3))
+@SMALL
+def test_gae_is_the_double_sum(poison, lengths, seed, gamma, lam, extra) -> None:  # type: ignore[no-untyped-def]
+    rewards, values = rows(lengths, seed), rows(lengths, seed + 1)
+    width = max(lengths) + extra
+    padded, mask = tensors(rewards, poison, width)
+    advantages, returns = gae(padded, tensors(values, -poison, width)[0], mask, gamma, lam)
+    for i, length in enumerate(lengths):
+        expected = reference.gae(rewards[i], values[i], gamma, lam)
+        np.testing.assert_allclose(advantages[i, :length], expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(returns[i, :length], expected + values[i], rtol=1e-9, atol=1e-9)
+    assert (advantages[~mask] == 0).all()
+    assert (returns[~mask] == 0).all()
+
+
+def test_without_discount_a_return_is_the_sum_of_what_follows() -> None:
+    rewards, values = rows([6], 0), rows([6], 1)
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    _, returns = gae(torch.from_numpy(rewards[0])[None], torch.from_numpy(values[0])[None], mask, 1.0, 1.0)
+    np.testing.assert_allclose(returns[0], [rewards[0][t:].sum() for t in range(6)], rtol=1e-12)
+
+
+def test_gae_takes_nan_as_padding_and_leaves_its_inputs() -> None:
+    padded, mask = tensors(rows([2, 4], 0), float("nan"))
+    before = padded.clone()
+    advantages, returns = gae(padded, padded, mask, 0.99, 0.95)
+    assert torch.isfinite(advantages).all() and torch.isfinite(returns).all()
+    torch.testing.assert_close(padded, before, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("poison", [*reference.POISONS, float("nan")])
+@given(LENGTHS.filter(lambda lengths: sum(lengths) > 1), SEEDS, st.integers(0, 3))
+@SMALL
+def test_whiten_is_the_definition(poison: float, lengths: list[int], seed: int, extra: int) -> None:
+    ragged = rows(lengths, seed)
+    padded, mask = tensors(ragged, poison, max(lengths) + extra)
+    got = whiten(padded, mask)
+    for row, expected in zip(got, reference.whiten(ragged), strict=True):
+        np.testing.assert_allclose(row[: len(expected)], expected, rtol=1e-8, atol=1e-8)
+    assert (got[~mask] == 0).all()
+
+
+@given(LENGTHS, SEEDS, st.randoms(use_true_random=False))
+@SMALL
+def test_row_order_does_not_matter(lengths, seed, order) -> None:  # type: ignore[no-untyped-def]
+    padded, mask = tensors(rows(lengths, seed), 99.0)
+    permuted = list(range(len(lengths)))
+    order.shuffle(permuted)
+    torch.testing.assert_close(whiten(padded, mask)[permuted], whiten(padded[permuted], mask[permuted]))
+    whole, cut = gae(padded, padded, mask, 0.9, 0.8), gae(padded[permuted], padded[permuted], mask[permuted], 0.9, 0.8)
+    torch.testing.assert_close([part[permuted] for part in whole], list(cut), rtol=0, atol=0)
+
+
+def test_whiten_survives_a_far_mean_in_float32() -> None:
+    """A sum of squares in float32 would lose everything here."""
+    x = torch.tensor([[10_000.0, 10_001.0, 10_002.0]])
+    got = whiten(x, torch.ones_like(x, dtype=torch.bool))
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got, [[-1.0, 0.0, 1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("x", [[[7.0, 99.0]], [[7.0, 7.0]], [[7.0, 7.0], [7.0, 99.0]]])
+def test_without_spread_only_the_mean_is_taken_off(x: list[list[float]]) -> None:
+    padded = torch.tensor(x)
+    assert (whiten(padded, padded == 7.0) == 0).all()
