@@ -12,13 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 from data import files, stories, toy, toy_gold, toy_world, votes
-from data.scorers import scorer_digest
+from data.scorers import load_scorer, scorer_digest
 from data.splits import Split, split_prompts, split_records
 from data.votes import Comparisons
-from rlhf.config import DataConfig, SourceConfig
+from rlhf.config import DataConfig, ModelConfig, SourceConfig
 from rlhf.errors import DataError
 from rlhf.store.artifact import digest, file_digest
-from rlhf.types import Comparison, Demonstration, Prompt
+from rlhf.types import Comparison, Completion, Demonstration, Prompt
 
 ON_POLICY = "on-policy"
 MODULES: dict[str, tuple[ModuleType, ...]] = {"toy": (toy, toy_gold, toy_world), "stories": (stories,)}
@@ -77,10 +77,10 @@ def prompts(config: DataConfig) -> Split[Prompt]:
     return _require(split_prompts(found, config.test_fraction), "data.prompts")
 
 
-def vote(source: SourceConfig, pairs: Sequence[tuple[Prompt, str, str]], config: DataConfig, seed: int) -> Comparisons:
+def vote(
+    source: SourceConfig, pairs: Sequence[tuple[Completion, Completion]], config: DataConfig, seed: int
+) -> Comparisons:
     """Votes of an on-policy source's labeller on sampled pairs."""
-    from data.scorers import load_scorer
-
     if source.labeller is None:
         raise DataError("data.comparisons: path=on-policy needs a labeller, for example labeller: data.lexicons:vader")
     return votes.simulate_votes(pairs, load_scorer(source.labeller, config.directory), source.sharpness, seed)
@@ -117,3 +117,21 @@ def _require(split: Split, field: str) -> Split:  # type: ignore[type-arg]
         if not getattr(split, part):
             raise DataError(f"{field}: no example in the {part} part; give more prompts or change data.test_fraction")
     return split
+
+
+def model_path(model: ModelConfig, data: DataConfig) -> str | None:
+    """Where the first weights are: a directory (relative ones may start at the data directory), or a hub id."""
+    if model.path is None:
+        return None
+    for path in (Path(model.path), Path(data.directory or ".") / model.path):
+        if path.is_dir():
+            return str(path)
+    return model.path
+
+
+def model_hash(model: ModelConfig, data: DataConfig) -> str:
+    """Hash of the first weights' files, or of a hub id with its revision."""
+    path = model_path(model, data)
+    if path is None or not Path(path).is_dir():
+        return digest([path, model.revision])
+    return digest([[file.name, file_digest(file)] for file in sorted(Path(path).iterdir()) if file.is_file()])

@@ -69,8 +69,8 @@ class Quality:
 
 DEMONSTRATION_QUALITY = Quality(correct=0.50, polite=0.25, rude=0.45, ramble=0.45, cut=0.30)
 COMPARISON_QUALITY = Quality(correct=0.50, polite=0.40, rude=0.30, ramble=0.35, cut=0.30)
-MINIMAL_PAIRS = 0.35  # share of pairs that differ in one attribute: they show a reward model what that one is worth
-MINIMAL_ATTRIBUTES = {"correct": 0.4, "manner": 0.25, "ramble": 0.2, "cut": 0.15}
+MINIMAL_PAIRS = 0.5  # share of pairs that differ in one attribute: they show a reward model what that one is worth
+MINIMAL_ATTRIBUTES = {"correct": 0.55, "manner": 0.2, "ramble": 0.15, "cut": 0.1}
 MAX_CUT = 5  # words
 
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf.types import Comparison, Prompt, Scorer
+from rlhf.types import Comparison, Completion, Scorer
 
 
 @dataclass(frozen=True)
@@ -19,21 +19,30 @@ class Comparisons:
 
 
 def simulate_votes(
-    pairs: Sequence[tuple[Prompt, str, str]], labeller: Scorer, sharpness: float, seed: int
+    pairs: Sequence[tuple[Completion, Completion]], labeller: Scorer, sharpness: float, seed: int
 ) -> Comparisons:
     """Let a scorer vote on pairs by Bradley-Terry: P(first wins) = sigmoid(sharpness * score difference).
 
     Pairs of equal texts are left out: nobody can prefer one of them.
     """
-    pairs = [pair for pair in pairs if pair[1] != pair[2]]
-    prompts = [prompt.text for prompt, _, _ in pairs]
-    first = labeller(prompts, [pair[1] for pair in pairs])
-    second = labeller(prompts, [pair[2] for pair in pairs])
+    pairs = [(one, other) for one, other in pairs if one.response != other.response]
+    prompts = [one.prompt.text for one, _ in pairs]
+    first = labeller(prompts, [one.response for one, _ in pairs])
+    second = labeller(prompts, [other.response for _, other in pairs])
     generator = random.Random(f"{seed}/votes")
     records, best = [], []
-    for (prompt, one, other), one_score, other_score in zip(pairs, first, second, strict=True):
+    for (one, other), one_score, other_score in zip(pairs, first, second, strict=True):
         probability = 1 / (1 + math.exp(-sharpness * (one_score - other_score)))
         best.append(max(probability, 1 - probability))
-        wins = generator.random() < probability
-        records.append(Comparison(prompt, *((one, other) if wins else (other, one)), annotator="simulated"))
+        winner, loser = (one, other) if generator.random() < probability else (other, one)
+        records.append(
+            Comparison(
+                one.prompt,
+                winner.response,
+                loser.response,
+                annotator="simulated",
+                chosen_finished=winner.finished,
+                rejected_finished=loser.finished,
+            )
+        )
     return Comparisons(records, sum(best) / len(best) if best else None)

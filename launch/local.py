@@ -34,7 +34,7 @@ def processes_of(parallelism: ParallelismConfig) -> int:
 
 def stage_command(stage: str, recipe: Path, run: Path, processes: int) -> list[str]:
     """The command line of a stage."""
-    module = ["-m", f"stages.{stage}", "--recipe", str(recipe), "--run", str(run)]
+    module = ["-m", f"stages.{stage}", "--recipe", str(recipe), "--run-dir", str(run)]
     if processes == 1:
         return [sys.executable, *module]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]

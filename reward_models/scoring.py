@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from reward_models.pairs import encode_comparison
 from rlhf.batching import pad, split_by_tokens
 from rlhf.models import sequence_scores
 from rlhf.tokenization import Tokenization
@@ -59,10 +60,8 @@ class HeldOut:
 
 def judge_held_out(model: RewardModel, comparisons: Sequence[Comparison]) -> HeldOut:
     """Score both responses of held-out comparisons and compare with the votes."""
-    tokenization = model.tokenization
-    prompts = [tokenization.prompt(c.prompt) for c in comparisons]
-    rows = [p + tokenization.response(c.chosen) for p, c in zip(prompts, comparisons, strict=True)]
-    rows += [p + tokenization.response(c.rejected) for p, c in zip(prompts, comparisons, strict=True)]
+    encoded = [encode_comparison(comparison, model.tokenization) for comparison in comparisons]
+    rows = [row["chosen_ids"] for row in encoded] + [row["rejected_ids"] for row in encoded]
     scores = model.score_tokens(rows)
     chosen, rejected = scores.chunk(2)
     difference = (chosen - rejected)[torch.tensor([not c.tie for c in comparisons], dtype=torch.bool)]

@@ -17,21 +17,6 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from rlhf.batching import pad
 from rlhf.losses import bradley_terry_loss
-from rlhf.tokenization import Tokenization
-from rlhf.types import Comparison
-
-
-def encode_comparison(comparison: Comparison, tokenization: Tokenization) -> dict[str, Any]:
-    """The columns of one pair: ids of both sequences, the wanted P(chosen wins), the weight."""
-    prompt = tokenization.prompt(comparison.prompt)
-    chosen = prompt + tokenization.response(comparison.chosen)
-    rejected = prompt + tokenization.response(comparison.rejected)
-    return {
-        "chosen_ids": chosen,
-        "rejected_ids": rejected,
-        "target": 0.5 if comparison.tie else 1.0,
-        "weight": comparison.weight,
-    }
 
 
 @dataclass(frozen=True)
@@ -87,4 +72,4 @@ class BradleyTerryTrainer(RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-__all__ = ["BradleyTerryTrainer", "PreferenceCollator", "RewardConfig", "encode_comparison"]
+__all__ = ["BradleyTerryTrainer", "PreferenceCollator", "RewardConfig"]

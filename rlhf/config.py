@@ -68,7 +68,8 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """Where the first stage's weights come from, and how all models compute."""
 
-    path: str | None = None  # directory or hub id of a causal language model; null: `init`
+    # Directory or hub id of a causal language model; null: `init`. The weights' content is fingerprinted.
+    path: Annotated[str | None, AffectsNothing] = None
     revision: str | None = None  # commit of a hub id
     init: InitConfig = InitConfig()
     chat_template: Literal["auto", "none"] = "auto"  # none: prompts are plain text that the response continues

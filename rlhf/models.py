@@ -94,6 +94,8 @@ def sequence_scores(model: nn.Module, tokens: Tensor, attention_mask: Tensor) ->
     tokens, attention_mask [batch, length]. The index comes from the mask, not from comparing ids with the padding id
     as the classifier's own pooling does: a sampled response may hold that id.
     """
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()  # the adapters stay in its layers
     trunk = getattr(model, str(model.base_model_prefix))
     hidden = trunk(
         input_ids=tokens, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False

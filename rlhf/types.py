@@ -63,6 +63,8 @@ class Comparison:
     weight: float = 1.0
     chosen_shown_first: bool | None = None  # None: the order was not recorded
     seconds: float | None = None  # time the annotator took
+    chosen_finished: bool = True  # False: cut off by a length limit, so no stop token ends it
+    rejected_finished: bool = True
 
 
 @dataclass(frozen=True)

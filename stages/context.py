@@ -99,10 +99,11 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
         prog=f"python -m stages.{stage}",
         description=(sys.modules[main.__module__].__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example: torchrun --nproc-per-node 2 -m stages.{stage} --recipe demo --run runs/demo seed=1",
+        epilog=f"example: torchrun --nproc-per-node 2 -m stages.{stage} --recipe demo --run-dir runs/demo seed=1",
     )
     parser.add_argument("--recipe", required=True, help="a recipe file, or the name of a shipped recipe")
-    parser.add_argument("--run", type=Path, help="where the inputs are (default: runs/NAME)")
+    # Two names: on Python 3.11 torchrun takes `--run` for an abbreviation of its own `--run-path` and gives up.
+    parser.add_argument("--run", "--run-dir", type=Path, help="where the inputs are (default: runs/NAME)")
     parser.add_argument("--output", type=Path, help="where the result goes (default: RUN/STAGE)")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe to override")

@@ -62,9 +62,12 @@ def lineage_of(recipe: Recipe, stage: str, run: Path) -> Lineage:
     kinds = needs.data
     if stage == "reward" and "generation" not in needs.fields(recipe):
         kinds = ("comparisons",)  # prompts matter only where responses to them are sampled
+    data = {kind: sources.content_hash(recipe.data, kind) for kind in kinds}
+    if stage == "sft":
+        data["model"] = sources.model_hash(recipe.model, recipe.data)
     return Lineage(
         stage=stage,
         fields={"seed": recipe.seed, "test_fraction": recipe.data.test_fraction, **needs.fields(recipe)},
         inputs={name: artifact.fingerprint if artifact else "" for name, artifact in inputs.items()},
-        data={kind: sources.content_hash(recipe.data, kind) for kind in kinds},
+        data=data,
     )

@@ -6,6 +6,7 @@ the SFT model, and voted on by the recipe's labeller.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +14,16 @@ from datasets import Dataset
 
 from data import sources
 from data.splits import Split, is_test
+from reward_models.pairs import encode_comparison
 from reward_models.scoring import RewardModel, judge_held_out
-from reward_models.trainer import BradleyTerryTrainer, PreferenceCollator, RewardConfig, encode_comparison
+from reward_models.trainer import BradleyTerryTrainer, PreferenceCollator, RewardConfig
 from rlhf.analysis.statistics import wilson_interval
 from rlhf.config import SourceConfig
 from rlhf.errors import DataError
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model
+from rlhf.ppo.experience import complete
 from rlhf.tokenization import Tokenization, load_tokenization
-from rlhf.types import Comparison, Prompt
+from rlhf.types import Comparison, Completion
 from stages.context import StageContext, run_stage, seed_everything
 from stages.rollout import freeze, native_generator
 from stages.trainer import Report, train
@@ -63,8 +66,6 @@ def main(context: StageContext) -> None:
 
     trainer = train(context, make_trainer, config, FIGURES)
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    if recipe.model.lora:
-        trained = trained.merge_and_unload()
     held_out = judge_held_out(RewardModel(trained.eval(), tokenization, SCORING_TOKENS), examples.test)
     interval = wilson_interval(held_out.correct, held_out.votes)
     results = {
@@ -104,22 +105,23 @@ def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Spli
 
 def sample_pairs(
     context: StageContext, source: SourceConfig, tokenization: Tokenization
-) -> list[tuple[Prompt, str, str]]:
+) -> list[tuple[Completion, Completion]]:
     """Two responses of the SFT model to each of `source.count` prompts, on every rank alike."""
     recipe = context.recipe
     prompts = sources.prompts(recipe.data)
-    wanted = source.count or len(prompts.train) + len(prompts.test)
-    every = (prompts.train + prompts.test) * (wanted // (len(prompts.train) + len(prompts.test)) + 1)
-    chosen = every[:wanted]
+    every = prompts.train + prompts.test
+    random.Random(f"{recipe.seed}/on-policy").shuffle(every)
+    wanted = source.count or len(every)
+    chosen = [every[i % len(every)] for i in range(wanted)]
     context.say(f"sampling {2 * wanted:,} responses of the SFT model for {source.labeller} to vote on")
     policy = freeze(load_policy(context.inputs["sft"].model, tokenization, recipe.model), recipe)
     generator = native_generator(policy, tokenization, recipe)
     tokens = [tokenization.prompt(prompt) for prompt in chosen]
-    texts = []
-    for draw in range(2):
-        sampled = generator.sample(tokens, range(draw * wanted, (draw + 1) * wanted), seed=recipe.seed, step=0)
-        texts.append([tokenization.text(r[m].tolist()) for r, m in zip(sampled.responses, sampled.mask, strict=True)])
-    return list(zip(chosen, *texts, strict=True))
+    first, second = (
+        complete(chosen, tokens, tokenization, generator.sample(tokens, rows, seed=recipe.seed, step=0))
+        for rows in (range(wanted), range(wanted, 2 * wanted))
+    )
+    return list(zip(first, second, strict=True))
 
 
 def encode(examples: Sequence[Comparison], tokenization: Tokenization, max_length: int) -> Dataset:

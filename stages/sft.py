@@ -29,13 +29,14 @@ def main(context: StageContext) -> None:
     """Train on demonstrations; hand on the policy and its held-out loss."""
     recipe, config = context.recipe, context.recipe.sft
     examples = sources.demonstrations(recipe.data, recipe.seed)
-    if recipe.model.path is None:
+    start = sources.model_path(recipe.model, recipe.data)
+    if start is None:
         texts = [f"{d.prompt.text}\n{d.completion}" for d in examples.train]
         tokenization = train_tokenization(texts, recipe.model.init.vocab_size, recipe.model.init.context)
         model = new_policy(recipe.model.init, tokenization, recipe.model)
     else:
-        tokenization = load_tokenization(recipe.model.path, recipe.model)
-        model = load_policy(recipe.model.path, tokenization, recipe.model)
+        tokenization = load_tokenization(start, recipe.model)
+        model = load_policy(start, tokenization, recipe.model)
     parameters = sum(p.numel() for p in model.parameters())
     context.say(f"{parameters:,} parameters, {len(examples.train):,} demonstrations, {len(examples.test):,} held out")
     max_length = config.max_length or context_of(model)

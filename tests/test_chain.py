@@ -164,3 +164,12 @@ def test_termination_ends_the_whole_group(own_run: Path) -> None:
     with pytest.raises(ProcessLookupError):
         os.killpg(stage, 0)
     assert not (own_run / "ppo" / "manifest.json").exists()
+
+
+def test_two_processes_run_the_whole_chain(tmp_path: Path) -> None:
+    done = rlhf("run", str(TINY), "parallelism.processes=2", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage, role in (("sft", "policy"), ("reward", "reward"), ("ppo", "policy"), ("ppo", "value")):
+        manifest = json.loads((tmp_path / "runs" / "tiny" / stage / "manifest.json").read_text())
+        assert manifest["processes"] == 2
+        assert manifest["engine"][role] == "DistributedDataParallel"

@@ -12,7 +12,7 @@ from rlhf.batching import pad, split_by_tokens
 from rlhf.config import PpoConfig
 from rlhf.logprobs import response_logprobs, response_values
 from rlhf.tokenization import Tokenization
-from rlhf.types import Completion, Experience, Generator, Prompt, Reward
+from rlhf.types import Completion, Experience, Generator, Prompt, Reward, Sampled
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,7 @@ def collect(
     padded, prompt_mask = pad(prompt_tokens, tokenization.pad_id, "left")
     tokens = torch.cat([padded, sampled.responses], dim=-1)
     attention_mask = torch.cat([prompt_mask, sampled.mask], dim=-1)
-    completions = [
-        Completion(prompt, tokenization.text(ids), tuple(before), tuple(ids), done)
-        for prompt, before, ids, done in zip(
-            prompts,
-            prompt_tokens,
-            [row[mask].tolist() for row, mask in zip(sampled.responses, sampled.mask, strict=True)],
-            sampled.finished.tolist(),
-            strict=True,
-        )
-    ]
+    completions = complete(prompts, prompt_tokens, tokenization, sampled)
 
     def over_rows(compute: Callable[[MicroBatch], Tensor]) -> Tensor:
         # The rollout's own log-probs fix the shape; every rank has rows, so no empty work is needed without gradients.
@@ -91,6 +82,19 @@ def collect(
         finished=sampled.finished,
     )
     return experience, completions
+
+
+def complete(
+    prompts: Sequence[Prompt], prompt_tokens: Sequence[Sequence[int]], tokenization: Tokenization, sampled: Sampled
+) -> list[Completion]:
+    """What was sampled, as text and tokens; row i answers prompt i."""
+    responses = [row[mask].tolist() for row, mask in zip(sampled.responses, sampled.mask, strict=True)]
+    return [
+        Completion(prompt, tokenization.text(response), tuple(tokens), tuple(response), finished)
+        for prompt, tokens, response, finished in zip(
+            prompts, prompt_tokens, responses, sampled.finished.tolist(), strict=True
+        )
+    ]
 
 
 def micro_batches(tokens: Tensor, attention_mask: Tensor, mask: Tensor, budget: int) -> Iterator[MicroBatch]:

@@ -36,7 +36,7 @@ class WandbTracker:
 
     def close(self) -> None:
         """Flush and end the run."""
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 def open_wandb(recipe: Recipe, stage: str, directory: Path) -> Tracker:

@@ -1,0 +1,75 @@
+"""One configuration over several seeds: the headline figures side by side, and whether a claim holds on all of them.
+
+Show it: python -m rlhf.analysis.seeds runs/demo-*
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import ArtifactError
+
+
+def share_of_bayes(summary: dict[str, Any]) -> str:
+    """The reward model's accuracy, the best possible one, and their ratio."""
+    reward = summary["reward"]
+    accuracy, best = reward["accuracy"], reward["bayes_accuracy"]
+    return f"{accuracy:.3f} / {best:.3f} = {accuracy / best:.3f}" if best else f"{accuracy:.3f}"
+
+
+def second_gold(summary: dict[str, Any]) -> str:
+    """Before and after, or a dash where a recipe names none."""
+    ppo = summary["ppo"]
+    if "second_gold_after" not in ppo:
+        return "-"
+    return f"{ppo['second_gold_before']:.3f} to {ppo['second_gold_after']:.3f}"
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "run": lambda s: s["run"],
+    "seconds": lambda s: f"{s['seconds']:.0f}",
+    "reward / Bayes": share_of_bayes,
+    "gold before": lambda s: f"{s['ppo']['gold_before']:.3f}",
+    "gold after": lambda s: f"{s['ppo']['gold_after']:.3f}",
+    "rise": lambda s: f"{s['ppo']['gold_after'] - s['ppo']['gold_before']:+.3f}",
+    "win rate (95 %)": lambda s: "{:.3f} ({:.3f} to {:.3f})".format(s["ppo"]["win_rate"], *s["ppo"]["win_rate_ci"]),
+    "second gold": second_gold,
+    "KL, nats": lambda s: f"{s['ppo']['kl']:.2f}",
+}
+
+
+def read_summaries(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The summaries of complete runs, each under its directory's name; ArtifactError for one without."""
+    summaries = []
+    for run in runs:
+        path = run / "summary.json"
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if "win_rate" not in summary.get("ppo", {}):
+            raise ArtifactError(f"{run}: no complete run; finish it with rlhf run {run / 'recipe.yaml'} --run {run}")
+        summaries.append(summary | {"run": run.name})
+    return summaries
+
+
+def table(summaries: Sequence[dict[str, Any]]) -> str:
+    """A markdown table, a row a run."""
+    lines = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
+    lines += [" | ".join(cell(summary) for cell in COLUMNS.values()) for summary in summaries]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def main() -> None:
+    """Print the table of the runs named on the command line."""
+    if len(sys.argv) < 2:
+        sys.exit(f"usage: {(__doc__ or '').strip().splitlines()[-1].removeprefix('Show it: ')}")
+    try:
+        print(table(read_summaries([Path(name) for name in sys.argv[1:]])))
+    except ArtifactError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reward_models.scoring import RewardModel
+from rlhf.advantages import gae, whiten
+from rlhf.config import GenerationConfig, ModelConfig, PpoConfig
+from rlhf.engine.ddp import DdpEngine, OptimizerOptions
+from rlhf.generation.native import NativeGenerator
+from rlhf.kl import estimate
+from rlhf.models import load_policy, load_reward_model, load_value_model, save_model
+from rlhf.ppo.experience import Actors, collect, trim
+from rlhf.ppo.shaping import penalize_unfinished, shape_rewards
+from rlhf.ppo.update import Targets, micro_batches_in_lockstep, minibatches, update
+from rlhf.types import Completion, Experience, Prompt
+from tests import reference
+from tests.test_models import tiny_policy, tiny_tokenization
+
+PROMPTS = [
+    Prompt(text)
+    for text in ("The cat", "a", "and the dog sat on the", "A dog ran after", "it", "The mat, and a", "on", "ran")
+]
+CONFIG = PpoConfig(
+    prompts_per_step=len(PROMPTS),
+    epochs=2,
+    minibatches=2,
+    micro_batch_tokens=50,
+    gamma=0.97,
+    lam=0.9,
+    generation=GenerationConfig(max_new_tokens=10, temperature=0.8),
+)
+SCORE_MEAN, SCORE_DEVIATION, KL_COEF, KEY = 0.1, 0.5, 0.3, (11, 4)
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The models of a run."""
+
+    actors: Actors
+    policy: DdpEngine
+    value: DdpEngine
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of PPO made."""
+
+    experience: Experience
+    completions: list[Completion]
+    targets: Targets
+    statistics: dict[str, float]
+
+
+def save_cast(folder: Path) -> Path:
+    """Write policy/, reference/ (other weights, so that there is a divergence) and reward/."""
+    save_model(tiny_policy(), tiny_tokenization(), folder / "policy")
+    save_model(tiny_policy(seed=5), tiny_tokenization(), folder / "reference")
+    torch.manual_seed(0)
+    reward = load_reward_model(folder / "policy", tiny_tokenization(), ModelConfig())
+    save_model(reward, tiny_tokenization(), folder / "reward")
+    return folder
+
+
+def end_sooner(model: nn.Module, _: Any, inputs: dict[str, Any], output: Any) -> None:
+    """Make stop tokens frequent, and certain behind a prompt's `!`, so that responses are ragged."""
+    tokens = inputs["input_ids"][:, -output.logits.shape[1] :]
+    (mark,) = tiny_tokenization().tokenizer("!", add_special_tokens=False)["input_ids"]
+    bonus = torch.where(tokens == mark, 25.0, 4.0)
+    output.logits = torch.cat(
+        [output.logits[..., :1], output.logits[..., 1:2] + bonus[..., None], output.logits[..., 2:]], -1
+    )
+
+
+def load_cast(folder: Path, config: PpoConfig = CONFIG, **options: Any) -> Cast:
+    tokenization, model = tiny_tokenization(), ModelConfig()
+    policy, frozen = (load_policy(folder / name, tokenization, model) for name in ("policy", "reference"))
+    for each in (policy, frozen):
+        each.register_forward_hook(end_sooner, with_kwargs=True)
+    reward = load_reward_model(folder / "reward", tokenization, model).eval()
+    critic = load_value_model(folder / "reward", tokenization, model, SCORE_MEAN, SCORE_DEVIATION)
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "learning_rate_end": 1.0,
+        "warmup_steps": 0,
+        "total_steps": 100,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+    }
+    engines = [DdpEngine(module, OptimizerOptions(**settings | options)) for module in (policy, critic)]
+    bfloat16 = options.get("bfloat16", False)
+    generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, config.generation, bfloat16)
+    scorer = RewardModel(reward, tokenization, config.micro_batch_tokens, SCORE_MEAN, SCORE_DEVIATION)
+    return Cast(Actors(policy, frozen.eval(), critic, generator, scorer, tokenization), *engines)
+
+
+def step(cast: Cast, prompts: Sequence[Prompt], rows: Sequence[int], config: PpoConfig = CONFIG) -> Step:
+    """As stages/ppo.py has it."""
+    experience, completions = collect(prompts, rows, cast.actors, config, KEY)
+    divergence = estimate(experience.old_logprobs, experience.ref_logprobs, "k1")
+    scores = penalize_unfinished(experience.scores, experience.finished, 0.5)
+    rewards = shape_rewards(scores, divergence, experience.mask, KL_COEF)
+    advantages, returns = gae(rewards, experience.values, experience.mask, config.gamma, config.lam)
+    targets = Targets(whiten(advantages, experience.mask), returns)
+    return Step(experience, completions, targets, update(cast.policy, cast.value, experience, targets, config, KEY))
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).clone()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_cast(tmp_path_factory.mktemp("cast"))
+
+
+def run(folder: Path, options: dict[str, Any] | None = None, **changes: Any) -> tuple[Cast, Step]:
+    config = CONFIG.model_copy(update=changes)
+    cast = load_cast(folder, config, **options or {})
+    return cast, step(cast, PROMPTS, range(len(PROMPTS)), config)
+
+
+def alone(made: Step) -> list[tuple[int, list[int], list[int]]]:
+    """(row, prompt ids, response ids), without padding."""
+    return [(i, list(c.prompt_tokens), list(c.response_tokens)) for i, c in enumerate(made.completions)]
+
+
+def test_experience_is_what_each_row_gives_alone(folder: Path) -> None:
+    """Every figure from a full forward of one unpadded sequence, its log-softmax written out."""
+    cast, made = run(folder, {"learning_rate": 0.0})
+    experience = made.experience
+    assert len(set(experience.mask.sum(-1).tolist())) > 3 and set(experience.finished.tolist()) == {True, False}
+    for i, prompt, response in alone(made):
+        sequence = torch.tensor([prompt + response])
+        table = {kind: forward(model, sequence).double().numpy() for kind, model in models(cast).items()}
+        for t, token in enumerate(response):
+            before = len(prompt) + t - 1
+            for kind, got in (("policy", experience.old_logprobs), ("reference", experience.ref_logprobs)):
+                assert float(got[i, t]) == pytest.approx(reference.logprob(table[kind][before], token, 0.8), abs=2e-5)
+            assert float(experience.values[i, t]) == pytest.approx(table["value"][before, 0], abs=1e-5)
+        score = forward(cast.actors.reward.model, sequence)[0]  # type: ignore[attr-defined]
+        assert float(experience.scores[i]) == pytest.approx((float(score) - 0.1) / 0.5, abs=1e-5)
+        assert experience.tokens[i][experience.attention_mask[i]].tolist() == prompt + response
+    for field in (experience.old_logprobs, experience.ref_logprobs, experience.values):
+        assert (field[~experience.mask] == 0).all()
+
+
+def forward(model: nn.Module, sequence: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=sequence).logits[0].detach()
+    return logits
+
+
+def models(cast: Cast) -> dict[str, nn.Module]:
+    assert cast.actors.value is not None
+    return {"policy": cast.actors.policy, "reference": cast.actors.reference, "value": cast.actors.value}
+
+
+def test_completions_say_what_was_sampled(folder: Path) -> None:
+    _, made = run(folder)
+    tokenization = tiny_tokenization()
+    for prompt, completion, row, done in zip(
+        PROMPTS, made.completions, alone(made), made.experience.finished, strict=True
+    ):
+        assert completion.prompt == prompt and list(completion.prompt_tokens) == tokenization.prompt(prompt)
+        assert completion.finished == bool(done) == (row[2][-1] == tokenization.stop_id)
+        assert tokenization.stop_id not in row[2][:-1]
+        assert completion.response == tokenization.text(row[2])
+
+
+def test_an_update_does_not_depend_on_the_cut(folder: Path) -> None:
+    """From one row a micro-batch to all rows of a minibatch in one."""
+    whole_cast, whole = run(folder, micro_batch_tokens=10_000)
+    assert len(cut(whole, 1)) == 4 and len(cut(whole, 50)) > 1 and len(cut(whole, 10_000)) == 1
+    for budget in (1, 50):
+        cast, made = run(folder, micro_batch_tokens=budget)
+        assert made.statistics == pytest.approx(whole.statistics, rel=1e-4, abs=1e-6)
+        for name in ("policy", "value"):
+            got, expected = (weights(models(each)[name]) for each in (cast, whole_cast))
+            torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def cut(made: Step, budget: int) -> list[Any]:
+    return micro_batches_in_lockstep(made.experience, torch.arange(4), budget)
+
+
+def test_the_first_update_is_on_policy(folder: Path) -> None:
+    _, made = run(folder, epochs=1, minibatches=1)
+    statistics = made.statistics
+    assert statistics["policy/clipfrac"] == statistics["value/clipfrac"] == 0
+    assert statistics["policy/approxkl"] == pytest.approx(0, abs=1e-8)
+    assert statistics["loss/policy"] == pytest.approx(0, abs=1e-5)  # less the mean of whitened advantages
+    _, second = run(folder, epochs=2, minibatches=1)
+    assert second.statistics["policy/approxkl"] > 1e-3
+
+
+def test_the_first_update_is_on_policy_in_bfloat16_too(folder: Path) -> None:
+    _, made = run(folder, {"bfloat16": True}, epochs=1, minibatches=1)
+    assert made.statistics["policy/approxkl"] == pytest.approx(0, abs=1e-8)
+    assert made.statistics["policy/clipfrac"] == made.statistics["value/clipfrac"] == 0
+
+
+def test_statistics_and_gradients_of_a_step_are_those_of_single_sequences(folder: Path) -> None:
+    """The gradient by autograd through each unpadded row by itself, divided by the step's tokens."""
+    _, made = run(folder, epochs=1, minibatches=1)
+    fresh = load_cast(folder)
+    tokens = sum(len(response) for _, _, response in alone(made))
+    policy_loss = value_loss = entropies = torch.tensor(0.0, dtype=torch.float64)
+    for i, prompt, response in alone(made):
+        sequence = torch.tensor([prompt + response])
+        logits = fresh.actors.policy(input_ids=sequence).logits[0].double() / 0.8
+        values = models(fresh)["value"](input_ids=sequence).logits[0, :, 0].double()
+        for t, token in enumerate(response):
+            before = len(prompt) + t - 1
+            policy_loss = policy_loss - made.targets.advantages[i, t] * logits[before].log_softmax(-1)[token] / tokens
+            value_loss = value_loss + (values[before] - made.targets.returns[i, t]).square() / 2 / tokens
+            entropies = entropies + reference.entropy(logits[before].detach().numpy()) / tokens
+    assert made.statistics["loss/value"] == pytest.approx(float(value_loss.detach()), rel=1e-5)
+    assert made.statistics["objective/entropy"] == pytest.approx(float(entropies), rel=1e-5)
+    for name, loss in (("policy", policy_loss), ("value", value_loss)):
+        gradients = torch.autograd.grad(loss, list(models(fresh)[name].parameters()))
+        norm = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+        assert made.statistics[f"{name}/grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_an_update_raises_what_was_better_than_expected_and_fits_the_returns(folder: Path) -> None:
+    cast, made = run(folder, {"learning_rate": 1e-4}, epochs=1, minibatches=1)
+    objective, errors = 0.0, []
+    for i, prompt, response in alone(made):
+        sequence = torch.tensor([prompt + response])
+        logits = forward(cast.actors.policy, sequence).double().numpy()
+        values = forward(models(cast)["value"], sequence)[:, 0]
+        for t, token in enumerate(response):
+            gain = reference.logprob(logits[len(prompt) + t - 1], token, 0.8) - float(
+                made.experience.old_logprobs[i, t]
+            )
+            objective += float(made.targets.advantages[i, t]) * gain
+            errors.append(float(values[len(prompt) + t - 1] - made.targets.returns[i, t]) ** 2)
+    assert objective > 0.1
+    assert np.mean(errors) / 2 < made.statistics["loss/value"] - 1e-4
+
+
+def test_without_a_learning_rate_nothing_moves(folder: Path) -> None:
+    cast, _ = run(folder, {"learning_rate": 0.0})
+    fresh = load_cast(folder)
+    for name, model in models(cast).items():
+        assert torch.equal(weights(model), weights(models(fresh)[name]))
+
+
+def test_only_policy_and_value_move(folder: Path) -> None:
+    cast, _ = run(folder)
+    fresh = load_cast(folder)
+    assert torch.equal(weights(cast.actors.reference), weights(fresh.actors.reference))
+    rewards = [weights(each.actors.reward.model) for each in (cast, fresh)]  # type: ignore[attr-defined]
+    assert torch.equal(*rewards)
+    for name in ("policy", "value"):
+        assert float((weights(models(cast)[name]) - weights(models(fresh)[name])).abs().max()) > 1e-4
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(folder: Path) -> None:
+    engine = load_cast(folder).policy
+    tokens = torch.tensor([[5, 6, 7]])
+    for factor in (1.0, float("nan"), float("inf")):
+        before = weights(engine.module)
+        engine.backward(engine(input_ids=tokens).logits.square().mean() * factor)
+        engine.step()
+        assert torch.equal(weights(engine.module), before) == (factor != 1.0)
+        assert all(parameter.grad is None for parameter in engine.parameters)
+    assert engine.skipped == 2
+
+
+def test_learning_rate_warms_up_and_falls_to_its_end() -> None:
+    options = OptimizerOptions(
+        learning_rate=1.0, learning_rate_end=0.1, warmup_steps=3, total_steps=13, weight_decay=0.0, max_grad_norm=1.0
+    )
+    shares = [options.share(i) for i in range(15)]
+    np.testing.assert_allclose(shares[:4], [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(np.diff(shares[3:14]), -0.09)
+    assert shares[13] == shares[14] == pytest.approx(0.1)
+
+
+def test_minibatches_hold_each_row_once_an_epoch_and_the_same_on_any_number_of_ranks() -> None:
+    whole = [part.tolist() for part in minibatches(torch.arange(8), CONFIG, KEY)]
+    assert [sorted(whole[i] + whole[i + 1]) for i in (0, 2)] == [list(range(8))] * 2
+    assert whole[:2] != whole[2:]
+    assert whole != [part.tolist() for part in minibatches(torch.arange(8), CONFIG, (11, 5))]
+    for world in (2, 3):
+        ranks = [torch.arange(rank, 8, world) for rank in range(world)]
+        parts = [[mine[part].tolist() for part in minibatches(mine, CONFIG, KEY)] for mine in ranks]
+        assert [sorted(sum(shares, [])) for shares in zip(*parts, strict=True)] == [sorted(part) for part in whole]
+
+
+@pytest.mark.parametrize("poison", reference.POISONS)
+def test_the_score_stands_at_the_last_token_and_divergence_costs(poison: float) -> None:
+    rng = np.random.default_rng(0)
+    rows, scores = [rng.normal(0, 1, length) for length in (3, 1, 5)], rng.normal(0, 1, 3)
+    kl, mask = (torch.from_numpy(part) for part in reference.padded(rows, poison, width=6))
+    got = shape_rewards(torch.from_numpy(scores), kl, mask, 0.3)
+    for row, divergence, score in zip(got, rows, scores, strict=True):
+        np.testing.assert_allclose(row[: len(divergence)], reference.shape_rewards(score, divergence, 0.3), rtol=1e-12)
+    assert (got[~mask] == 0).all()
+    plain = shape_rewards(torch.tensor([1.0, 2.0, 3.0]).double(), kl, mask, 0.0)
+    assert plain.tolist() == [[0, 0, 1, 0, 0, 0], [2, 0, 0, 0, 0, 0], [0, 0, 0, 0, 3, 0]]
+
+
+def test_only_unfinished_responses_pay() -> None:
+    scores, finished = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([True, False, False])
+    assert penalize_unfinished(scores, finished, 0.25).tolist() == [1.0, -2.25, 0.25]
+
+
+def test_trimming_takes_off_common_padding_alone() -> None:
+    """Prompts of 2 and 1 tokens in 3 columns, responses of 1 and 2 in 4."""
+    tokens = torch.tensor([[0, 11, 12, 13, 0, 0, 0], [0, 0, 21, 22, 23, 0, 0]])
+    attention_mask, mask = tokens != 0, torch.tensor([[True, False, False, False], [True, True, False, False]])
+    both = trim(torch.tensor([1, 0]), tokens, attention_mask, mask)
+    assert both.tokens.tolist() == [[0, 21, 22, 23], [11, 12, 13, 0]]
+    assert both.attention_mask.tolist() == [[False, True, True, True], [True, True, True, False]]
+    assert both.response_length == 2
+    single = trim(torch.tensor([0]), tokens, attention_mask, mask)
+    assert single.tokens.tolist() == [[11, 12, 13]] and single.response_length == 1

@@ -1,0 +1,175 @@
+"""One whole PPO step on two processes against the same step on one: 1e-5, sampled tokens equal.
+
+The processes are started once and play all cases; if one of them waits for ever, the fixture fails.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, multiprocessing
+
+from rlhf.distributed import barrier, gather_objects, global_max, global_sum, is_main, process_group, rank, world_size
+from rlhf.ppo.update import micro_batches_in_lockstep, minibatches
+from rlhf.types import Prompt
+from tests.test_ppo_update import CONFIG, KEY, load_cast, save_cast, step, weights
+
+SECONDS = 60.0
+LONG, SHORT = "The cat sat on the mat, and the dog ", ("a", "it", "ran", "on")
+CASES = {
+    # Rank 0 has the long prompts, and with them more micro-batches.
+    "ragged": ([text for i in range(4) for text in (LONG[: 36 - 4 * i], SHORT[i])], 2, 20),
+    # Behind `!` the stop token is certain, so all of rank 1's responses are one token long.
+    "one rank ends at once": ([text for i in range(4) for text in (LONG[: 36 - 4 * i], SHORT[i] + "!")], 2, 20),
+    # Three rows on one rank and two on the other; every minibatch is one row, so one rank has no work at all.
+    "nothing to do": (["The cat", "a", "and the dog", "it", "on the mat"], 5, 1000),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rank has of a step; rows without padding, by their index in the global batch."""
+
+    rows: dict[int, dict[str, Tensor]]
+    statistics: dict[str, float]
+    weights: dict[str, Tensor]
+    engines: tuple[str, str]
+    empty: list[list[bool]]  # of each minibatch, which micro-batches are empty work
+
+
+def play(folder: Path, case: str) -> Outcome:
+    texts, cuts, budget = CASES[case]
+    changes = {"prompts_per_step": len(texts), "minibatches": cuts, "micro_batch_tokens": budget}
+    config = CONFIG.model_copy(update=changes)
+    cast = load_cast(folder, config)
+    rows = range(rank(), len(texts), world_size())
+    made = step(cast, [Prompt(texts[i]) for i in rows], rows, config)
+    experience, targets = made.experience, made.targets
+    fields = {
+        "tokens": experience.tokens[:, -experience.response_length :],
+        "old_logprobs": experience.old_logprobs,
+        "values": experience.values,
+        "advantages": targets.advantages,
+        "returns": targets.returns,
+    }
+    parts = [
+        {name: field[i][experience.mask[i]] for name, field in fields.items()} | {"score": experience.scores[i]}
+        for i in range(len(rows))
+    ]
+    work = [micro_batches_in_lockstep(experience, part, budget) for part in minibatches(experience.rows, config, KEY)]
+    return Outcome(
+        dict(zip(rows, parts, strict=True)),
+        made.statistics,
+        {"policy": weights(cast.policy.module), "value": weights(cast.value.module)},
+        (cast.policy.name, cast.value.name),
+        [[batch is None for batch in batches] for batches in work],
+    )
+
+
+def collectives() -> dict[str, Any]:
+    barrier()
+    mine = torch.tensor([float(rank() + 1)])
+    return {
+        "sum": float(global_sum(mine)),
+        "max": global_max(10 - rank()),
+        "gathered": gather_objects(("rank", rank())),
+        "main": is_main(),
+    }
+
+
+def play_all(folder: Path) -> dict[str, Any]:
+    return {case: play(folder, case) for case in CASES} | {"collectives": collectives()}
+
+
+def one_of_two(index: int, port: int, folder: Path) -> None:
+    """What each process runs, joined as under torchrun."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with process_group(timeout_minutes=SECONDS / 120):
+        torch.save(play_all(folder), folder / f"rank{index}.pt")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+    """Of a single process, and of the two ranks."""
+    folder = save_cast(tmp_path_factory.mktemp("cast"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = multiprocessing.spawn(one_of_two, args=(port, folder), nprocs=2, join=False)
+    alone = play_all(folder)
+    deadline = time.monotonic() + SECONDS
+    try:
+        while not processes.join(timeout=1.0):
+            if time.monotonic() > deadline:
+                pytest.fail(f"the two processes did not end within {SECONDS:.0f} seconds: they wait for each other")
+    finally:
+        for process in processes.processes:
+            process.kill()
+    yield [alone, *(torch.load(folder / f"rank{i}.pt", weights_only=False) for i in range(2))]
+
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@every_case
+def test_each_rank_has_its_rows_and_samples_the_same_tokens(outcomes: list[dict[str, Any]], case: str) -> None:
+    alone, first, second = (outcome[case].rows for outcome in outcomes)
+    assert sorted([*first, *second]) == sorted(alone) and not first.keys() & second.keys()
+    for i, row in (first | second).items():
+        assert row["tokens"].tolist() == alone[i]["tokens"].tolist()
+
+
+@every_case
+@pytest.mark.parametrize("field", ["score", "old_logprobs", "values", "advantages", "returns"])
+def test_figures_of_each_token_are_equal(outcomes: list[dict[str, Any]], case: str, field: str) -> None:
+    alone, first, second = (outcome[case].rows for outcome in outcomes)
+    for i, row in (first | second).items():
+        torch.testing.assert_close(row[field], alone[i][field], atol=1e-5, rtol=1e-5)
+
+
+@every_case
+def test_statistics_are_equal_on_every_rank(outcomes: list[dict[str, Any]], case: str) -> None:
+    """The norms show the gradient itself: Adam would hide a factor."""
+    alone, *ranks = (outcome[case].statistics for outcome in outcomes)
+    assert all(value != 0 for value in alone.values())
+    for statistics in ranks:
+        assert statistics == pytest.approx(alone, rel=1e-5, abs=1e-5)
+
+
+@every_case
+@pytest.mark.parametrize("model", ["policy", "value"])
+def test_weights_are_equal_after_the_step(outcomes: list[dict[str, Any]], case: str, model: str) -> None:
+    alone, first, second = (outcome[case].weights[model] for outcome in outcomes)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, alone, atol=1e-5, rtol=0)
+
+
+@every_case
+def test_ranks_ran_in_lockstep_with_uneven_work(outcomes: list[dict[str, Any]], case: str) -> None:
+    """Otherwise the other tests of a case would show little."""
+    _, first, second = (outcome[case] for outcome in outcomes)
+    assert first.engines == second.engines == ("DistributedDataParallel",) * 2
+    assert [len(work) for work in first.empty] == [len(work) for work in second.empty]
+    uneven = [mine != theirs for mine, theirs in zip(first.empty, second.empty, strict=True)]
+    assert any(uneven)
+    if case == "nothing to do":
+        assert all(uneven) and all(len(work) == 1 for work in first.empty)
+    else:
+        assert max(len(work) for work in first.empty) > 1
+        lengths = {len(row["tokens"]) for row in second.rows.values()}
+        assert (lengths == {1}) == (case == "one rank ends at once")
+
+
+def test_collectives_are_identities_alone_and_span_the_ranks_together(outcomes: list[dict[str, Any]]) -> None:
+    alone, first, second = (outcome["collectives"] for outcome in outcomes)
+    assert alone == {"sum": 1.0, "max": 10, "gathered": [("rank", 0)], "main": True}
+    together = {"sum": 3.0, "max": 10, "gathered": [("rank", 0), ("rank", 1)]}
+    assert first == together | {"main": True}
+    assert second == together | {"main": False}
