@@ -12,7 +12,7 @@ from launch.local import execute, processes_of, stage_command, stage_environment
 from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError
 from rlhf.recipe import resolved_yaml
-from rlhf.store.artifact import Artifact, environment, find_artifact, write_json
+from rlhf.store.artifact import Artifact, environment, find_artifact, write_json, write_text
 from stages.lineage import STAGES, lineage_of
 
 
@@ -58,7 +58,7 @@ def run_chain(recipe: Recipe, run: Path, selection: Selection, say: Callable[[st
     run.mkdir(parents=True, exist_ok=True)
     path = run / "recipe.yaml"
     if not path.is_file() or path.read_text(encoding="utf-8") != resolved_yaml(recipe):
-        path.write_text(resolved_yaml(recipe), encoding="utf-8")
+        write_text(path, resolved_yaml(recipe))
     for stage in chosen:
         fingerprint = lineage_of(recipe, stage, run).fingerprint
         artifact = find_artifact(run / stage)

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import random
+import signal
 import sys
 import time
 import warnings
@@ -119,6 +120,9 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"error: {stage} was interrupted; the same command runs it again", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def quiet_libraries() -> None:

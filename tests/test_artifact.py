@@ -242,3 +242,12 @@ def test_marked_fields_are_left_out_and_nested_ones_kept() -> None:
         {key: value for key, value in Recipe().data.demonstrations[0].model_dump().items() if key != "path"}
     ]
     assert fields["ppo"]["kl"]["coef"] == 0.05 and "micro_batch_tokens" not in fields["ppo"]
+
+
+def test_clear_leaves_files_of_others(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("old")
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -28,7 +28,16 @@ def metrics(directory: Path) -> list[dict[str, float]]:
 def test_two_processes_equal_one(tiny_run: Path, tmp_path: Path) -> None:
     one = stage("ppo", TINY, tiny_run, tmp_path / "one", PPO)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "stages.ppo", "--recipe", str(TINY), "--run-dir", str(tiny_run), "--output", str(tmp_path / "two")]
+    command += [
+        "-m",
+        "stages.ppo",
+        "--recipe",
+        str(TINY),
+        "--run-dir",
+        str(tiny_run),
+        "--output",
+        str(tmp_path / "two"),
+    ]
     done = subprocess.run([*command, *PPO], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     two = tmp_path / "two"

@@ -26,6 +26,7 @@ from rlhf.errors import ArtifactError
 
 FORMAT = 1  # raised when a stage of the same recipe would be written in another way
 MANIFEST = "manifest.json"
+CONTENTS = ("model", "adapter", "samples", "wandb", "metrics.jsonl", ".partial")
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 
 
@@ -81,10 +82,14 @@ def file_digest(path: Path) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -121,11 +126,14 @@ def load_artifact(directory: Path) -> Artifact:
 
 
 def clear(directory: Path) -> None:
-    """Make room for a stage: nothing of an earlier one stays, its manifest goes first."""
-    (directory / MANIFEST).unlink(missing_ok=True)
-    if directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True)
+    """Make room for a stage: what an earlier one wrote goes, its manifest first; files of others stay."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in (MANIFEST, *CONTENTS):
+        path = directory / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def publish(directory: Path, partial: Path, lineage: Lineage, record: Mapping[str, Any]) -> Artifact:
