@@ -85,7 +85,7 @@ def load_cast(folder: Path, config: PpoConfig = CONFIG, **options: Any) -> Cast:
     reward = load_reward_model(folder / "reward", tokenization, model).eval()
     critic = load_value_model(folder / "reward", tokenization, model, SCORE_MEAN, SCORE_DEVIATION)
     settings: dict[str, Any] = {
-        "learning_rate": 1e-3,
+        "learning_rate": 1e-4,
         "learning_rate_end": 1.0,
         "warmup_steps": 0,
         "total_steps": 100,
@@ -173,11 +173,15 @@ def test_completions_say_what_was_sampled(folder: Path) -> None:
 
 
 def test_an_update_does_not_depend_on_the_cut(folder: Path) -> None:
-    """From one row a micro-batch to all rows of a minibatch in one."""
-    whole_cast, whole = run(folder, micro_batch_tokens=10_000)
+    """From one row a micro-batch to all rows of a minibatch in one.
+
+    Where a gradient is nothing but rounding, Adam still makes steps of the learning rate's size: hence a small one.
+    """
+    small = {"learning_rate": 3e-5}
+    whole_cast, whole = run(folder, small, micro_batch_tokens=10_000)
     assert len(cut(whole, 1)) == 4 and len(cut(whole, 50)) > 1 and len(cut(whole, 10_000)) == 1
     for budget in (1, 50):
-        cast, made = run(folder, micro_batch_tokens=budget)
+        cast, made = run(folder, small, micro_batch_tokens=budget)
         assert made.statistics == pytest.approx(whole.statistics, rel=1e-4, abs=1e-6)
         for name in ("policy", "value"):
             got, expected = (weights(models(each)[name]) for each in (cast, whole_cast))
@@ -194,7 +198,7 @@ def test_the_first_update_is_on_policy(folder: Path) -> None:
     assert statistics["policy/clipfrac"] == statistics["value/clipfrac"] == 0
     assert statistics["policy/approxkl"] == pytest.approx(0, abs=1e-8)
     assert statistics["loss/policy"] == pytest.approx(0, abs=1e-5)  # less the mean of whitened advantages
-    _, second = run(folder, epochs=2, minibatches=1)
+    _, second = run(folder, {"learning_rate": 1e-3}, epochs=2, minibatches=1)
     assert second.statistics["policy/approxkl"] > 1e-3
 
 
@@ -228,7 +232,7 @@ def test_statistics_and_gradients_of_a_step_are_those_of_single_sequences(folder
 
 
 def test_an_update_raises_what_was_better_than_expected_and_fits_the_returns(folder: Path) -> None:
-    cast, made = run(folder, {"learning_rate": 1e-4}, epochs=1, minibatches=1)
+    cast, made = run(folder, epochs=1, minibatches=1)
     objective, errors = 0.0, []
     for i, prompt, response in alone(made):
         sequence = torch.tensor([prompt + response])

@@ -100,14 +100,17 @@ def find_artifact(directory: Path) -> Artifact | None:
     path = directory / MANIFEST
     if not path.is_file():
         return None
+    remedy = "remove the directory and run the stage again"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(
-            f"{path}: not a manifest ({error}); remove the directory and run the stage again"
-        ) from error
+        raise ArtifactError(f"{path}: not a manifest ({error}); {remedy}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{path}: not of artifact format {FORMAT}; remove the directory and run the stage again")
+        raise ArtifactError(f"{path}: not of artifact format {FORMAT}; {remedy}")
+    wanted: dict[str, type] = {"fingerprint": str, "results": dict, "checksums": dict, "environment": dict}
+    for field, kind in wanted.items():
+        if not isinstance(manifest.get(field), kind):
+            raise ArtifactError(f"{path}: {field} is missing or damaged; {remedy}")
     return Artifact(directory, manifest)
 
 
