@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +49,7 @@ def _read(path: Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
             examples.append(parse(record))
         except KeyError as error:
             problems.append(f"{path}:{number}: no field {error}; see the module data.files for the fields")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             problems.append(f"{path}:{number}: {error}; mend or remove this line")
     if problems:
         more = [f"{path}: {len(problems) - 10} more records cannot be used"] if len(problems) > 10 else []
@@ -66,16 +67,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
-    except (UnicodeDecodeError, OSError, EOFError) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as text ({error}); give UTF-8 .jsonl or .jsonl.gz") from error
 
 
 def _demonstration(record: dict[str, Any]) -> Demonstration:
     if "messages" in record:
         turns = _messages(record["messages"])
-        if turns[-1].role != "assistant" or len(turns) < 2:
+        if len(turns) < 2:
             raise ValueError("messages must end with an assistant turn behind at least one other")
-        return Demonstration(Prompt(turns[:-1]), turns[-1].content)
+        return Demonstration(Prompt(turns[:-1]), _answer(turns, "messages"))
     return Demonstration(_prompt(record["prompt"]), _response(record, "completion"))
 
 
@@ -96,18 +97,25 @@ def _comparison(record: dict[str, Any]) -> Comparison:
 def _response(record: dict[str, Any], field: str) -> str:
     value = record[field]
     if isinstance(value, list):  # TRL's conversational form: the response as one assistant turn
-        value = _messages(value)[-1].content
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{field} is not a text with content")
-    return value
+        return _answer(_messages(value), field)
+    return _text(value, field)
+
+
+def _answer(turns: tuple[Message, ...], field: str) -> str:
+    if turns[-1].role != "assistant":
+        raise ValueError(f"{field} must end with an assistant turn")
+    return _text(turns[-1].content, field)
 
 
 def _prompt(value: Any) -> Prompt:
-    if isinstance(value, list):
-        return Prompt(_messages(value))
+    return Prompt(_messages(value) if isinstance(value, list) else _text(value, "prompt"))
+
+
+def _text(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("prompt is not a text with content or a list of messages")
-    return Prompt(value)
+        raise ValueError(f"{field} is not a text with content")
+    value.encode()  # half of a surrogate pair passes json, but no tokenizer; UnicodeEncodeError is a ValueError
+    return value
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
@@ -119,5 +127,6 @@ def _messages(value: Any) -> tuple[Message, ...]:
             raise ValueError("a message needs a role (system, user or assistant)")
         if not isinstance(turn.get("content"), str):
             raise ValueError("a message needs a content of text")
+        turn["content"].encode()
         turns.append(Message(turn["role"], turn["content"]))
     return tuple(turns)

@@ -32,7 +32,8 @@ def simulate_votes(
     generator = random.Random(f"{seed}/votes")
     records, best = [], []
     for (one, other), one_score, other_score in zip(pairs, first, second, strict=True):
-        probability = 1 / (1 + math.exp(-sharpness * (one_score - other_score)))
+        # The hyperbolic tangent is the same logistic curve, and does not overflow.
+        probability = 0.5 + 0.5 * math.tanh(0.5 * sharpness * (one_score - other_score))
         best.append(max(probability, 1 - probability))
         winner, loser = (one, other) if generator.random() < probability else (other, one)
         records.append(

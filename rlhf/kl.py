@@ -65,7 +65,7 @@ class FixedController:
 class AdaptiveController:
     """Proportional control in log space towards a target KL (Ziegler et al. 2019, section 2.2).
 
-    error = clip(kl / target - 1, -0.2, 0.2); coef *= 1 + error * episodes / horizon.
+    error = clip(kl / target - 1, -0.2, 0.2); coef *= 1 + error * min(episodes / horizon, 1).
     """
 
     def __init__(self, coef: float, target: float, horizon: int) -> None:
@@ -76,7 +76,8 @@ class AdaptiveController:
     def update(self, kl: float, episodes: int) -> None:
         """Raise the coefficient when the KL is over the target, lower it when under."""
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.coef *= 1.0 + error * episodes / self.horizon
+        # More episodes than the horizon count as one horizon: else the coefficient could change its sign.
+        self.coef *= 1.0 + error * min(episodes / self.horizon, 1.0)
 
     def state_dict(self) -> dict[str, float]:
         """The coefficient."""

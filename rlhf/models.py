@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -49,12 +50,12 @@ def new_policy(init: InitConfig, tokenization: Tokenization, config: ModelConfig
     model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
         shape, attn_implementation=config.attention
     )
-    return _prepare(model, tokenization, config)
+    return _prepare(model, tokenization)
 
 
 def load_policy(path: str | Path, tokenization: Tokenization, config: ModelConfig) -> nn.Module:
     """A causal language model from a directory or hub id."""
-    return _prepare(_load(AutoModelForCausalLM, path, config), tokenization, config)
+    return _prepare(_load(AutoModelForCausalLM, path, config), tokenization)
 
 
 def load_reward_model(path: str | Path, tokenization: Tokenization, config: ModelConfig) -> nn.Module:
@@ -65,7 +66,7 @@ def load_reward_model(path: str | Path, tokenization: Tokenization, config: Mode
     model = _load(AutoModelForSequenceClassification, path, config, num_labels=1)
     if not _is_classifier(path, config):
         nn.init.normal_(model.score.weight, std=1 / math.sqrt(model.score.in_features + 1))
-    return _prepare(model, tokenization, config)
+    return _prepare(model, tokenization)
 
 
 def load_value_model(
@@ -80,7 +81,7 @@ def load_value_model(
     with torch.no_grad():
         model.score.weight /= deviation
         model.score.bias.fill_(-mean / deviation)
-    return _prepare(model, tokenization, config)
+    return _prepare(model, tokenization)
 
 
 def context_of(model: nn.Module) -> int:
@@ -131,20 +132,29 @@ def save_model(model: nn.Module, tokenization: Tokenization, directory: Path) ->
 
 
 def _load(kind: Any, path: str | Path, config: ModelConfig, **options: Any) -> Any:
+    """A model whose every weight but a fresh head's was found, with dropout off before its modules are built."""
+    remedy = "give a directory made by save_pretrained"
+    origin = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
-        return kind.from_pretrained(
+        shape = AutoConfig.from_pretrained(path, **origin, **options)
+        for name in vars(shape):
+            if "dropout" in name or name.endswith("_pdrop"):
+                setattr(shape, name, 0.0)
+        model, found = kind.from_pretrained(
             path,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
+            config=shape,
             dtype=torch.float32,
             attn_implementation=config.attention,
-            **options,
+            output_loading_info=True,
+            **origin,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ArtifactError(
-            f"model {path}: cannot be loaded ({reason}); give a directory made by save_pretrained"
-        ) from error
+        raise ArtifactError(f"model {path}: cannot be loaded ({reason}); {remedy}") from error
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith("score."))
+    if missing:
+        raise ArtifactError(f"model {path}: lacks {len(missing)} weights, {missing[0]} among them; {remedy}")
+    return model
 
 
 def _is_classifier(path: str | Path, config: ModelConfig) -> bool:
@@ -152,17 +162,14 @@ def _is_classifier(path: str | Path, config: ModelConfig) -> bool:
     return any("SequenceClassification" in name for name in shape.architectures or [])
 
 
-def _prepare(model: Any, tokenization: Tokenization, config: ModelConfig) -> nn.Module:
+def _prepare(model: Any, tokenization: Tokenization) -> nn.Module:
     model.config.pad_token_id = tokenization.pad_id
     model.config.eos_token_id = tokenization.stop_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenization.pad_id
         model.generation_config.eos_token_id = tokenization.stop_id
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.Dropout):  # a classifier's, which its configuration cannot always turn off
             module.p = 0.0
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
-        if getattr(model.config, name, None):
-            setattr(model.config, name, 0.0)
     prepared: nn.Module = model
     return prepared

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf.config import ModelConfig
-from rlhf.errors import ContractError
+from rlhf.errors import ArtifactError, ContractError
 from rlhf.types import Demonstration, Message, Prompt
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -47,7 +48,9 @@ class Tokenization:
 
     def prompt(self, prompt: Prompt) -> list[int]:
         """Ids up to where the response begins."""
-        return self._ids(self._render(prompt), special=not self.chat)
+        if not self.chat:
+            return self._ids(prompt.text, special=True)
+        return self._rendered_ids(prompt)
 
     def response(self, text: str, finished: bool = True) -> list[int]:
         """Ids of a response; a finished one ends with the stop token, a cut one does not."""
@@ -55,24 +58,20 @@ class Tokenization:
 
     def demonstration(self, demonstration: Demonstration) -> tuple[list[int], list[bool]]:
         """Ids of prompt and completion, and which of them to learn: every assistant turn with its stop token."""
+        content = demonstration.prompt.content
+        turns = () if isinstance(content, str) else content
+        answers = [(Prompt(turns[:i]), turn.content) for i, turn in enumerate(turns) if turn.role == "assistant"]
         tokens: list[int] = []
         learned: list[bool] = []
-        prompt = demonstration.prompt
-        turns = () if isinstance(prompt.content, str) else prompt.content
-        for i, turn in enumerate(turns):
-            if turn.role == "assistant":
-                # An earlier assistant turn is learned too; what precedes it is rendered as it was when it was sampled.
-                before = self.prompt(Prompt(turns[:i]))
-                answer = self.response(turn.content)
-                learned += [False] * (len(before) - len(tokens)) + [True] * len(answer)
-                tokens = before + answer
-        before = self.prompt(prompt)
-        if before[: len(tokens)] != tokens:
-            learned = [False] * len(before)  # the template rewrites earlier turns: learn the last one alone
-        else:
+        for prompt, answer in [*answers, (demonstration.prompt, demonstration.completion)]:
+            before = self.prompt(prompt)
+            if before[: len(tokens)] != tokens:  # the template rewrites earlier turns, which then are context alone
+                tokens, learned = [], []
             learned += [False] * (len(before) - len(tokens))
-        answer = self.response(demonstration.completion)
-        return before + answer, learned + [True] * len(answer)
+            response = self.response(answer)
+            tokens = before + response
+            learned += [True] * len(response)
+        return tokens, learned
 
     def text(self, tokens: Sequence[int]) -> str:
         """A response's text, without special tokens."""
@@ -106,18 +105,29 @@ class Tokenization:
         """Write the tokenizer's files."""
         self.tokenizer.save_pretrained(directory)
 
-    def _render(self, prompt: Prompt) -> str:
-        if not self.chat:
-            return prompt.text
+    def _rendered_ids(self, prompt: Prompt) -> list[int]:
         content = prompt.content
         turns = (Message("user", content),) if isinstance(content, str) else content
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": turn.role, "content": turn.content} for turn in turns], tokenize=False, add_generation_prompt=True
-        )
-        return str(rendered)
+        reserved = [token for token in self.tokenizer.all_special_tokens if any(token in t.content for t in turns)]
+        if not reserved:
+            return self._ids(self._render(turns), special=False, literal=False)
+        # Somebody wrote a special token into a text. Only the template may open a turn or end one, so the template is
+        # rendered around place holders, and each text is encoded as the plain characters that it is.
+        holders = [chr(0xF0000 + i) for i in range(len(turns))]  # private use: in no template and no text
+        rendered = self._render([Message(t.role, holder) for t, holder in zip(turns, holders, strict=True)])
+        tokens: list[int] = []
+        for piece in re.split(f"([{''.join(holders)}])", rendered):
+            literal = piece in holders
+            tokens += self._ids(turns[holders.index(piece)].content if literal else piece, False, literal)
+        return tokens
 
-    def _ids(self, text: str, special: bool) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+    def _render(self, turns: Sequence[Message]) -> str:
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def _ids(self, text: str, special: bool, literal: bool = True) -> list[int]:
+        """Ids of a text; `special` puts a bos before it, `literal` reads special tokens in it as plain characters."""
+        return list(self.tokenizer(text, add_special_tokens=special, split_special_tokens=literal)["input_ids"])
 
     def _anchor(self) -> list[int]:
         # Tokenizers of the SentencePiece family put a space before every text they are given. Behind an anchor a
@@ -140,9 +150,14 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def load_tokenization(path: str | Path, config: ModelConfig) -> Tokenization:
     """The tokenizer of a model directory or hub id, with the recipe's prompt format."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:  # the tokenizers library raises no narrower one for a broken file
+        reason = str(error).strip().split("\n")[0]
+        remedy = "give a directory that holds tokenizer files"
+        raise ArtifactError(f"tokenizer {path}: cannot be loaded ({reason}); {remedy}") from error
     chat = config.chat_template == "auto" and bool(tokenizer.chat_template)
     return Tokenization(tokenizer, chat)
 

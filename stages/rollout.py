@@ -82,7 +82,8 @@ def prepare(context: StageContext) -> Cast:
     policy = DdpEngine((add_lora(base, lora, "policy") if lora else base).to(device()), _options(recipe, "policy"))
     value = DdpEngine((add_lora(critic, lora, "value") if lora else critic).to(device()), _options(recipe, "value"))
     generator = native_generator(policy.module, tokenization, recipe)
-    actors = Actors(policy.module, reference, value.module, generator, reward, tokenization)
+    bfloat16 = recipe.model.dtype == "bfloat16"
+    actors = Actors(policy.module, reference, value.module, generator, reward, tokenization, bfloat16)
     kl: Controller = FixedController(config.kl.coef)
     if config.kl.controller == "adaptive" and config.kl.target is not None:
         kl = AdaptiveController(config.kl.coef, config.kl.target, config.kl.horizon)

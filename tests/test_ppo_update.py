@@ -96,7 +96,7 @@ def load_cast(folder: Path, config: PpoConfig = CONFIG, **options: Any) -> Cast:
     bfloat16 = options.get("bfloat16", False)
     generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, config.generation, bfloat16)
     scorer = RewardModel(reward, tokenization, config.micro_batch_tokens, SCORE_MEAN, SCORE_DEVIATION)
-    return Cast(Actors(policy, frozen.eval(), critic, generator, scorer, tokenization), *engines)
+    return Cast(Actors(policy, frozen.eval(), critic, generator, scorer, tokenization, bfloat16), *engines)
 
 
 def step(cast: Cast, prompts: Sequence[Prompt], rows: Sequence[int], config: PpoConfig = CONFIG) -> Step:

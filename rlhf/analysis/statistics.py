@@ -18,7 +18,7 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     spread = Z_95**2 / trials
     centre = (share + spread / 2) / (1 + spread)
     half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)  # rounding may step over the ends
 
 
 def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = 2000) -> tuple[float, float]:

@@ -35,6 +35,7 @@ class Actors:
     generator: Generator
     reward: Reward
     tokenization: Tokenization
+    bfloat16: bool = False  # policy and value compute by autocast, as the engines that train them do
 
 
 def collect(
@@ -59,7 +60,8 @@ def collect(
             filled[batch.rows, : batch.response_length] = compute(batch).cpu()
         return filled.masked_fill(~sampled.mask, 0.0)
 
-    with torch.no_grad():
+    kind = next(actors.policy.parameters()).device.type
+    with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=actors.bfloat16):
         old_logprobs = sampled.logprobs
         if not actors.generator.exact:
             old_logprobs = over_rows(lambda batch: _logprobs(actors.policy, batch, temperature))
