@@ -24,7 +24,8 @@ def load_scorer(name: str, data_directory: str | None) -> Scorer:
     try:
         scorer: Callable[..., list[float]] = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name}: no such function ({error}); write package.module:function") from error
+        remedy = "write package.module:function, installed or on PYTHONPATH"
+        raise ConfigError(f"{name}: no such function ({error}); {remedy}") from error
     if "data_directory" in inspect.signature(scorer).parameters:
         return functools.partial(scorer, data_directory=data_directory)
     return scorer

@@ -77,13 +77,29 @@ def prompts(config: DataConfig) -> Split[Prompt]:
     return _require(split_prompts(found, config.test_fraction), "data.prompts")
 
 
+def read(config: DataConfig, kind: str, seed: int) -> None:
+    """Read the files of a kind and throw them away: raises DataError for what cannot be used.
+
+    What the embedded task makes cannot be wrong, and making it takes seconds.
+    """
+    for source in getattr(config, kind):
+        alone = config.model_copy(update={kind: [source]})
+        if source.path in ("toy", ON_POLICY):
+            continue
+        if kind == "demonstrations":
+            demonstrations(alone, seed)
+        elif kind == "comparisons":
+            comparisons(alone, seed)
+        else:
+            prompts(alone)
+
+
 def vote(
     source: SourceConfig, pairs: Sequence[tuple[Completion, Completion]], config: DataConfig, seed: int
 ) -> Comparisons:
     """Votes of an on-policy source's labeller on sampled pairs."""
-    if source.labeller is None:
-        raise DataError("data.comparisons: path=on-policy needs a labeller, for example labeller: data.lexicons:vader")
-    return votes.simulate_votes(pairs, load_scorer(source.labeller, config.directory), source.sharpness, seed)
+    labeller = load_scorer(source.labeller or "", config.directory)
+    return votes.simulate_votes(pairs, labeller, source.sharpness, seed)
 
 
 def content_hash(config: DataConfig, kind: str) -> str:

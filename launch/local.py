@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from rlhf.config import ParallelismConfig
+from rlhf.config import Recipe
 
 
 def visible_gpus() -> int:
@@ -25,11 +25,16 @@ def visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in found.stdout.splitlines())
 
 
-def processes_of(parallelism: ParallelismConfig) -> int:
-    """How many processes a stage gets here."""
-    if parallelism.processes == "auto":
-        return max(1, visible_gpus())
-    return parallelism.processes
+def processes_of(recipe: Recipe, stage: str) -> int:
+    """How many processes a stage gets here: as many as it says, or as many GPUs as its batch splits over."""
+    parallelism = recipe.parallelism_of(stage)
+    if parallelism.processes != "auto":
+        return parallelism.processes
+    batch = {"sft": recipe.sft.batch_size, "reward": recipe.reward.batch_size}.get(stage)
+    processes = max(1, visible_gpus())
+    while batch and batch % processes:
+        processes -= 1
+    return processes
 
 
 def stage_command(stage: str, recipe: Path, run: Path, processes: int) -> list[str]:
@@ -57,11 +62,14 @@ def stage_environment(processes: int) -> dict[str, str]:
 def execute(command: Sequence[str], environment: dict[str, str]) -> int:
     """Run a command in its own process group and return its exit code; signals to us end the whole group."""
     process = subprocess.Popen(command, env=environment, start_new_session=True)
+    received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        signal_group(process, number)
+        signal_group(process, signal.SIGKILL if received else number)  # who asks twice means it
+        received.append(number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, forward) for number in forwarded}
     try:
         while True:
             try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError
 from rlhf.recipe import resolved_yaml
 from rlhf.store.artifact import Artifact, environment, find_artifact, write_json, write_text
+from stages import preflight
 from stages.lineage import STAGES, lineage_of
 
 
@@ -52,14 +55,20 @@ def run_chain(recipe: Recipe, run: Path, selection: Selection, say: Callable[[st
     Raises StageFailed with the stage's exit code.
     """
     chosen = selection.stages
+    preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage))
     for name in STAGES[chosen[0]].inputs:
-        if name not in chosen and find_artifact(run / name) is None:
-            raise ArtifactError(f"{run / name}: {chosen[0]} needs it and it is not complete; run with --from {name}")
-    run.mkdir(parents=True, exist_ok=True)
+        if name not in chosen:
+            require_current(recipe, run, name)
+    with locked(run):
+        run_stages(recipe, run, selection, say)
+
+
+def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[str], None]) -> None:
+    """Run what must run of the selected stages."""
     path = run / "recipe.yaml"
     if not path.is_file() or path.read_text(encoding="utf-8") != resolved_yaml(recipe):
         write_text(path, resolved_yaml(recipe))
-    for stage in chosen:
+    for stage in selection.stages:
         fingerprint = lineage_of(recipe, stage, run).fingerprint
         artifact = find_artifact(run / stage)
         if artifact and artifact.fingerprint == fingerprint and not selection.force:
@@ -67,13 +76,34 @@ def run_chain(recipe: Recipe, run: Path, selection: Selection, say: Callable[[st
             warn_of_other_versions(artifact, say)
             continue
         say(f"{stage}: {'its recipe, data or inputs changed, running again' if artifact else 'running'}")
-        processes = processes_of(recipe.parallelism_of(stage))
+        processes = processes_of(recipe, stage)
         code = execute(stage_command(stage, path, run, processes), stage_environment(processes))
         if code:
             raise StageFailed(stage, code)
         made = find_artifact(run / stage)
         if made is None or made.fingerprint != fingerprint:
             raise ArtifactError(f"{run / stage}: the stage ended without a complete result; run it again with --force")
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run directory; ArtifactError if another process does. The kernel lets go when we die."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ArtifactError(f"{run}: in use by another rlhf process; wait for it or give another --run") from error
+        yield
+
+
+def require_current(recipe: Recipe, run: Path, stage: str) -> None:
+    """Raise ArtifactError unless a stage is complete and is what the recipe now describes."""
+    artifact = find_artifact(run / stage)
+    if artifact is None:
+        raise ArtifactError(f"{run / stage}: needed and not complete; run with --from {stage}")
+    if artifact.fingerprint != lineage_of(recipe, stage, run).fingerprint:
+        raise ArtifactError(f"{run / stage}: made by another recipe or from other data; run with --from {stage}")
 
 
 def warn_of_other_versions(artifact: Artifact, say: Callable[[str], None]) -> None:
@@ -87,8 +117,12 @@ def warn_of_other_versions(artifact: Artifact, say: Callable[[str], None]) -> No
 
 
 def summarize(recipe: Recipe, run: Path) -> dict[str, Any]:
-    """The headline figures of the stages that are complete; parts that did not run are absent."""
-    artifacts = {stage: artifact for stage in STAGES if (artifact := find_artifact(run / stage))}
+    """The headline figures of the stages that are complete and current; the others are absent."""
+    artifacts = {}
+    for stage in STAGES:
+        artifact = find_artifact(run / stage)
+        if artifact and artifact.fingerprint == lineage_of(recipe, stage, run).fingerprint:
+            artifacts[stage] = artifact
     seconds = {stage: artifact.manifest["seconds"] for stage, artifact in artifacts.items()}
     summary: dict[str, Any] = {"run": recipe.name, "seconds": round(sum(seconds.values()), 2)}
     if "sft" in artifacts:

@@ -89,6 +89,15 @@ class SourceConfig(Section):
     labeller: str | None = None  # on-policy: package.module:function whose score decides the simulated votes
     sharpness: PositiveFloat = 10.0  # on-policy: P(win) = sigmoid(sharpness * score difference)
 
+    @model_validator(mode="after")
+    def _labeller_where_votes_are_made(self) -> SourceConfig:
+        if (self.path == "on-policy") != (self.labeller is not None):
+            raise ValueError(
+                f"path={self.path} with labeller={self.labeller}: path=on-policy needs a labeller, for example "
+                "labeller=data.lexicons:vader, and no other source takes one"
+            )
+        return self
+
 
 class DataConfig(Section):
     """Demonstrations, comparisons and prompts, and the share of prompts held out of all training."""
@@ -114,7 +123,7 @@ class StageConfig(Section):
     epochs: PositiveFloat = 1.0
     batch_size: PositiveInt = 64  # examples per optimizer step, over all ranks
     micro_batch_size: Annotated[PositiveInt | None, AffectsNothing] = None  # examples per forward and rank; null: all
-    warmup_fraction: Fraction = 0.05
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of all steps
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     max_length: PositiveInt | None = None  # tokens, prompt and response; null: the model's context

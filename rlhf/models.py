@@ -78,6 +78,8 @@ def load_value_model(
     of normalised scores from the first step on.
     """
     model = _load(AutoModelForTokenClassification, path, config, num_labels=1)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise ArtifactError(f"model {path}: its token classifier has no head named score; use a Llama-like one")
     with torch.no_grad():
         model.score.weight /= deviation
         model.score.bias.fill_(-mean / deviation)

@@ -45,6 +45,8 @@ class Tokenization:
         self.chat = chat
         self.stop_id: int = tokenizer.eos_token_id
         self.pad_id: int = _pad_id(tokenizer)
+        # Trainers take the padding from the tokenizer, so it must say the same.
+        tokenizer.pad_token = str(tokenizer.convert_ids_to_tokens(self.pad_id))
 
     def prompt(self, prompt: Prompt) -> list[int]:
         """Ids up to where the response begins."""
@@ -142,7 +144,8 @@ class Tokenization:
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """A padding id that is not the stop token, so that no model mistakes an end for padding."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id):
+    special = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    for candidate in (*special, *sorted(tokenizer.added_tokens_decoder, reverse=True)):
         if candidate is not None and candidate != tokenizer.eos_token_id:
             return int(candidate)
     raise ContractError("the tokenizer has no padding token apart from its eos token; add one, for example '<|pad|>'")

@@ -48,7 +48,6 @@ class Demonstration:
 
     prompt: Prompt
     completion: str
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rlhf.distributed import barrier, is_main, process_group, world_size
 from rlhf.errors import RLHFError
 from rlhf.models import save_model
 from rlhf.recipe import load_recipe
-from rlhf.store.artifact import Artifact, Lineage, clear, load_artifact, publish
+from rlhf.store.artifact import PARTIAL, Artifact, Lineage, clear, load_artifact, publish
 from rlhf.tokenization import Tokenization
 from rlhf.tracking import NullTracker, open_tracker
 from rlhf.tracking.console import StageProgress
@@ -43,10 +43,9 @@ class StageContext:
         self.inputs: dict[str, Artifact] = {name: load_artifact(run / name) for name in STAGES[stage].inputs}
         self.lineage: Lineage = lineage_of(recipe, stage, run)
         barrier()  # every rank has read the inputs before the main one makes room
-        self.partial = output / ".partial"
+        self.partial = output / PARTIAL
         if is_main():
             clear(output)
-            self.partial.mkdir()
         self.tracker: Tracker = open_tracker(recipe, stage, output) if is_main() else NullTracker()
         barrier()
 
@@ -73,7 +72,6 @@ class StageContext:
             self.tracker.close()
             publish(
                 self.output,
-                self.partial,
                 self.lineage,
                 {
                     "recipe": self.recipe.model_dump(),
@@ -110,6 +108,8 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe to override")
     options = parser.parse_args()
     quiet_libraries()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # TRL refuses to train in one process that sees several GPUs
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         run = options.run or Path("runs") / recipe.name

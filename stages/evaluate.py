@@ -15,8 +15,9 @@ from rlhf.models import load_policy
 from rlhf.ppo.experience import Actors
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Completion, Prompt
+from stages.cast import freeze, load_reward, native_generator
 from stages.context import StageContext, run_stage
-from stages.rollout import freeze, load_reward, native_generator, respond
+from stages.rollout import respond
 
 SHOWN = 6  # pairs of responses printed to people
 
@@ -78,7 +79,7 @@ def main(context: StageContext) -> None:
 def answers(
     context: StageContext, stage: str, prompts: Sequence[Prompt], tokenization: Tokenization
 ) -> tuple[list[Completion], list[float], list[float]]:
-    """Responses of a stage's policy, their raw reward scores, and the KL to the SFT model."""
+    """Responses of a stage's policy, their reward scores, and the KL to the SFT model."""
     recipe = context.recipe
     policy = freeze(load_policy(context.inputs[stage].model, tokenization, recipe.model), recipe)
     # The policy is its own reference before training: a KL of 0, at the price of one model instead of two.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data import sources
+from data.scorers import scorer_digest
 from rlhf.config import Recipe
 from rlhf.store.artifact import Lineage, find_artifact
 
@@ -27,7 +28,7 @@ def _sft(recipe: Recipe) -> dict[str, Any]:
 
 def _reward(recipe: Recipe) -> dict[str, Any]:
     fields = {"model": _computation(recipe), "reward": recipe.reward.fingerprint_fields()}
-    if any(source.path == sources.ON_POLICY for source in recipe.data.comparisons):
+    if on_policy(recipe):
         fields["generation"] = recipe.ppo.generation.fingerprint_fields()
     return fields
 
@@ -55,16 +56,28 @@ STAGES: Mapping[str, Needs] = {
 }
 
 
+def kinds_of(recipe: Recipe, stage: str) -> tuple[str, ...]:
+    """The kinds of examples that a stage reads under a recipe."""
+    if stage == "reward" and not on_policy(recipe):
+        return ("comparisons",)  # prompts matter only where responses to them are sampled
+    return STAGES[stage].data
+
+
+def on_policy(recipe: Recipe) -> bool:
+    """Whether the reward stage samples responses for votes."""
+    return any(source.path == sources.ON_POLICY for source in recipe.data.comparisons)
+
+
 def lineage_of(recipe: Recipe, stage: str, run: Path) -> Lineage:
     """A stage's lineage, given the artifacts that now stand in the run directory."""
     needs = STAGES[stage]
     inputs = {name: find_artifact(run / name) for name in needs.inputs}
-    kinds = needs.data
-    if stage == "reward" and "generation" not in needs.fields(recipe):
-        kinds = ("comparisons",)  # prompts matter only where responses to them are sampled
-    data = {kind: sources.content_hash(recipe.data, kind) for kind in kinds}
+    data = {kind: sources.content_hash(recipe.data, kind) for kind in kinds_of(recipe, stage)}
     if stage == "sft":
         data["model"] = sources.model_hash(recipe.model, recipe.data)
+    if stage == "evaluate":
+        golds = [name for name in (recipe.evaluate.gold, recipe.evaluate.second_gold) if name]
+        data |= {name: scorer_digest(name, recipe.data.directory) for name in golds}
     return Lineage(
         stage=stage,
         fields={"seed": recipe.seed, "test_fraction": recipe.data.test_fraction, **needs.fields(recipe)},

@@ -12,8 +12,9 @@ from rlhf.ppo.experience import collect
 from rlhf.ppo.shaping import penalize_unfinished, shape_rewards
 from rlhf.ppo.update import Targets, update
 from rlhf.tracking.timer import PhaseTimer
+from stages.cast import PromptOrder, prepare
 from stages.context import StageContext, run_stage
-from stages.rollout import PromptOrder, evaluate_held_out, prepare, rollout_statistics
+from stages.rollout import evaluate_held_out, rollout_statistics
 
 
 def main(context: StageContext) -> None:
@@ -36,14 +37,12 @@ def main(context: StageContext) -> None:
                 targets = Targets(whiten(advantages, experience.mask), returns)
                 statistics = update(policy, value, experience, targets, config, (recipe.seed, step))
             figures = rollout_statistics(experience, rewards, returns, divergence) | statistics
+            figures["objective/kl_coef"] = kl.coef
             kl.update(figures["objective/kl"], config.prompts_per_step)
             actors.generator.load(policy.module)
             seconds = timer.take()
             tokens = figures["tokens/response_length"] * config.prompts_per_step
-            figures |= {
-                "objective/kl_coef": kl.coef,
-                "perf/tokens_per_second": tokens / sum(seconds.values()),
-            } | seconds
+            figures |= {"perf/tokens_per_second": tokens / sum(seconds.values()), **seconds}
             context.tracker.log(step, figures)
             progress.update(step, {name: figures[f"objective/{name}"] for name in ("scores", "kl", "entropy")})
             if config.evaluate_every and (step % config.evaluate_every == 0 or step == config.steps):

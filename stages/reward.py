@@ -19,13 +19,14 @@ from reward_models.scoring import RewardModel, judge_held_out
 from reward_models.trainer import BradleyTerryTrainer, PreferenceCollator, RewardConfig
 from rlhf.analysis.statistics import wilson_interval
 from rlhf.config import SourceConfig
+from rlhf.distributed import gather_objects, rank, world_size
 from rlhf.errors import DataError
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model
 from rlhf.ppo.experience import complete
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Comparison, Completion
+from stages.cast import check_lengths, freeze, native_generator
 from stages.context import StageContext, run_stage, seed_everything
-from stages.rollout import freeze, native_generator
 from stages.trainer import Report, train
 
 FIGURES = {
@@ -94,9 +95,12 @@ def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Spli
     split, bayes_accuracy = sources.comparisons(recipe.data, recipe.seed)
     for source in recipe.data.comparisons:
         if source.path == sources.ON_POLICY:
-            votes = sources.vote(source, sample_pairs(context, source, tokenization), recipe.data, recipe.seed)
-            for vote in votes.records:
-                (split.test if is_test(vote.prompt, recipe.data.test_fraction) else split.train).append(vote)
+            pairs = sample_pairs(context, source, tokenization)
+            held_out = [pair for pair in pairs if is_test(pair[0].prompt, recipe.data.test_fraction)]
+            training = [pair for pair in pairs if not is_test(pair[0].prompt, recipe.data.test_fraction)]
+            votes = sources.vote(source, held_out, recipe.data, recipe.seed)
+            split.test.extend(votes.records)
+            split.train.extend(sources.vote(source, training, recipe.data, recipe.seed).records)
             bayes_accuracy = votes.bayes_accuracy if len(recipe.data.comparisons) == 1 else None
     if not split.train or not split.test:
         raise DataError("data.comparisons: no example in the train or test part; give more or change test_fraction")
@@ -106,7 +110,7 @@ def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Spli
 def sample_pairs(
     context: StageContext, source: SourceConfig, tokenization: Tokenization
 ) -> list[tuple[Completion, Completion]]:
-    """Two responses of the SFT model to each of `source.count` prompts, on every rank alike."""
+    """Two responses of the SFT model to each of `source.count` prompts, sampled by all ranks together."""
     recipe = context.recipe
     prompts = sources.prompts(recipe.data)
     every = prompts.train + prompts.test
@@ -115,13 +119,16 @@ def sample_pairs(
     chosen = [every[i % len(every)] for i in range(wanted)]
     context.say(f"sampling {2 * wanted:,} responses of the SFT model for {source.labeller} to vote on")
     policy = freeze(load_policy(context.inputs["sft"].model, tokenization, recipe.model), recipe)
+    check_lengths(prompts, tokenization, context_of(policy), recipe.ppo)
     generator = native_generator(policy, tokenization, recipe)
-    tokens = [tokenization.prompt(prompt) for prompt in chosen]
-    first, second = (
-        complete(chosen, tokens, tokenization, generator.sample(tokens, rows, seed=recipe.seed, step=0))
-        for rows in (range(wanted), range(wanted, 2 * wanted))
-    )
-    return list(zip(first, second, strict=True))
+    rows = range(rank(), 2 * wanted, world_size())
+    asked = [chosen[row % wanted] for row in rows]
+    tokens = [tokenization.prompt(prompt) for prompt in asked]
+    sampled = generator.sample(tokens, rows, seed=recipe.seed, step=0)
+    # Every rank must see the very same votes, so each takes over what the others sampled.
+    gathered = gather_objects(list(zip(rows, complete(asked, tokens, tokenization, sampled), strict=True)))
+    found = dict(row for part in gathered for row in part)
+    return [(found[row], found[wanted + row]) for row in range(wanted)]
 
 
 def encode(examples: Sequence[Comparison], tokenization: Tokenization, max_length: int) -> Dataset:

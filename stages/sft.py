@@ -6,6 +6,7 @@ the same that sampling and scoring use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from data import sources
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError
 from rlhf.models import add_lora, context_of, load_policy, new_policy
 from rlhf.tokenization import Tokenization, load_tokenization, train_tokenization
 from rlhf.types import Demonstration
@@ -81,10 +82,22 @@ def encode(demonstrations: Sequence[Demonstration], tokenization: Tokenization, 
 
 
 def packed(arguments: dict[str, Any], training: Dataset, max_length: int) -> dict[str, Any]:
-    """Options under which rows of max_length tokens, each of several examples, hold batch_size examples a step."""
-    mean_length = sum(map(len, training["input_ids"])) / len(training)
-    rows = max(1, round(arguments["per_device_train_batch_size"] * mean_length / max_length))
-    return {"per_device_train_batch_size": rows, "max_length": max_length}
+    """Options under which packed rows hold as many examples a step as batch_size says.
+
+    A micro-batch of n examples becomes one row of n mean lengths, or several rows where that exceeds max_length.
+    Raises ConfigError where the longest example makes a row hold far more than that.
+    """
+    lengths = [len(ids) for ids in training["input_ids"]]
+    examples = arguments["per_device_train_batch_size"]
+    tokens = examples * sum(lengths) / len(lengths)
+    row = min(max_length, max(max(lengths), math.ceil(tokens)))
+    rows = max(1, round(tokens / row))
+    if not 0.8 < rows * row / tokens < 1.25:
+        raise ConfigError(
+            f"sft.packing=true with {examples} examples a forward cannot keep sft.batch_size: the longest example has "
+            f"{max(lengths)} tokens, the mean {tokens / examples:.0f}; raise sft.micro_batch_size or set packing=false"
+        )
+    return {"per_device_train_batch_size": rows, "max_length": row}
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def artifact(tmp_path: Path) -> Artifact:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).write_text(f"content of {name}")
     (directory / "metrics.jsonl").write_text("{}\n")
-    return publish(directory, partial, LINEAGE, {"results": {"loss": 1.5}, "recipe": {}})
+    return publish(directory, LINEAGE, {"results": {"loss": 1.5}, "recipe": {}})
 
 
 def problem(directory: Path) -> str:
@@ -112,11 +112,26 @@ def test_a_bad_manifest_is_one_line(artifact: Artifact, text: str) -> None:
     assert line.startswith(f"{artifact.directory / 'manifest.json'}: ") and "run the stage again" in line
 
 
-def test_clearing_leaves_nothing_of_an_earlier_stage(artifact: Artifact) -> None:
-    clear(artifact.directory)
-    assert list(artifact.directory.iterdir()) == []
-    clear(artifact.directory.parent / "new" / "deeper")
-    assert (artifact.directory.parent / "new" / "deeper").is_dir()
+def test_a_complete_result_is_kept_until_the_next_one(artifact: Artifact) -> None:
+    directory = artifact.directory
+    clear(directory)
+    assert find_artifact(directory) is None
+    assert load_artifact(directory / ".previous").fingerprint == artifact.fingerprint
+    clear(directory)  # a stage that was killed leaves the complete one where it is
+    assert load_artifact(directory / ".previous").fingerprint == artifact.fingerprint
+    publish(directory, LINEAGE, {"results": {}})
+    assert not (directory / ".previous").exists()
+    assert not (directory / ".partial").exists()
+    clear(directory.parent / "new" / "deeper")
+    assert (directory.parent / "new" / "deeper").is_dir()
+
+
+def test_what_no_stage_wrote_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("mine")
+    with pytest.raises(ArtifactError, match="model that no stage wrote"):
+        clear(tmp_path)
+    assert (tmp_path / "model" / "weights").read_text() == "mine"
 
 
 def test_checksums_are_of_content_and_relative(artifact: Artifact, tmp_path: Path) -> None:
@@ -244,10 +259,7 @@ def test_marked_fields_are_left_out_and_nested_ones_kept() -> None:
     assert fields["ppo"]["kl"]["coef"] == 0.05 and "micro_batch_tokens" not in fields["ppo"]
 
 
-def test_clear_leaves_files_of_others(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_text("old")
-    (tmp_path / "manifest.json").write_text("{}")
-    (tmp_path / "thesis.tex").write_text("years of work")
-    clear(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+def test_files_of_others_stay(artifact: Artifact) -> None:
+    (artifact.directory / "thesis.tex").write_text("years of work")
+    clear(artifact.directory)
+    assert (artifact.directory / "thesis.tex").read_text() == "years of work"

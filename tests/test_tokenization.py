@@ -9,6 +9,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from rlhf.config import ModelConfig
 from rlhf.errors import ContractError, DataError, RLHFError
@@ -92,14 +95,23 @@ def test_padding_and_stop_are_two_tokens(make) -> None:  # type: ignore[no-untyp
     assert 0 <= tokenization.pad_id < len(tokenization.tokenizer)
 
 
-def test_a_tokenizer_without_a_padding_of_its_own_is_refused() -> None:
+def test_a_tokenizer_that_pads_with_its_end_gets_another_padding() -> None:
+    """Trainers ask the tokenizer, so it must say the same: TRL would pad with the end, and pool a token too early."""
     tokenizer = train_tokenization(TEXTS, 300, 128).tokenizer
     tokenizer.pad_token = tokenizer.eos_token
+    tokenization = Tokenization(tokenizer, chat=True)
+    assert tokenization.pad_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenization.tokenizer.convert_ids_to_tokens(tokenization.pad_id) == "<|assistant|>"
+
+
+def test_a_tokenizer_without_padding_or_end_is_refused() -> None:
+    backend = Tokenizer(WordLevel({"a": 0, "<end>": 1}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
     with pytest.raises(ContractError, match="no padding token"):
-        Tokenization(tokenizer, chat=True)
+        Tokenization(tokenizer, chat=False)
     tokenizer.eos_token = None
     with pytest.raises(ContractError, match="no eos token"):
-        Tokenization(tokenizer, chat=True)
+        Tokenization(tokenizer, chat=False)
 
 
 @pytest.mark.parametrize(

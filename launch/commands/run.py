@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,7 @@ def resolve(recipe: str, overrides: list[str] | None, data_directory: str | None
     """The recipe with overrides and data directory."""
     given = list(overrides or [])
     if data_directory is not None:
-        given.append(f"data.directory={data_directory}")
+        given.append(f"data.directory={json.dumps(data_directory)}")  # a name, whatever YAML would read
     return load_recipe(recipe, given)
 
 

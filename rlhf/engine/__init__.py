@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor, nn
+if TYPE_CHECKING:  # the launcher reads engine options without torch
+    from torch import Tensor, nn
 
 
 class Engine(Protocol):
@@ -31,5 +32,8 @@ class Engine(Protocol):
         ...
 
     def step(self) -> float:
-        """Clip, update, advance the schedule, clear gradients; the gradient's global norm before clipping."""
+        """Clip, update, advance the schedule, clear gradients; the gradient's global norm before clipping.
+
+        A gradient that is not finite is dropped, on every rank alike.
+        """
         ...

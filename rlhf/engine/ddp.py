@@ -54,7 +54,6 @@ class DdpEngine:
             self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.95)
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, options.share)
-        self.skipped = 0  # optimizer steps left out because the gradient was not finite
 
     def __call__(self, **inputs: Any) -> Any:
         """The forward pass of training."""
@@ -77,8 +76,6 @@ class DdpEngine:
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm))
         if math.isfinite(norm):
             self.optimizer.step()
-        else:
-            self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         return norm

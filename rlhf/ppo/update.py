@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,18 +37,25 @@ def update(
     key: (seed, step), from which the order of rows is drawn: the same for every number of ranks.
     """
     totals = torch.zeros(len(NAMES), dtype=torch.float64)
-    norms: dict[str, list[float]] = {"policy/grad_norm": [], "value/grad_norm": []}
+    norms: list[tuple[float, float]] = []
     for rows in minibatches(experience.rows, config, key):
         n_tokens = float(global_sum(experience.mask[rows].sum().to(_device(policy))))
         work = micro_batches_in_lockstep(experience, rows, config.micro_batch_tokens)
         for i, batch in enumerate(work):
             with policy.micro_batch(last=i == len(work) - 1), value.micro_batch(last=i == len(work) - 1):
                 totals += _micro_step(policy, value, experience, targets, batch, config, n_tokens)
-        norms["policy/grad_norm"].append(policy.step())
-        norms["value/grad_norm"].append(value.step())
+        norms.append((policy.step(), value.step()))
     steps = config.epochs * config.minibatches
     means = global_sum(totals.to(_device(policy))) / steps
-    return dict(zip(NAMES, means.tolist(), strict=True)) | {k: sum(v) / len(v) for k, v in norms.items()}
+    policy_norms, value_norms = zip(*norms, strict=True)
+    return {
+        **dict(zip(NAMES, means.tolist(), strict=True)),
+        "policy/grad_norm": sum(policy_norms) / steps,
+        "value/grad_norm": sum(value_norms) / steps,
+        # Engines drop a step whose gradient is not finite, on all ranks alike.
+        "policy/skipped_steps": sum(not math.isfinite(norm) for norm in policy_norms),
+        "value/skipped_steps": sum(not math.isfinite(norm) for norm in value_norms),
+    }
 
 
 def minibatches(rows: Tensor, config: PpoConfig, key: tuple[int, int]) -> Iterator[Tensor]:

@@ -26,7 +26,9 @@ from rlhf.errors import ArtifactError
 
 FORMAT = 1  # raised when a stage of the same recipe would be written in another way
 MANIFEST = "manifest.json"
-CONTENTS = ("model", "adapter", "samples", "wandb", "metrics.jsonl", ".partial")
+CONTENTS = ("model", "adapter", "samples", "wandb", "metrics.jsonl")  # what a stage writes besides its manifest
+PARTIAL = ".partial"  # what is being written; its presence marks a stage that has not ended
+PREVIOUS = ".previous"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 
 
@@ -129,21 +131,42 @@ def load_artifact(directory: Path) -> Artifact:
 
 
 def clear(directory: Path) -> None:
-    """Make room for a stage: what an earlier one wrote goes, its manifest first; files of others stay."""
+    """Make room for a stage. A complete earlier result is kept in `.previous/` until the new one is complete.
+
+    Raises ArtifactError where names that a stage writes stand in a directory that no stage has written.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    for name in (MANIFEST, *CONTENTS):
-        path = directory / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+    standing = [name for name in CONTENTS if (directory / name).exists()]
+    complete = (directory / MANIFEST).is_file()
+    if standing and not complete and not (directory / PARTIAL).is_dir():
+        raise ArtifactError(f"{directory}: holds {standing[0]} that no stage wrote; give another --output")
+    previous = directory / PREVIOUS
+    if complete:
+        remove(previous)
+        previous.mkdir()
+        (directory / MANIFEST).replace(previous / MANIFEST)
+    for name in standing:
+        if complete:
+            (directory / name).replace(previous / name)
         else:
-            path.unlink(missing_ok=True)
+            remove(directory / name)
+    remove(directory / PARTIAL)
+    (directory / PARTIAL).mkdir()
 
 
-def publish(directory: Path, partial: Path, lineage: Lineage, record: Mapping[str, Any]) -> Artifact:
-    """Move what a stage wrote under `partial` into place, then write the manifest; see the module's docstring."""
-    for path in sorted(partial.iterdir()):
-        path.replace(directory / path.name)
-    partial.rmdir()
+def remove(path: Path) -> None:
+    """Remove a file or a directory that may not be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(directory: Path, lineage: Lineage, record: Mapping[str, Any]) -> Artifact:
+    """Move a stage's model into place, then write the manifest; see the module's docstring."""
+    for name in ("model", "adapter"):
+        if (directory / PARTIAL / name).is_dir():
+            (directory / PARTIAL / name).replace(directory / name)
     manifest = {
         "format": FORMAT,
         "stage": lineage.stage,
@@ -155,6 +178,8 @@ def publish(directory: Path, partial: Path, lineage: Lineage, record: Mapping[st
         "checksums": checksums(directory, ("model", "adapter")),
     }
     write_json(directory / MANIFEST, manifest)
+    remove(directory / PARTIAL)
+    remove(directory / PREVIOUS)
     return Artifact(directory, manifest)
 
 

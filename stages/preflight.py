@@ -1,0 +1,55 @@
+"""What can be known to be wrong before the first stage starts. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from data import sources
+from data.scorers import load_scorer
+from rlhf.config import Recipe
+from rlhf.engine.options import to_training_arguments
+from rlhf.errors import ConfigError, RLHFError
+from stages.lineage import kinds_of
+
+
+def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]) -> None:
+    """Raise one error with all problems of these stages: records, scorers, batches.
+
+    processes: how many processes a stage will get.
+    """
+    problems: list[str] = []
+
+    def attempt(read: Callable[[], object]) -> None:
+        try:
+            read()
+        except RLHFError as error:
+            problems.extend(problem for problem in error.problems if problem not in problems)
+
+    kinds = list(dict.fromkeys(kind for stage in stages for kind in kinds_of(recipe, stage)))
+    attempt(lambda: no_toy_among_real(recipe, kinds))
+    for kind in kinds:
+        attempt(lambda kind=kind: sources.read(recipe.data, kind, recipe.seed))  # type: ignore[misc]
+    named = [source.labeller for source in recipe.data.comparisons] if "reward" in stages else []
+    named += [recipe.evaluate.gold, recipe.evaluate.second_gold] if "evaluate" in stages else []
+    for name in filter(None, named):
+        attempt(lambda name=name: load_scorer(name, recipe.data.directory))  # type: ignore[misc]
+    for stage in ("sft", "reward"):
+        if stage in stages:
+            attempt(lambda stage=stage: batch_divides(recipe, stage, processes(stage)))  # type: ignore[misc]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def no_toy_among_real(recipe: Recipe, kinds: Sequence[str]) -> None:
+    """Votes on the embedded task would teach a real model nothing; most likely a kind was left at its default."""
+    toy = [kind for kind in kinds if any(source.path == "toy" for source in getattr(recipe.data, kind))]
+    if toy and len(toy) < len(kinds):
+        real = next(kind for kind in kinds if kind not in toy)
+        problem = f"data.{toy[0]}: is the embedded task (path=toy, the default) while data.{real} is not"
+        raise ConfigError(f"{problem}; give data.{toy[0]} too")
+
+
+def batch_divides(recipe: Recipe, stage: str, processes: int) -> None:
+    """See `to_training_arguments`."""
+    section = getattr(recipe, stage)
+    to_training_arguments(section, recipe.model, stage=stage, seed=recipe.seed, processes=processes, cpu=True)
