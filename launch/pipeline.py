@@ -89,7 +89,7 @@ def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[s
 def locked(run: Path) -> Iterator[None]:
     """Hold a run directory; ArtifactError if another process does. The kernel lets go when we die."""
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
+    with (run / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from running import TINY, rlhf
 from safetensors.torch import load_file
 
 ARTIFACTS = ("sft", "reward", "ppo")
+KINDS = ("demonstrations", "comparisons", "prompts")
 
 
 def stamps(run: Path) -> dict[str, int]:
@@ -126,7 +128,9 @@ def test_damaged_input_is_named_before_work_is_lost(own_run: Path) -> None:
         (("run", str(TINY), "--from", "ppo"), "run with --from sft"),
         (("run", str(TINY), "--from", "nowhere"), "nowhere is not a stage"),
         (("run", str(TINY), "--from", "ppo", "--until", "sft"), "exchange them"),
-        (("run", str(TINY), "data.demonstrations.0.path=absent.jsonl"), "absent.jsonl"),
+        (("run", str(TINY), *(f"data.{kind}.0.path=absent.jsonl" for kind in KINDS)), "absent.jsonl: no such file"),
+        (("run", str(TINY), "evaluate.gold=absent.module:gold"), "absent.module:gold: no such function"),
+        (("run", str(TINY), "parallelism.processes=5"), "does not split over 5 processes"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], line: str, tmp_path: Path) -> None:
@@ -134,7 +138,8 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], line: str, tmp_path: 
     assert done.returncode == 2, done.stdout + done.stderr
     assert line in done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert all(problem.startswith("error: ") for problem in done.stderr.splitlines())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_dry_run_prints_a_recipe_that_loads(tmp_path: Path) -> None:
@@ -173,3 +178,32 @@ def test_two_processes_run_the_whole_chain(tmp_path: Path) -> None:
         manifest = json.loads((tmp_path / "runs" / "tiny" / stage / "manifest.json").read_text())
         assert manifest["processes"] == 2
         assert manifest["engine"][role] == "DistributedDataParallel"
+
+
+def test_inputs_of_another_recipe_are_refused(own_run: Path) -> None:
+    done = rlhf("run", str(TINY), "seed=1", "--from", "ppo", folder=own_run.parents[1])
+    assert done.returncode == 2
+    assert "sft: made by another recipe or from other data; run with --from sft" in done.stderr
+    assert (own_run / "ppo" / "manifest.json").is_file()
+
+
+def test_a_run_in_use_is_refused(own_run: Path) -> None:
+    with (own_run / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = rlhf("run", str(TINY), folder=own_run.parents[1])
+    assert done.returncode == 2
+    assert "in use by another rlhf process" in done.stderr
+
+
+def test_the_gold_scorer_is_part_of_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf.recipe import load_recipe
+    from stages.lineage import lineage_of
+
+    source = "def gold(prompts, responses):\n    return [{} for _ in responses]\n"
+    (tmp_path / "my_gold.py").write_text(source.format("0.0"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = load_recipe(TINY, ["evaluate.gold=my_gold:gold"])
+    before = lineage_of(recipe, "evaluate", tmp_path).fingerprint
+    assert lineage_of(recipe, "evaluate", tmp_path).fingerprint == before
+    (tmp_path / "my_gold.py").write_text(source.format("1.0"))
+    assert lineage_of(recipe, "evaluate", tmp_path).fingerprint != before
