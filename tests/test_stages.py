@@ -11,6 +11,7 @@ import pytest
 import torch
 from running import TINY, stage
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # whole stages run here: what their libraries warn of is not ours
 
@@ -116,3 +117,30 @@ def test_reward_model_of_another_tokenizer_is_an_error(tiny_run: Path, tmp_path:
     (run / "reward" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ContractError, match="stop_id"):
         stage("ppo", TINY, run, tmp_path / "ppo")
+
+
+def test_activation_checkpointing_changes_memory_alone(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = stage("ppo", TINY, tiny_run, tmp_path / "plain", PPO)
+    calls = []
+
+    def counted(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        return checkpoint(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
+    checkpointed = stage(
+        "ppo", TINY, tiny_run, tmp_path / "checkpointed", [*PPO, "model.activation_checkpointing=true"]
+    )
+    assert len(calls) >= 2 * 2 * 2 * 2 * 2  # steps, epochs, minibatches, models, layers
+    before, after = weights(plain), weights(checkpointed)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
+
+
+def test_packing_keeps_the_examples_a_step(tiny_run: Path, tmp_path: Path) -> None:
+    """192 examples in steps of 32 are 6 steps; packed, within one row's worth of that, micro-batches or not."""
+    for micro in ("null", "8"):
+        output = stage("sft", TINY, tmp_path, tmp_path / micro, [f"sft.micro_batch_size={micro}"])
+        assert abs(len([m for m in metrics(output) if "loss/sft" in m]) - 6) <= 1
