@@ -114,13 +114,15 @@ class Tokenization:
         if not reserved:
             return self._ids(self._render(turns), special=False, literal=False)
         # Somebody wrote a special token into a text. Only the template may open a turn or end one, so the template is
-        # rendered around place holders, and each text is encoded as the plain characters that it is.
+        # rendered around place holders, and each text is encoded as the plain characters that it is. A template's own
+        # filters, such as trim, then do not reach the texts.
         holders = [chr(0xF0000 + i) for i in range(len(turns))]  # private use: in no template and no text
         rendered = self._render([Message(t.role, holder) for t, holder in zip(turns, holders, strict=True)])
         tokens: list[int] = []
-        for piece in re.split(f"([{''.join(holders)}])", rendered):
+        for piece in filter(None, re.split(f"([{''.join(holders)}])", rendered)):
             literal = piece in holders
-            tokens += self._ids(turns[holders.index(piece)].content if literal else piece, False, literal)
+            text = turns[holders.index(piece)].content if literal else piece
+            tokens += self._continuation(text, literal) if tokens else self._ids(text, False, literal)
         return tokens
 
     def _render(self, turns: Sequence[Message]) -> str:
@@ -136,10 +138,10 @@ class Tokenization:
         # continuation is encoded and decoded as what it is: the middle of a text.
         return self._ids("a\n", special=False)
 
-    def _continuation(self, text: str) -> list[int]:
+    def _continuation(self, text: str, literal: bool = True) -> list[int]:
         anchor = self._anchor()
-        joined = self._ids("a\n" + text, special=False)
-        return joined[len(anchor) :] if joined[: len(anchor)] == anchor else self._ids(text, special=False)
+        joined = self._ids("a\n" + text, False, literal)
+        return joined[len(anchor) :] if joined[: len(anchor)] == anchor else self._ids(text, False, literal)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

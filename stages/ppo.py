@@ -28,7 +28,7 @@ def main(context: StageContext) -> None:
         for step in range(1, config.steps + 1):
             with timer.phase("collect"):
                 batch = [order[(step - 1) * config.prompts_per_step + row] for row in rows]
-                experience, completions = collect(batch, rows, actors, config, (recipe.seed, step))
+                experience, _ = collect(batch, rows, actors, config, (recipe.seed, step))
             with timer.phase("update"):
                 divergence = estimate(experience.old_logprobs, experience.ref_logprobs, config.kl.estimator)
                 scores = penalize_unfinished(experience.scores, experience.finished, config.missing_eos_penalty)

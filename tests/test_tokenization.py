@@ -1,3 +1,4 @@
+import copy
 import functools
 import json
 import os
@@ -86,6 +87,15 @@ def test_special_tokens_in_a_text_are_only_text(text: str) -> None:
     tokens = byte_level().response(text, finished=False)
     assert not set(tokens) & set(byte_level().tokenizer.all_special_ids)
     assert byte_level().text(tokens) == text
+
+
+@pytest.mark.parametrize("text", ["a dog", "a <s> dog", "<s>", "it <unk>"])
+def test_a_text_with_special_tokens_is_rendered_without_further_spaces(text: str) -> None:
+    """Encoded in pieces, each piece but the first is the middle of a text; SentencePiece puts a space before it."""
+    tokenizer = copy.deepcopy(sentencepiece_like().tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    tokens = Tokenization(tokenizer, chat=True).prompt(Prompt.of_user(text))
+    assert tokenizer.decode(tokens) == f"user: {text}\nassistant:"
 
 
 @BOTH
