@@ -96,6 +96,8 @@ class SourceConfig(Section):
                 f"path={self.path} with labeller={self.labeller}: path=on-policy needs a labeller, for example "
                 "labeller=data.lexicons:vader, and no other source takes one"
             )
+        if self.held_out is not None and self.path != "toy":
+            raise ValueError(f"held_out={self.held_out} with path={self.path}: other sources hold out by test_fraction")
         return self
 
 

@@ -47,7 +47,7 @@ def test_swapped_votes_push_accuracy_below_half(learning_run: Path, tmp_path: Pa
     records = toy.comparisons(4000, 0, prompts.train).records + toy.comparisons(1000, 0, prompts.test).records
     swapped = [r if is_test(r.prompt, 0.1) else replace(r, chosen=r.rejected, rejected=r.chosen) for r in records]
     write_votes(tmp_path / "swapped.jsonl", swapped)
-    overrides = [f"data.directory={tmp_path}", "data.comparisons.0.path=swapped.jsonl"]
+    overrides = [f"data.directory={tmp_path}", "data.comparisons=[{path: swapped.jsonl}]"]
     broken = stage("reward", LEARNING, learning_run, tmp_path / "reward", overrides)
     assert accuracy(learning_run / "reward") > 0.57
     assert accuracy(broken) < 0.43

@@ -128,7 +128,10 @@ def test_damaged_input_is_named_before_work_is_lost(own_run: Path) -> None:
         (("run", str(TINY), "--from", "ppo"), "run with --from sft"),
         (("run", str(TINY), "--from", "nowhere"), "nowhere is not a stage"),
         (("run", str(TINY), "--from", "ppo", "--until", "sft"), "exchange them"),
-        (("run", str(TINY), *(f"data.{kind}.0.path=absent.jsonl" for kind in KINDS)), "absent.jsonl: no such file"),
+        (
+            ("run", str(TINY), *(f"data.{kind}=[{{path: absent.jsonl}}]" for kind in KINDS)),
+            "absent.jsonl: no such file",
+        ),
         (("run", str(TINY), "evaluate.gold=absent.module:gold"), "absent.module:gold: no such function"),
         (("run", str(TINY), "parallelism.processes=5"), "does not split over 5 processes"),
     ],

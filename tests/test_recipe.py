@@ -349,3 +349,17 @@ def test_any_recipe_survives_resolved_yaml(tmp_path: Path, rate: float, path: st
     values = {"seed": seed_value, "sft": {"learning_rate": rate}, "data": {"prompts": [{"path": path}]}}
     recipe = Recipe.model_validate(values)
     assert load_recipe(written(tmp_path, resolved_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("source", "remedy"),
+    [
+        ("{path: on-policy}", "path=on-policy needs a labeller"),
+        ("{path: toy, labeller: a.b:c}", "no other source takes one"),
+        ("{path: x.jsonl, held_out: 5}", "other sources hold out by test_fraction"),
+    ],
+)
+def test_a_source_takes_only_what_it_uses(source: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"data: {{comparisons: [{source}]}}")
+    with pytest.raises(ConfigError, match=remedy):
+        load_recipe(tmp_path / "recipe.yaml")
