@@ -55,10 +55,11 @@ def read_summaries(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:
-    """A markdown table, a row a run."""
-    lines = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
-    lines += [" | ".join(cell(summary) for cell in COLUMNS.values()) for summary in summaries]
-    return "\n".join(f"| {line} |" for line in lines)
+    """A markdown table, a row a run; a column that no run has a figure for is left out."""
+    columns = {name: [cell(summary) for summary in summaries] for name, cell in COLUMNS.items()}
+    shown = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
+    rows = [list(shown), ["---"] * len(shown), *map(list, zip(*shown.values(), strict=True))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> None:
