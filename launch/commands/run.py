@@ -15,9 +15,7 @@ from rlhf.config import Recipe
 from rlhf.recipe import load_recipe, resolved_yaml
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the recipe to override.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to override.")]
 DataDirectory = Annotated[str | None, typer.Option("--data-dir", help="Where relative paths of data start.")]
 RunDirectory = Annotated[Path | None, typer.Option("--run", help="Run directory. Default: runs/NAME.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and do nothing.")]
