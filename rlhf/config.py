@@ -124,7 +124,8 @@ class StageConfig(Section):
     learning_rate: NonNegativeFloat = 1e-3
     epochs: PositiveFloat = 1.0
     batch_size: PositiveInt = 64  # examples per optimizer step, over all ranks
-    micro_batch_size: Annotated[PositiveInt | None, AffectsNothing] = None  # examples per forward and rank; null: all
+    # Examples per forward and rank; null: all. Packed rows are cut to it, so there it changes what shares a step.
+    micro_batch_size: Annotated[PositiveInt | None, AffectsNothing] = None
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of all steps
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0

@@ -126,6 +126,16 @@ def test_a_complete_result_is_kept_until_the_next_one(artifact: Artifact) -> Non
     assert (directory.parent / "new" / "deeper").is_dir()
 
 
+def test_a_result_that_was_half_set_aside_is_not_lost(artifact: Artifact) -> None:
+    """As a kill leaves it: some of the contents moved, the manifest still in place."""
+    directory = artifact.directory
+    (directory / ".previous").mkdir()
+    (directory / "model").replace(directory / ".previous" / "model")
+    clear(directory)
+    assert load_artifact(directory / ".previous").fingerprint == artifact.fingerprint
+    assert not (directory / "adapter").exists()
+
+
 def test_what_no_stage_wrote_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("mine")

@@ -1,6 +1,4 @@
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,110 +7,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reward_models.scoring import RewardModel
-from rlhf.advantages import gae, whiten
-from rlhf.config import GenerationConfig, ModelConfig, PpoConfig
-from rlhf.engine.ddp import DdpEngine, OptimizerOptions
-from rlhf.generation.native import NativeGenerator
-from rlhf.kl import estimate
-from rlhf.models import load_policy, load_reward_model, load_value_model, save_model
-from rlhf.ppo.experience import Actors, collect, trim
+from rlhf.engine.ddp import OptimizerOptions
+from rlhf.ppo.experience import trim
 from rlhf.ppo.shaping import penalize_unfinished, shape_rewards
-from rlhf.ppo.update import Targets, micro_batches_in_lockstep, minibatches, update
-from rlhf.types import Completion, Experience, Prompt
+from rlhf.ppo.update import micro_batches_in_lockstep, minibatches
 from tests import reference
-from tests.test_models import tiny_policy, tiny_tokenization
-
-PROMPTS = [
-    Prompt(text)
-    for text in ("The cat", "a", "and the dog sat on the", "A dog ran after", "it", "The mat, and a", "on", "ran")
-]
-CONFIG = PpoConfig(
-    prompts_per_step=len(PROMPTS),
-    epochs=2,
-    minibatches=2,
-    micro_batch_tokens=50,
-    gamma=0.97,
-    lam=0.9,
-    generation=GenerationConfig(max_new_tokens=10, temperature=0.8),
+from tests.cast import (
+    CONFIG,
+    KEY,
+    PROMPTS,
+    Cast,
+    Step,
+    load_cast,
+    save_cast,
+    step,
+    weights,
 )
-SCORE_MEAN, SCORE_DEVIATION, KL_COEF, KEY = 0.1, 0.5, 0.3, (11, 4)
-
-
-@dataclass(frozen=True)
-class Cast:
-    """The models of a run."""
-
-    actors: Actors
-    policy: DdpEngine
-    value: DdpEngine
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step of PPO made."""
-
-    experience: Experience
-    completions: list[Completion]
-    targets: Targets
-    statistics: dict[str, float]
-
-
-def save_cast(folder: Path) -> Path:
-    """Write policy/, reference/ (other weights, so that there is a divergence) and reward/."""
-    save_model(tiny_policy(), tiny_tokenization(), folder / "policy")
-    save_model(tiny_policy(seed=5), tiny_tokenization(), folder / "reference")
-    torch.manual_seed(0)
-    reward = load_reward_model(folder / "policy", tiny_tokenization(), ModelConfig())
-    save_model(reward, tiny_tokenization(), folder / "reward")
-    return folder
-
-
-def end_sooner(model: nn.Module, _: Any, inputs: dict[str, Any], output: Any) -> None:
-    """Make stop tokens frequent, and certain behind a prompt's `!`, so that responses are ragged."""
-    tokens = inputs["input_ids"][:, -output.logits.shape[1] :]
-    (mark,) = tiny_tokenization().tokenizer("!", add_special_tokens=False)["input_ids"]
-    bonus = torch.where(tokens == mark, 25.0, 4.0)
-    output.logits = torch.cat(
-        [output.logits[..., :1], output.logits[..., 1:2] + bonus[..., None], output.logits[..., 2:]], -1
-    )
-
-
-def load_cast(folder: Path, config: PpoConfig = CONFIG, **options: Any) -> Cast:
-    tokenization, model = tiny_tokenization(), ModelConfig()
-    policy, frozen = (load_policy(folder / name, tokenization, model) for name in ("policy", "reference"))
-    for each in (policy, frozen):
-        each.register_forward_hook(end_sooner, with_kwargs=True)
-    reward = load_reward_model(folder / "reward", tokenization, model).eval()
-    critic = load_value_model(folder / "reward", tokenization, model, SCORE_MEAN, SCORE_DEVIATION)
-    settings: dict[str, Any] = {
-        "learning_rate": 1e-4,
-        "learning_rate_end": 1.0,
-        "warmup_steps": 0,
-        "total_steps": 100,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-    }
-    engines = [DdpEngine(module, OptimizerOptions(**settings | options)) for module in (policy, critic)]
-    bfloat16 = options.get("bfloat16", False)
-    generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, config.generation, bfloat16)
-    scorer = RewardModel(reward, tokenization, config.micro_batch_tokens, SCORE_MEAN, SCORE_DEVIATION)
-    return Cast(Actors(policy, frozen.eval(), critic, generator, scorer, tokenization, bfloat16), *engines)
-
-
-def step(cast: Cast, prompts: Sequence[Prompt], rows: Sequence[int], config: PpoConfig = CONFIG) -> Step:
-    """As stages/ppo.py has it."""
-    experience, completions = collect(prompts, rows, cast.actors, config, KEY)
-    divergence = estimate(experience.old_logprobs, experience.ref_logprobs, "k1")
-    scores = penalize_unfinished(experience.scores, experience.finished, 0.5)
-    rewards = shape_rewards(scores, divergence, experience.mask, KL_COEF)
-    advantages, returns = gae(rewards, experience.values, experience.mask, config.gamma, config.lam)
-    targets = Targets(whiten(advantages, experience.mask), returns)
-    return Step(experience, completions, targets, update(cast.policy, cast.value, experience, targets, config, KEY))
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).clone()
+from tests.test_models import tiny_tokenization
 
 
 @pytest.fixture(scope="module")

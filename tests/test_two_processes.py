@@ -18,7 +18,7 @@ from torch import Tensor, multiprocessing
 from rlhf.distributed import barrier, gather_objects, global_max, global_sum, is_main, process_group, rank, world_size
 from rlhf.ppo.update import micro_batches_in_lockstep, minibatches
 from rlhf.types import Prompt
-from tests.test_ppo_update import CONFIG, KEY, load_cast, save_cast, step, weights
+from tests.cast import CONFIG, KEY, load_cast, save_cast, step, weights
 
 SECONDS = 60.0
 LONG, SHORT = "The cat sat on the mat, and the dog ", ("a", "it", "ran", "on")

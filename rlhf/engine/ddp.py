@@ -44,9 +44,8 @@ class DdpEngine:
         self.device = next(module.parameters()).device
         if world_size() > 1:
             own = None if self.device.index is None else [self.device.index]
-            self.wrapped = DistributedDataParallel(
-                module, device_ids=own, broadcast_buffers=False
-            )  # buffers are constants
+            # The buffers of these models are constants, and sending them would add a collective to every forward.
+            self.wrapped = DistributedDataParallel(module, device_ids=own, broadcast_buffers=False)
         self.name = type(self.wrapped).__name__
         self.options = options
         self.parameters = [p for p in module.parameters() if p.requires_grad]

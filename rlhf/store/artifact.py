@@ -140,18 +140,23 @@ def clear(directory: Path) -> None:
     complete = (directory / MANIFEST).is_file()
     if standing and not complete and not (directory / PARTIAL).is_dir():
         raise ArtifactError(f"{directory}: holds {standing[0]} that no stage wrote; give another --output")
-    previous = directory / PREVIOUS
     if complete:
-        remove(previous)
-        previous.mkdir()
-        (directory / MANIFEST).replace(previous / MANIFEST)
+        set_aside(directory, standing)
     for name in standing:
-        if complete:
-            (directory / name).replace(previous / name)
-        else:
-            remove(directory / name)
+        remove(directory / name)
     remove(directory / PARTIAL)
     (directory / PARTIAL).mkdir()
+
+
+def set_aside(directory: Path, names: Iterable[str]) -> None:
+    """Move a complete result into `.previous/`, its manifest last: killed in between, the next call goes on."""
+    previous = directory / PREVIOUS
+    if (previous / MANIFEST).is_file():  # an older result; without a manifest it is this one, half moved
+        remove(previous)
+    previous.mkdir(exist_ok=True)
+    for name in names:
+        (directory / name).replace(previous / name)
+    (directory / MANIFEST).replace(previous / MANIFEST)
 
 
 def remove(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,10 @@ class JsonlTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line; readable at once by whoever follows the file."""
-        self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
+        # JSON has no nan and no infinity, and a line that others cannot parse hides all its figures.
+        figures = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = {"step": step, "time": round(time.time(), 3), **figures}
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, object]]) -> None:
