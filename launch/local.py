@@ -1,17 +1,26 @@
-"""Start a stage on this machine: one process, or several under torchrun, in a process group of their own."""
+"""Run a stage on this machine: one process or several, their signals, and one exit code."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from rlhf.config import Recipe
+
+RESUMABLE = 75  # the exit code of a stage that a signal stopped behind a checkpoint; see `stages.signals`
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AFTER_END_SECONDS = 5.0  # what the others get to end by themselves once one process of a stage has ended badly
 
 
 def visible_gpus() -> int:
@@ -37,15 +46,6 @@ def processes_of(recipe: Recipe, stage: str) -> int:
     return processes
 
 
-def stage_command(stage: str, recipe: Path, run: Path, processes: int) -> list[str]:
-    """The command line of a stage."""
-    module = ["-m", f"stages.{stage}", "--recipe", str(recipe), "--run-dir", str(run)]
-    if processes == 1:
-        return [sys.executable, *module]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *torchrun, *module]
-
-
 def stage_environment(processes: int) -> dict[str, str]:
     """The environment of a stage: the machine's cores shared out, and no module picked up from the working folder."""
     environment = dict(os.environ)
@@ -54,37 +54,141 @@ def stage_environment(processes: int) -> dict[str, str]:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # With a shared store an elastic restart meets the addresses of the processes before it (pytorch#135712).
-    environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return environment
 
 
-def execute(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a command in its own process group and return its exit code; signals to us end the whole group."""
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    received: list[int] = []
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended."""
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        signal_group(process, signal.SIGKILL if received else number)  # who asks twice means it
-        received.append(number)
-
-    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, forward) for number in forwarded}
-    try:
-        while True:
-            try:
-                return process.wait(timeout=1.0)
-            except subprocess.TimeoutExpired:
-                continue
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal_group(process, signal.SIGKILL)  # whatever the stage left behind in its group
+    code: int  # 0, or that of the process that failed first; 128 + n after signal n
+    signal: signal.Signals | None  # what stopped it
+    problems: tuple[str, ...]  # lines that its processes had to say, each once
 
 
-def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to a process group that may be gone already."""
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return
+class LocalStage:
+    """The processes of one stage. Each leads a group of its own, so that nothing it starts outlives it.
+
+    They meet by the variables that torchrun sets, and are started without its agent: an agent neither hands on the
+    exit code of a stage nor lets it finish a checkpoint before it ends itself.
+    """
+
+    def __init__(self, command: Sequence[str], processes: int, held: Sequence[int] = ()) -> None:
+        self.signal: signal.Signals | None = None
+        self.killed = False
+        self.deadline = float("inf")
+        self.folder = Path(tempfile.mkdtemp(prefix="rlhf-"))
+        environment = {**stage_environment(processes), "RLHF_ERRORS": str(self.folder / "errors")}
+        port = free_port()
+        self.workers: list[subprocess.Popen[bytes]] = []
+        for rank in range(processes):
+            own = environment if processes == 1 else {**environment, **rank_environment(rank, processes, port)}
+            self.workers.append(
+                subprocess.Popen(command, env=own, start_new_session=True, pass_fds=held, preexec_fn=follow_parent())
+            )
+
+    def wait(self, grace_seconds: float, say: Callable[[str], None]) -> Outcome:
+        """Wait for all processes, handing on the signals that come to us.
+
+        A signal to stop lets the stage write a checkpoint; who sends a second one, or waits longer than the grace
+        period, ends it at once. SIGUSR1 asks for a checkpoint.
+        """
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGUSR1:
+                self.send(signal.SIGUSR1)
+            elif self.signal is None:
+                self.signal = signal.Signals(number)
+                self.deadline = time.monotonic() + grace_seconds
+                say(f"{self.signal.name}: ending behind a checkpoint; once more ends at once")
+                self.send(signal.SIGTERM)  # a SIGINT while it loads its libraries would print their stack
+            else:
+                self.kill()
+
+        previous = {number: signal.signal(number, forward) for number in (*STOP, signal.SIGUSR1)}
+        try:
+            code = self._code(grace_seconds, say)
+            return Outcome(code, self.signal, self._problems())
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self.send(signal.SIGKILL)  # whatever the stage left behind in its groups
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _code(self, grace_seconds: float, say: Callable[[str], None]) -> int:
+        """Wait for the end; the exit code of the process that failed first, 75 for all that a signal stopped."""
+        failed: int | None = None
+        parted = False  # one process has ended badly, so the others wait for it in vain
+        while any(worker.poll() is None for worker in self.workers):
+            bad = [worker.returncode for worker in self.workers if worker.returncode]
+            if bad and not parted:
+                parted = True
+                self.deadline = min(self.deadline, time.monotonic() + AFTER_END_SECONDS)
+            failed = next((code for code in bad if not self._stopped(code)), None) if failed is None else failed
+            if time.monotonic() > self.deadline and not self.killed:
+                if not parted:
+                    say(f"no checkpoint within checkpoint.grace_seconds={grace_seconds:g}; ended at once")
+                self.kill()
+            time.sleep(0.05)
+        codes = [worker.returncode for worker in self.workers]
+        if failed is None:
+            failed = next((code for code in codes if code and not self._stopped(code)), 0)
+        if not failed and any(codes):
+            return RESUMABLE
+        return failed if failed >= 0 else 128 - failed
+
+    def _stopped(self, code: int) -> bool:
+        """Whether an exit code says that the process ended because it was asked to."""
+        return code == RESUMABLE or (self.signal is not None and code == -signal.SIGTERM)
+
+    def send(self, number: int) -> None:
+        """Send a signal to the process group of each process that still runs; SIGKILL also to what they left."""
+        for worker in self.workers:
+            if number == signal.SIGKILL or worker.poll() is None:
+                try:
+                    os.killpg(worker.pid, number)
+                except ProcessLookupError:
+                    continue
+
+    def kill(self) -> None:
+        """End everything at once."""
+        self.killed = True
+        self.send(signal.SIGKILL)
+
+    def _problems(self) -> tuple[str, ...]:
+        path = self.folder / "errors"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return tuple(dict.fromkeys(lines))
+
+
+def stage_command(stage: str, recipe: Path, run: Path, *options: str) -> list[str]:
+    """The command line of each process of a stage."""
+    return [sys.executable, "-m", f"stages.{stage}", "--recipe", str(recipe), "--run-dir", str(run), *options]
+
+
+def rank_environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    """What tells one process of several who it is and where the others are."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def follow_parent() -> Callable[[], None] | None:
+    """Have the kernel tell a child to stop when we die, even by SIGKILL; None where the kernel cannot."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    return lambda: library.prctl(set_parent_death_signal, int(signal.SIGTERM))

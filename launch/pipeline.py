@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.local import execute, processes_of, stage_command, stage_environment
+from launch.local import RESUMABLE, LocalStage, processes_of, stage_command
 from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError
 from rlhf.recipe import resolved_yaml
 from rlhf.store.artifact import Artifact, environment, find_artifact, write_json, write_text
+from rlhf.store.unfinished import hold, is_unfinished
 from stages import preflight
 from stages.lineage import STAGES, lineage_of
 
 
 class StageFailed(Exception):
-    """A stage's processes ended with a code other than 0."""
+    """A stage's processes ended with a code other than 0; `problems` is what they had to say, one line each."""
 
-    def __init__(self, stage: str, code: int) -> None:
+    def __init__(self, stage: str, code: int, problems: Sequence[str] = ()) -> None:
         self.stage = stage
         self.code = code
+        self.problems = problems
         super().__init__(f"{stage} ended with exit code {code}")
+
+
+class Interrupted(Exception):
+    """A signal stopped the chain; the same command goes on."""
+
+    code = RESUMABLE
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Selection:
 
     first: str = "sft"
     last: str = "evaluate"
-    force: bool = False  # run them although they are complete
+    force: bool = False  # run them from the beginning although they are complete, or begun
+    stop_after: int | None = None  # a step of the last stage
 
     @property
     def stages(self) -> list[str]:
@@ -52,19 +59,20 @@ def run_chain(recipe: Recipe, run: Path, selection: Selection, say: Callable[[st
     """Run the selected stages that are not complete, each in a process group of its own.
 
     A stage is complete when its manifest's fingerprint is the one that the recipe, the data and its inputs now give.
-    Raises StageFailed with the stage's exit code.
+    A stage that began and did not end goes on from its newest checkpoint. Raises StageFailed with the stage's exit
+    code, Interrupted where a signal stopped it.
     """
     chosen = selection.stages
     preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage))
     for name in STAGES[chosen[0]].inputs:
         if name not in chosen:
             require_current(recipe, run, name)
-    with locked(run):
-        run_stages(recipe, run, selection, say)
+    with hold(run) as lock:
+        run_stages(recipe, run, selection, say, lock.fileno())
 
 
-def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[str], None]) -> None:
-    """Run what must run of the selected stages."""
+def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[str], None], lock: int) -> None:
+    """Run what must run of the selected stages; they inherit the lock, and hold it should we die before them."""
     path = run / "recipe.yaml"
     if not path.is_file() or path.read_text(encoding="utf-8") != resolved_yaml(recipe):
         write_text(path, resolved_yaml(recipe))
@@ -75,26 +83,26 @@ def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[s
             say(f"{stage}: complete, nothing to do")
             warn_of_other_versions(artifact, say)
             continue
-        say(f"{stage}: {'its recipe, data or inputs changed, running again' if artifact else 'running'}")
-        processes = processes_of(recipe, stage)
-        code = execute(stage_command(stage, path, run, processes), stage_environment(processes))
-        if code:
-            raise StageFailed(stage, code)
+        unfinished = is_unfinished(run / stage, fingerprint) and not selection.force
+        say(f"{stage}: {'begun before, going on' if unfinished else why(artifact)}")
+        options = ["--restart"] if selection.force else []
+        if selection.stop_after is not None and stage == selection.last:
+            options += ["--stop-after", str(selection.stop_after)]
+        running = LocalStage(stage_command(stage, path, run, *options), processes_of(recipe, stage), [lock])
+        outcome = running.wait(recipe.checkpoint.grace_seconds, say)
         made = find_artifact(run / stage)
-        if made is None or made.fingerprint != fingerprint:
+        complete = made is not None and made.fingerprint == fingerprint
+        if outcome.code == RESUMABLE or (outcome.signal and complete):
+            raise Interrupted(f"{stage} {'is complete' if complete else 'stopped'}")
+        if outcome.code:
+            raise StageFailed(stage, outcome.code, outcome.problems)
+        if not complete and selection.stop_after is None:
             raise ArtifactError(f"{run / stage}: the stage ended without a complete result; run it again with --force")
 
 
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold a run directory; ArtifactError if another process does. The kernel lets go when we die."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ArtifactError(f"{run}: in use by another rlhf process; wait for it or give another --run") from error
-        yield
+def why(artifact: Artifact | None) -> str:
+    """Why a stage starts from the beginning."""
+    return "its recipe, data or inputs changed, running again" if artifact else "running"
 
 
 def require_current(recipe: Recipe, run: Path, stage: str) -> None:

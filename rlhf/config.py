@@ -130,6 +130,7 @@ class StageConfig(Section):
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     max_length: PositiveInt | None = None  # tokens, prompt and response; null: the model's context
+    evaluate_every: Annotated[int, Field(ge=0), AffectsNothing] = 0  # steps; 0: held-out loss at the end alone
     parallelism: Annotated[ParallelismConfig | None, AffectsNothing] = None  # null: the recipe's
 
 
@@ -225,6 +226,17 @@ class EvaluateConfig(Section):
     parallelism: Annotated[ParallelismConfig | None, AffectsNothing] = None
 
 
+class CheckpointConfig(Section):
+    """When the complete state of a training stage is written, and how much of it is kept."""
+
+    every_steps: PositiveInt | None = 25  # optimizer steps of SFT and reward, steps of PPO; null: by time alone
+    every_minutes: PositiveFloat | None = 15.0  # whichever comes first
+    keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None  # and each whose step is a multiple of this
+    keep_best: bool = True  # and the best by held-out score, where a stage evaluates while it trains
+    grace_seconds: PositiveFloat = 60.0  # from the signal to stop until the launcher ends a stage that has not
+
+
 class WandbConfig(Section):
     """Weights & Biases."""
 
@@ -249,6 +261,7 @@ class Recipe(Section):
     reward: RewardConfig = RewardConfig()
     ppo: PpoConfig = PpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: Annotated[CheckpointConfig, AffectsNothing] = CheckpointConfig()
     tracking: Annotated[TrackingConfig, AffectsNothing] = TrackingConfig()
     parallelism: Annotated[ParallelismConfig, AffectsNothing] = ParallelismConfig()
 

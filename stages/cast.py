@@ -20,10 +20,11 @@ from rlhf.generation.native import NativeGenerator
 from rlhf.kl import AdaptiveController, Controller, FixedController
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model, load_value_model
 from rlhf.ppo.experience import Actors
+from rlhf.randomness import seed_everything
 from rlhf.store.artifact import Artifact
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Prompt
-from stages.context import StageContext, seed_everything
+from stages.context import StageContext
 
 
 class Cast(NamedTuple):

@@ -1,62 +1,114 @@
-"""What all stages share around their algorithm: arguments, inputs, trackers, progress, and handing on a result."""
+"""What all stages share around their algorithm: inputs, trackers, progress, checkpoints, and handing on a result."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
-import random
-import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import torch
 from torch import nn
 
 from rlhf.config import Recipe
-from rlhf.distributed import barrier, is_main, process_group, world_size
-from rlhf.errors import RLHFError
+from rlhf.distributed import barrier, gather_objects, is_main, world_size
 from rlhf.models import save_model
-from rlhf.recipe import load_recipe
-from rlhf.store.artifact import PARTIAL, Artifact, Lineage, clear, load_artifact, publish
+from rlhf.store.artifact import PARTIAL, Artifact, Lineage, load_artifact, publish
+from rlhf.store.checkpoint import Checkpoint, CheckpointStore, Retention
+from rlhf.store.unfinished import METRICS, begin, cut_back, hold
 from rlhf.tokenization import Tokenization
 from rlhf.tracking import NullTracker, open_tracker
 from rlhf.tracking.console import StageProgress
 from rlhf.types import Tracker
+from stages.checkpoints import Checkpoints
 from stages.lineage import STAGES, lineage_of
+from stages.signals import Signals
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """Where a stage reads and writes, and when it is to stop."""
+
+    run: Path  # inputs are RUN/STAGE
+    output: Path
+    stop_after: int | None = None  # a step
+    restart: bool = False  # start from the beginning, whatever checkpoints there are
 
 
 class StageContext:
     """One execution of one stage."""
 
-    def __init__(self, recipe: Recipe, stage: str, run: Path, output: Path) -> None:
+    def __init__(self, recipe: Recipe, stage: str, options: StageOptions, signals: Signals | None = None) -> None:
         self.recipe = recipe
         self.stage = stage
-        self.output = output
+        self.output = options.output
+        self.stop_after = options.stop_after
+        self.signals = signals or Signals()
         self.started = psutil.Process().create_time()  # loading the libraries is part of a stage's time
-        self.inputs: dict[str, Artifact] = {name: load_artifact(run / name) for name in STAGES[stage].inputs}
-        self.lineage: Lineage = lineage_of(recipe, stage, run)
+        self.inputs: dict[str, Artifact] = {name: load_artifact(options.run / name) for name in STAGES[stage].inputs}
+        self.lineage: Lineage = lineage_of(recipe, stage, options.run)
         barrier()  # every rank has read the inputs before the main one makes room
-        self.partial = output / PARTIAL
+        self.partial = self.output / PARTIAL
+        self.checkpoint: Checkpoint | None = None
+        resumed = False
         if is_main():
-            clear(output)
-        self.tracker: Tracker = open_tracker(recipe, stage, output) if is_main() else NullTracker()
+            self.lock = hold(self.output)  # kept open until this process ends
+            resumed = begin(self.output, self.lineage, options.restart)
+            self.checkpoint = self._newest() if resumed else None
+        self.checkpoint = gather_objects(self.checkpoint)[0]
+        self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
+        self.tracker: Tracker = open_tracker(recipe, stage, self.output, resumed) if is_main() else NullTracker()
         barrier()
 
-    def progress(self, total: int) -> StageProgress:
-        """A progress display of this stage."""
-        return StageProgress(self.stage, total, enabled=is_main())
+    def _newest(self) -> Checkpoint | None:
+        """The checkpoint to go on from; figures and samples are cut back to it."""
+        keep = Retention(self.recipe.checkpoint.keep_last)
+        store = CheckpointStore(self.output / "checkpoints", self.lineage.fingerprint, keep)
+        checkpoint = store.newest(self.warn)
+        if checkpoint is None:
+            self.say("begun before but without a usable checkpoint, starting again")
+            cut_back(self.output, -1, 0, self.warn)
+            return None
+        self.say(f"going on from {checkpoint.directory}")
+        cut_back(self.output, checkpoint.step, checkpoint.meta["metrics_bytes"], self.warn)
+        return checkpoint
+
+    def checkpoints(self) -> Checkpoints:
+        """When this stage writes checkpoints, and the one to go on from."""
+        return Checkpoints(self)
+
+    def progress_made(self) -> dict[str, Any]:
+        """What a checkpoint records of this execution: seconds so far, over all executions, and the figures' end."""
+        metrics = self.output / METRICS
+        size = 0
+        if metrics.is_file():
+            with metrics.open("rb") as file:
+                os.fsync(file.fileno())
+                size = os.fstat(file.fileno()).st_size
+        return {"seconds": self.seconds, "metrics_bytes": size}
+
+    @property
+    def seconds(self) -> float:
+        """Time that the stage has taken, executions before the last checkpoint included."""
+        elapsed: float = self.seconds_before + time.time() - self.started
+        return round(elapsed, 2)
+
+    def progress(self, total: int, done: int = 0) -> StageProgress:
+        """A progress display of this stage, of which some steps may be done already."""
+        return StageProgress(self.stage, total, enabled=is_main(), done=done)
 
     def say(self, line: str) -> None:
         """Tell people one thing."""
         if is_main():
             print(f"{self.stage}: {line}", flush=True)
+
+    def warn(self, line: str) -> None:
+        """Tell people of something that is wrong and does not end the stage."""
+        if is_main():
+            print(f"{self.stage}: warning: {line}", file=sys.stderr, flush=True)
 
     def finish(
         self,
@@ -67,73 +119,22 @@ class StageContext:
     ) -> None:
         """Save the model if there is one, close the trackers and make the artifact complete."""
         if is_main():
-            if model is not None and tokenization is not None:
-                save_model(model, tokenization, self.partial / "model")
-            self.tracker.close()
-            publish(
-                self.output,
-                self.lineage,
-                {
-                    "recipe": self.recipe.model_dump(),
-                    "contract": tokenization.contract if tokenization else None,
-                    "results": dict(results),
-                    "seconds": round(time.time() - self.started, 2),
-                    "processes": world_size(),
-                    **record,
-                },
-            )
+            with self.signals.deferred():
+                if model is not None and tokenization is not None:
+                    save_model(model, tokenization, self.partial / "model")
+                self.tracker.close()
+                publish(
+                    self.output,
+                    self.lineage,
+                    {
+                        "recipe": self.recipe.model_dump(),
+                        "contract": tokenization.contract if tokenization else None,
+                        "results": dict(results),
+                        "seconds": self.seconds,
+                        "processes": world_size(),
+                        **record,
+                    },
+                )
+                self.checkpoints().store.finish()
+            self.lock.close()
         barrier()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generators of python, numpy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
-    """The command line of a stage: `python -m stages.STAGE` or `torchrun -m stages.STAGE`."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{stage}",
-        description=(sys.modules[main.__module__].__doc__ or "").strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example: torchrun --nproc-per-node 2 -m stages.{stage} --recipe demo --run-dir runs/demo seed=1",
-    )
-    parser.add_argument("--recipe", required=True, help="a recipe file, or the name of a shipped recipe")
-    # Two names: on Python 3.11 torchrun takes `--run` for an abbreviation of its own `--run-path` and gives up.
-    parser.add_argument("--run", "--run-dir", type=Path, help="where the inputs are (default: runs/NAME)")
-    parser.add_argument("--output", type=Path, help="where the result goes (default: RUN/STAGE)")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe to override")
-    options = parser.parse_args()
-    quiet_libraries()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # TRL refuses to train in one process that sees several GPUs
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    try:
-        recipe = load_recipe(options.recipe, options.overrides)
-        run = options.run or Path("runs") / recipe.name
-        with process_group():
-            seed_everything(recipe.seed)
-            main(StageContext(recipe, stage, run, options.output or run / stage))
-    except RLHFError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"error: {stage} was interrupted; the same command runs it again", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-
-
-def quiet_libraries() -> None:
-    """Only errors of the libraries that train for us reach the terminal; our own figures stand in their place."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(trl|transformers|accelerate|peft|torch)\b.*")

@@ -16,7 +16,8 @@ from rlhf.ppo.experience import Actors
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Completion, Prompt
 from stages.cast import freeze, load_reward, native_generator
-from stages.context import StageContext, run_stage
+from stages.command import run_stage
+from stages.context import StageContext
 from stages.rollout import respond
 
 SHOWN = 6  # pairs of responses printed to people

@@ -13,19 +13,24 @@ from rlhf.ppo.shaping import penalize_unfinished, shape_rewards
 from rlhf.ppo.update import Targets, update
 from rlhf.tracking.timer import PhaseTimer
 from stages.cast import PromptOrder, prepare
-from stages.context import StageContext, run_stage
+from stages.command import run_stage
+from stages.context import StageContext
 from stages.rollout import evaluate_held_out, rollout_statistics
+from stages.state import PpoState
 
 
 def main(context: StageContext) -> None:
     """Train the policy against the reward model; hand on the policy."""
     recipe, config = context.recipe, context.recipe.ppo
-    actors, policy, value, kl, prompts = prepare(context)
+    cast = prepare(context)
+    actors, policy, value, kl, prompts = cast
+    state, checkpoints = PpoState(cast), context.checkpoints()
+    start = checkpoints.restore(state.load)
     order = PromptOrder(prompts.train, recipe.seed)
     rows = range(rank(), config.prompts_per_step, world_size())
     timer = PhaseTimer()
-    with context.progress(config.steps) as progress:
-        for step in range(1, config.steps + 1):
+    with context.progress(config.steps, start) as progress, checkpoints.training():
+        for step in range(start + 1, config.steps + 1):
             with timer.phase("collect"):
                 batch = [order[(step - 1) * config.prompts_per_step + row] for row in rows]
                 experience, _ = collect(batch, rows, actors, config, (recipe.seed, step))
@@ -40,16 +45,16 @@ def main(context: StageContext) -> None:
             figures["objective/kl_coef"] = kl.coef
             kl.update(figures["objective/kl"], config.prompts_per_step)
             actors.generator.load(policy.module)
-            seconds = timer.take()
-            tokens = figures["tokens/response_length"] * config.prompts_per_step
-            figures |= {"perf/tokens_per_second": tokens / sum(seconds.values()), **seconds}
-            context.tracker.log(step, figures)
+            state.figures = figures | timer.speed(figures["tokens/response_length"] * config.prompts_per_step)
+            context.tracker.log(step, state.figures)
             progress.update(step, {name: figures[f"objective/{name}"] for name in ("scores", "kl", "entropy")})
+            held_out = None
             if config.evaluate_every and (step % config.evaluate_every == 0 or step == config.steps):
-                context.tracker.log(step, evaluate_held_out(context, actors, prompts.test, step))
+                held_out = evaluate_held_out(context, actors, prompts.test, step)
+            checkpoints.after(step, state.save, held_out, last=step == config.steps)
     results = {
-        "kl": figures["objective/kl"],
-        "scores": figures["objective/scores"],
+        "kl": state.figures["objective/kl"],
+        "scores": state.figures["objective/scores"],
         "episodes": config.steps * config.prompts_per_step,
         "steps": config.steps,
     }

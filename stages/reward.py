@@ -23,11 +23,13 @@ from rlhf.distributed import gather_objects, rank, world_size
 from rlhf.errors import DataError
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model
 from rlhf.ppo.experience import complete
+from rlhf.randomness import seed_everything
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Comparison, Completion
 from stages.cast import check_lengths, freeze, native_generator
-from stages.context import StageContext, run_stage, seed_everything
-from stages.trainer import Report, train
+from stages.command import run_stage
+from stages.context import StageContext
+from stages.trainer import Checkpointed, Report, train
 
 FIGURES = {
     "loss": "loss/reward",
@@ -35,8 +37,13 @@ FIGURES = {
     "margin": "reward/train_margin",
     "grad_norm": "reward/grad_norm",
     "learning_rate": "reward/learning_rate",
+    "eval_loss": "eval/loss",
 }
 SCORING_TOKENS = 16_384  # padded tokens per forward when held-out votes are judged
+
+
+class RewardTrainer(Checkpointed, BradleyTerryTrainer):
+    """The Bradley-Terry trainer with our checkpoints."""
 
 
 def main(context: StageContext) -> None:
@@ -50,22 +57,23 @@ def main(context: StageContext) -> None:
     context.say(f"{len(examples.train):,} comparisons, {len(examples.test):,} held out")
     max_length = config.max_length or context_of(base)
     training = encode(examples.train, tokenization, max_length)
-    encode(examples.test, tokenization, max_length)  # too long a pair ends here, before any training
+    held_out_pairs = encode(examples.test, tokenization, max_length)
     model = add_lora(base, recipe.model.lora, "reward") if recipe.model.lora else base
 
-    def make_trainer(arguments: dict[str, Any], report: Report) -> BradleyTerryTrainer:
-        return BradleyTerryTrainer(
+    def make_trainer(arguments: dict[str, Any], report: Report) -> RewardTrainer:
+        return RewardTrainer(
             label_smoothing=config.label_smoothing,
             center=config.center,
             model=model,
             args=RewardConfig(**arguments),
             data_collator=PreferenceCollator(tokenization.pad_id),
             train_dataset=training,
+            eval_dataset=held_out_pairs,
             processing_class=tokenization.tokenizer,
             callbacks=[report],
         )
 
-    trainer = train(context, make_trainer, config, FIGURES)
+    trainer, engine = train(context, make_trainer, config, FIGURES)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     held_out = judge_held_out(RewardModel(trained.eval(), tokenization, SCORING_TOKENS), examples.test)
     interval = wilson_interval(held_out.correct, held_out.votes)
@@ -85,8 +93,7 @@ def main(context: StageContext) -> None:
     context.say(f"held-out accuracy {held_out.accuracy:.3f} (95 % interval {interval[0]:.3f} to {interval[1]:.3f})")
     if bayes_accuracy:
         context.say(f"{held_out.accuracy / bayes_accuracy:.3f} of the Bayes accuracy {bayes_accuracy:.3f}")
-    engine = {"reward": type(trainer.model_wrapped).__name__}
-    context.finish(results, trained, tokenization, engine=engine)
+    context.finish(results, trained, tokenization, engine={"reward": engine})
 
 
 def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Split[Comparison], float | None]:

@@ -64,8 +64,11 @@ def respond(
     return [row[1] for row in ordered], [row[2] for row in ordered], [row[3] for row in ordered]
 
 
-def evaluate_held_out(context: StageContext, actors: Actors, prompts: Sequence[Prompt], step: int) -> dict[str, float]:
-    """Figures of the present policy on fixed held-out prompts, always with the same noise; samples to the tracker."""
+def evaluate_held_out(context: StageContext, actors: Actors, prompts: Sequence[Prompt], step: int) -> float:
+    """The mean score of the present policy on fixed held-out prompts, always with the same noise.
+
+    Figures and samples go to the tracker.
+    """
     chosen = prompts[:HELD_OUT_PROMPTS]
     completions, scores, kl = respond(actors, chosen, context.recipe.ppo, context.recipe.seed)
     lengths = [len(completion.response_tokens) for completion in completions]
@@ -75,8 +78,10 @@ def evaluate_held_out(context: StageContext, actors: Actors, prompts: Sequence[P
     ]
     context.tracker.table(step, "held-out", rows)
     count = len(completions)
-    return {
+    figures = {
         "eval/scores": sum(scores) / count,
         "eval/kl": sum(kl) / count,
         "eval/response_length": sum(lengths) / count,
     }
+    context.tracker.log(step, figures)
+    return figures["eval/scores"]

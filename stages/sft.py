@@ -19,11 +19,21 @@ from rlhf.errors import ConfigError, DataError
 from rlhf.models import add_lora, context_of, load_policy, new_policy
 from rlhf.tokenization import Tokenization, load_tokenization, train_tokenization
 from rlhf.types import Demonstration
-from stages.context import StageContext, run_stage
-from stages.trainer import Report, train
+from stages.command import run_stage
+from stages.context import StageContext
+from stages.trainer import Checkpointed, Report, train
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
-FIGURES = {"loss": "loss/sft", "grad_norm": "sft/grad_norm", "learning_rate": "sft/learning_rate"}
+FIGURES = {
+    "loss": "loss/sft",
+    "grad_norm": "sft/grad_norm",
+    "learning_rate": "sft/learning_rate",
+    "eval_loss": "eval/loss",
+}
+
+
+class SupervisedTrainer(Checkpointed, SFTTrainer):
+    """TRL's trainer with our checkpoints."""
 
 
 def main(context: StageContext) -> None:
@@ -45,10 +55,10 @@ def main(context: StageContext) -> None:
     held_out = encode(examples.test, tokenization, max_length)
     policy = add_lora(model, recipe.model.lora, "policy") if recipe.model.lora else model
 
-    def make_trainer(arguments: dict[str, Any], report: Report) -> SFTTrainer:
+    def make_trainer(arguments: dict[str, Any], report: Report) -> SupervisedTrainer:
         if config.packing:
             arguments |= packed(arguments, training, max_length)
-        return SFTTrainer(
+        return SupervisedTrainer(
             model=policy,  # type: ignore[arg-type]
             args=SFTConfig(**arguments, packing=config.packing, eval_packing=False),
             train_dataset=training,
@@ -57,13 +67,11 @@ def main(context: StageContext) -> None:
             callbacks=[report],
         )
 
-    trainer = train(context, make_trainer, config, FIGURES)
+    trainer, engine = train(context, make_trainer, config, FIGURES)
     eval_loss = float(trainer.evaluate()["eval_loss"])
-    context.tracker.log(trainer.state.global_step, {"eval/loss": eval_loss})
     context.say(f"held-out loss {eval_loss:.4f} nats per token")
     results = {"eval_loss": eval_loss, "parameters": parameters, "steps": trainer.state.global_step}
-    engine = {"policy": type(trainer.model_wrapped).__name__}
-    context.finish(results, trainer.accelerator.unwrap_model(trainer.model), tokenization, engine=engine)
+    context.finish(results, trainer.accelerator.unwrap_model(trainer.model), tokenization, engine={"policy": engine})
 
 
 def encode(demonstrations: Sequence[Demonstration], tokenization: Tokenization, max_length: int) -> Dataset:

@@ -19,3 +19,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = rlhf("run", str(TINY), folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_run_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run of tests/recipes/tiny.yaml by two processes; tests must not change it."""
+    from running import TINY, rlhf
+
+    folder = tmp_path_factory.mktemp("tiny-of-two")
+    done = rlhf("run", str(TINY), "parallelism.processes=2", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "tiny"

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from rlhf.randomness import seed_everything
 from rlhf.recipe import load_recipe
-from stages.context import StageContext, quiet_libraries, seed_everything
+from stages.command import quiet_libraries
+from stages.context import StageContext, StageOptions
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "recipes" / "tiny.yaml"
@@ -30,5 +32,5 @@ def stage(name: str, recipe: Path, run: Path, output: Path, overrides: Sequence[
     resolved = load_recipe(recipe, overrides)
     seed_everything(resolved.seed)
     module = importlib.import_module(f"stages.{name}")
-    module.main(StageContext(resolved, name, run, output))
+    module.main(StageContext(resolved, name, StageOptions(run, output)))
     return output

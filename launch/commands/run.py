@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from launch.pipeline import Selection, StageFailed, run_chain, summarize, write_summary
+from launch.pipeline import Interrupted, Selection, StageFailed, run_chain, summarize, write_summary
 from launch.summary import show_summary
 from rlhf.config import Recipe
 from rlhf.recipe import load_recipe, resolved_yaml
@@ -19,7 +19,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 DataDirectory = Annotated[str | None, typer.Option("--data-dir", help="Where relative paths of data start.")]
 RunDirectory = Annotated[Path | None, typer.Option("--run", help="Run directory. Default: runs/NAME.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and do nothing.")]
-Force = Annotated[bool, typer.Option("--force", help="Run stages again although they are complete.")]
+Force = Annotated[bool, typer.Option("--force", help="Run stages from the beginning, also complete and begun ones.")]
+StopAfter = Annotated[
+    int | None, typer.Option("--stop-after", min=1, help="End the last stage behind a checkpoint of this step.")
+]
 
 
 def run(
@@ -28,13 +31,16 @@ def run(
     first: Annotated[str, typer.Option("--from", help="First stage.")] = "sft",
     last: Annotated[str, typer.Option("--until", help="Last stage.")] = "evaluate",
     force: Force = False,
+    stop_after: StopAfter = None,
     run_directory: RunDirectory = None,
     data_directory: DataDirectory = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run the whole road: demonstrations and votes to an aligned policy.
 
-    Complete stages are skipped; stages whose recipe, data or inputs changed run again, with those that follow.
+    Complete stages are skipped, interrupted ones go on from their newest checkpoint; stages whose recipe, data or
+    inputs changed run again, with those that follow. SIGTERM and Ctrl-C end behind a checkpoint with exit code 75,
+    SIGUSR1 writes one and goes on.
 
     Examples:
 
@@ -48,7 +54,7 @@ def run(
     if dry_run:
         typer.echo(resolved_yaml(resolved), nl=False)
         return
-    run_selection(resolved, run_directory, Selection(first, last, force))
+    run_selection(resolved, run_directory, Selection(first, last, force, stop_after))
 
 
 def run_selection(recipe: Recipe, run_directory: Path | None, selection: Selection) -> None:
@@ -57,9 +63,15 @@ def run_selection(recipe: Recipe, run_directory: Path | None, selection: Selecti
     directory = run_directory or Path("runs") / recipe.name
     try:
         run_chain(recipe, directory, selection, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    except Interrupted as interrupted:
+        console.print(f"{interrupted}; exit code {interrupted.code}", highlight=False)
+        raise typer.Exit(interrupted.code) from interrupted
     except StageFailed as failure:
-        typer.echo(f"error: {failure}; the lines above say why, the same command goes on from there", err=True)
-        raise typer.Exit(failure.code if failure.code > 0 else 128 - failure.code) from failure
+        for problem in failure.problems:
+            typer.echo(problem, err=True)
+        if not failure.problems:
+            typer.echo(f"error: {failure}; the lines above say why, the same command goes on from there", err=True)
+        raise typer.Exit(failure.code) from failure
     summary = summarize(recipe, directory)
     write_summary(summary, directory)
     show_summary(summary, directory, console)
@@ -80,6 +92,7 @@ def stage_command(stage: str, summary: str) -> object:
         recipe: RecipeArgument,
         overrides: Overrides = None,
         force: Force = False,
+        stop_after: StopAfter = None,
         run_directory: RunDirectory = None,
         data_directory: DataDirectory = None,
         dry_run: DryRun = False,
@@ -88,7 +101,7 @@ def stage_command(stage: str, summary: str) -> object:
         if dry_run:
             typer.echo(resolved_yaml(resolved), nl=False)
             return
-        run_selection(resolved, run_directory, Selection(stage, stage, force))
+        run_selection(resolved, run_directory, Selection(stage, stage, force, stop_after))
 
     command.__doc__ = f"{summary}\n\nExample:\n\n    rlhf {stage} demo --force"
     return command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # the launcher reads engine options without torch
@@ -36,4 +37,12 @@ class Engine(Protocol):
 
         A gradient that is not finite is dropped, on every rank alike.
         """
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the weights that learn, the optimizer and the schedule below a directory. Every rank calls."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Take up what `save` wrote. Every rank calls."""
         ...

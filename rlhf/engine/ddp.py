@@ -6,13 +6,16 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rlhf.distributed import world_size
+from rlhf.distributed import is_main, world_size
+
+STATE = "state.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,9 @@ class DdpEngine:
             self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.95)
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, options.share)
+        if isinstance(self.wrapped, DistributedDataParallel):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bfloat16):
+                warm_buckets(self.wrapped, self.device)
 
     def __call__(self, **inputs: Any) -> Any:
         """The forward pass of training."""
@@ -78,3 +84,39 @@ class DdpEngine:
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         return norm
+
+    def save(self, directory: Path) -> None:
+        """One file with everything that learns; all ranks hold the same, so the main one writes."""
+        if not is_main():
+            return
+        directory.mkdir()
+        state = {
+            "weights": [parameter.detach() for parameter in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        torch.save(state, directory / STATE)
+
+    def load(self, directory: Path) -> None:
+        """Every rank reads the file."""
+        state = torch.load(directory / STATE, map_location=self.device, weights_only=True)
+        with torch.no_grad():
+            for parameter, saved in zip(self.parameters, state["weights"], strict=True):
+                parameter.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def warm_buckets(model: DistributedDataParallel, device: torch.device) -> None:
+    """One backward whose gradient is thrown away, through a model of token ids that gives logits.
+
+    DDP cuts its buckets anew after the first backward, and sums of floats depend on the cut. Made before the first
+    step, the new cut is that of all steps, also of those after a resume.
+    """
+    tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
+    apart = model.require_backward_grad_sync
+    model.require_backward_grad_sync = True
+    output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    (output.logits.float().sum() * 0.0).backward()
+    model.require_backward_grad_sync = apart
+    model.zero_grad(set_to_none=True)

@@ -53,8 +53,9 @@ def to_training_arguments(
         "remove_unused_columns": False,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "eval_strategy": "no",
+        "save_strategy": "no",  # `stages.trainer` saves
+        "eval_strategy": "steps" if config.evaluate_every else "no",
+        "eval_steps": config.evaluate_every or None,
         "report_to": [],
         "disable_tqdm": True,
         "max_length": None,

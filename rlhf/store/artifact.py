@@ -4,6 +4,7 @@
                     manifest.json   fingerprint, inputs, data hashes, recipe, contract, results, checksums
                     metrics.jsonl   figures by step
                     samples/        responses (parquet)
+                    checkpoints/    while it trains; see `rlhf.store.checkpoint`
 
 The manifest is written last, so a stage that was killed has none. Loads no torch.
 """
@@ -26,7 +27,8 @@ from rlhf.errors import ArtifactError
 
 FORMAT = 1  # raised when a stage of the same recipe would be written in another way
 MANIFEST = "manifest.json"
-CONTENTS = ("model", "adapter", "samples", "wandb", "metrics.jsonl")  # what a stage writes besides its manifest
+MODELS = ("model", "adapter")
+CONTENTS = (*MODELS, "samples", "wandb", "checkpoints", "metrics.jsonl")  # what a stage writes besides its manifest
 PARTIAL = ".partial"  # what is being written; its presence marks a stage that has not ended
 PREVIOUS = ".previous"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
@@ -169,7 +171,7 @@ def remove(path: Path) -> None:
 
 def publish(directory: Path, lineage: Lineage, record: Mapping[str, Any]) -> Artifact:
     """Move a stage's model into place, then write the manifest; see the module's docstring."""
-    for name in ("model", "adapter"):
+    for name in MODELS:
         if (directory / PARTIAL / name).is_dir():
             (directory / PARTIAL / name).replace(directory / name)
     manifest = {
@@ -180,7 +182,7 @@ def publish(directory: Path, lineage: Lineage, record: Mapping[str, Any]) -> Art
         "data": dict(lineage.data),
         **record,
         "environment": environment(),
-        "checksums": checksums(directory, ("model", "adapter")),
+        "checksums": checksums(directory, MODELS),
     }
     write_json(directory / MANIFEST, manifest)
     remove(directory / PARTIAL)

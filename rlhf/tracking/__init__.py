@@ -45,11 +45,14 @@ class Trackers:
             tracker.close()
 
 
-def open_tracker(recipe: Recipe, stage: str, directory: Path) -> Tracker:
-    """The trackers that a recipe asks for, writing to a stage's directory."""
-    trackers: list[Tracker] = [JsonlTracker(directory)]
+def open_tracker(recipe: Recipe, stage: str, directory: Path, resumed: bool = False) -> Tracker:
+    """The trackers that a recipe asks for, writing to a stage's directory.
+
+    resumed: the directory holds the figures of an earlier execution, cut back to the checkpoint; they go on.
+    """
+    trackers: list[Tracker] = []
     if recipe.tracking.wandb.mode != "disabled":
         from rlhf.tracking.wandb import open_wandb
 
-        trackers.append(open_wandb(recipe, stage, directory))
-    return Trackers(trackers)
+        trackers.append(open_wandb(recipe, stage, directory, resumed))
+    return Trackers([JsonlTracker(directory), *trackers])

@@ -15,8 +15,9 @@ SECONDS_BETWEEN_LINES = 10.0
 class StageProgress:
     """The progress of one stage; `enabled=False` (other ranks) shows nothing."""
 
-    def __init__(self, title: str, total: int, enabled: bool = True) -> None:
+    def __init__(self, title: str, total: int, enabled: bool = True, done: int = 0) -> None:
         self.title = title
+        self.done = done  # by an execution before this one
         self.total = total
         self.enabled = enabled
         self.console = Console()
@@ -32,7 +33,7 @@ class StageProgress:
             console=self.console,
             disable=not enabled or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(title, total=total, figures="")
+        self.task = self.bar.add_task(title, total=total, completed=done, figures="")
 
     def __enter__(self) -> StageProgress:
         """Start the display."""
@@ -54,7 +55,7 @@ class StageProgress:
         now = time.monotonic()
         if step == self.total or now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
-            left = (now - self.started) / max(step, 1) * (self.total - step)
+            left = (now - self.started) / max(step - self.done, 1) * (self.total - step)
             self.console.print(
                 f"{self.title} {step}/{self.total}  left {left:.0f} s  {shown}", highlight=False, soft_wrap=True
             )

@@ -28,3 +28,8 @@ class PhaseTimer:
         taken = {f"perf/seconds_{name}": seconds for name, seconds in self.seconds.items()}
         self.seconds.clear()
         return taken
+
+    def speed(self, tokens: float) -> dict[str, float]:
+        """The phases' seconds and the metric `perf/tokens_per_second` of so many tokens; starts again from zero."""
+        seconds = self.take()
+        return {"perf/tokens_per_second": tokens / sum(seconds.values()), **seconds}

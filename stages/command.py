@@ -1,0 +1,95 @@
+"""The command line of a stage, under python, torchrun or deepspeed: `torchrun -m stages.STAGE --recipe RECIPE`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rlhf.distributed import process_group
+from rlhf.errors import RLHFError
+from rlhf.randomness import seed_everything
+from rlhf.recipe import load_recipe
+from stages.context import StageContext, StageOptions
+from stages.signals import Signals, Stopped
+
+# Where the launcher wants the problems of each rank, to show each of them once.
+ERRORS = "RLHF_ERRORS"
+
+
+def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
+    """Parse the arguments, join the process group, run, and end with the exit code that says what happened.
+
+    0: complete, or stopped as --stop-after said; 2: something the user can mend, one line each; 75: stopped by a
+    signal, the same command goes on.
+    """
+    options = arguments(stage, main)
+    signals = Signals()
+    signals.install()
+    quiet_libraries()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # TRL refuses to train in one process that sees several GPUs
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)
+        run = options.run or Path("runs") / recipe.name
+        with process_group():
+            seed_everything(recipe.seed)
+            chosen = StageOptions(run, options.output or run / stage, options.stop_after, options.restart)
+            main(StageContext(recipe, stage, chosen, signals))
+    except RLHFError as error:
+        report(error.problems)
+        sys.exit(2)
+    except OSError as error:  # a disk that is full or gone; anything else of the system is as little our fault
+        report([f"{error}; once that is mended, the same command goes on from the newest checkpoint"])
+        sys.exit(2)
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{stage}: stopped by {stopped.reason}; the same command goes on from there", flush=True)
+        sys.exit(stopped.code)
+
+
+def arguments(stage: str, main: Callable[[StageContext], None]) -> argparse.Namespace:
+    """The options of a stage's command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{stage}",
+        description=(sys.modules[main.__module__].__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example: torchrun --nproc-per-node 2 -m stages.{stage} --recipe demo --run-dir runs/demo seed=1",
+    )
+    parser.add_argument("--recipe", required=True, help="a recipe file, or the name of a shipped recipe")
+    # Two names: on Python 3.11 torchrun takes `--run` for an abbreviation of its own `--run-path` and gives up.
+    parser.add_argument("--run", "--run-dir", type=Path, help="where the inputs are (default: runs/NAME)")
+    parser.add_argument("--output", type=Path, help="where the result goes (default: RUN/STAGE)")
+    parser.add_argument("--stop-after", type=int, metavar="N", help="write a checkpoint after step N and end")
+    parser.add_argument("--restart", action="store_true", help="start from the beginning, not from a checkpoint")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe to override")
+    return parser.parse_args()
+
+
+def report(problems: Sequence[str]) -> None:
+    """Say problems, one line each, to the launcher if there is one and else to people."""
+    lines = [f"error: {problem}\n" for problem in problems]
+    if path := os.environ.get(ERRORS):
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(lines)
+    else:
+        sys.stderr.writelines(lines)
+
+
+def quiet_libraries() -> None:
+    """Only errors of the libraries that train for us reach the terminal; our own figures stand in their place."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(trl|transformers|accelerate|peft|torch)\b.*")

@@ -1,0 +1,127 @@
+"""Killed at any moment, a stage goes on from its newest checkpoint and ends with the figures of an undisturbed one."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from interruption import EVERY_STEP, assert_same, figures, kill_tree, lines_of, manifest, own_copy, start, wait_for
+from running import TINY, rlhf
+
+STAGES = ["sft", "reward", "ppo"]
+STEPS = {"sft": 7, "reward": 6, "ppo": 3}
+
+
+def kill_in_training(stage: str, reference: Path, folder: Path, lines: int, *overrides: str) -> Path:
+    """A run whose stage was killed once its metrics file had so many lines."""
+    run = own_copy(reference, folder, STAGES[: STAGES.index(stage)])
+    process = start(stage, str(TINY), EVERY_STEP, *overrides, folder=folder)
+    assert wait_for(lambda: lines_of(run / stage / "metrics.jsonl") >= lines, process)
+    kill_tree(process)
+    assert not (run / stage / "manifest.json").exists()
+    return run
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_stage_goes_on_bit_for_bit(stage: str, tiny_run: Path, tmp_path: Path) -> None:
+    run = kill_in_training(stage, tiny_run, tmp_path, random.randrange(2, STEPS[stage]))
+    done = rlhf(stage, str(TINY), EVERY_STEP, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{stage}: going on from runs/tiny/{stage}/checkpoints/step-" in done.stdout
+    assert_same(run / stage, tiny_run / stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_stage_of_two_processes_goes_on_bit_for_bit(stage: str, tiny_run_of_two: Path, tmp_path: Path) -> None:
+    two = "parallelism.processes=2"
+    run = kill_in_training(stage, tiny_run_of_two, tmp_path, random.randrange(2, STEPS[stage]), two)
+    done = rlhf(stage, str(TINY), EVERY_STEP, two, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stdout
+    assert_same(run / stage, tiny_run_of_two / stage)
+
+
+def stopped_after(step: int, stage: str, reference: Path, folder: Path, *overrides: str) -> Path:
+    run = own_copy(reference, folder, STAGES[: STAGES.index(stage)])
+    done = rlhf(stage, str(TINY), *overrides, "--stop-after", str(step), folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert f"stopped by --stop-after {step}" in done.stdout
+    assert (run / stage / "checkpoints" / f"step-{step:06d}" / "checksums.json").is_file()
+    return run
+
+
+def test_stopped_at_the_end_of_an_epoch_the_next_one_is_trained(tiny_run: Path, tmp_path: Path) -> None:
+    overrides = ("sft.epochs=2", "sft.packing=false")  # 173 demonstrations, batches of 32: 6 steps an epoch
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert rlhf("sft", str(TINY), *overrides, folder=whole).returncode == 0
+    run = stopped_after(6, "sft", tiny_run, tmp_path / "stopped", *overrides)
+    assert rlhf("sft", str(TINY), *overrides, folder=tmp_path / "stopped").returncode == 0
+    assert manifest(run / "sft")["results"]["steps"] == 12
+    assert_same(run / "sft", whole / "runs" / "tiny" / "sft")
+
+
+def test_killed_behind_the_last_step_nothing_is_trained_again(tiny_run: Path, tmp_path: Path) -> None:
+    for stage in STAGES:
+        folder = tmp_path / stage
+        run = own_copy(tiny_run, folder, STAGES[: STAGES.index(stage)])
+        process = start(stage, str(TINY), EVERY_STEP, folder=folder)
+        last = run / stage / "checkpoints" / f"step-{STEPS[stage]:06d}"
+        assert wait_for(last.is_dir, process)
+        kill_tree(process)
+        written = last.stat().st_mtime_ns
+        if (run / stage / "manifest.json").exists():
+            continue  # it was faster than the kill
+        done = rlhf(stage, str(TINY), EVERY_STEP, folder=folder)
+        assert done.returncode == 0, done.stderr
+        assert f"{last.relative_to(folder)}" in done.stdout
+        assert not last.exists() or last.stat().st_mtime_ns == written
+        assert_same(run / stage, tiny_run / stage)
+
+
+def test_adaptive_controller_and_adapters_go_on(tiny_run: Path, tmp_path: Path) -> None:
+    overrides = ("ppo.kl.controller=adaptive", "ppo.kl.target=0.5", "ppo.kl.horizon=20", "model.lora.rank=4")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert rlhf("run", str(TINY), *overrides, "--until", "ppo", folder=whole).returncode == 0
+    undisturbed = whole / "runs" / "tiny"
+    coefficients = {line["objective/kl_coef"] for line in figures(undisturbed / "ppo") if "objective/kl_coef" in line}
+    assert len(coefficients) == STEPS["ppo"]  # it moves, or this test would show nothing
+    for stage in STAGES:
+        folder = tmp_path / stage
+        run = stopped_after(2, stage, undisturbed, folder, *overrides)
+        assert rlhf(stage, str(TINY), *overrides, folder=folder).returncode == 0
+        assert_same(run / stage, undisturbed / stage)
+
+
+def test_force_starts_an_interrupted_stage_from_the_beginning(tiny_run: Path, tmp_path: Path) -> None:
+    run = stopped_after(2, "ppo", tiny_run, tmp_path)
+    done = rlhf("ppo", str(TINY), "--force", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on" not in done.stdout
+    assert_same(run / "ppo", tiny_run / "ppo")
+
+
+def test_another_recipe_does_not_go_on_from_it(tiny_run: Path, tmp_path: Path) -> None:
+    run = stopped_after(2, "ppo", tiny_run, tmp_path)
+    changed = rlhf("ppo", str(TINY), "ppo.kl.coef=0.2", folder=tmp_path)
+    assert changed.returncode == 0, changed.stderr
+    assert "going on" not in changed.stdout
+    assert len([line for line in figures(run / "ppo") if "objective/kl" in line]) == STEPS["ppo"]
+
+
+def test_held_out_scores_while_training_change_nothing_and_keep_the_best(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluated"
+    shutil.copytree(tiny_run / "sft", folder / "runs" / "tiny" / "sft")
+    overrides = ("sft.evaluate_every=2", "reward.evaluate_every=2", "checkpoint.every_steps=null")
+    done = rlhf("run", str(TINY), *overrides, "--until", "reward", "--force", folder=folder)
+    assert done.returncode == 0, done.stderr
+    for stage in ("sft", "reward"):
+        mine = folder / "runs" / "tiny" / stage
+        assert manifest(mine)["checksums"] == manifest(tiny_run / stage)["checksums"]
+        losses = {line["step"]: line["eval/loss"] for line in figures(mine) if "eval/loss" in line}
+        assert set(losses) >= {2, 4, 6}
+        best = min((2, 4, 6), key=lambda step: losses[step])
+        assert [path.name for path in (mine / "checkpoints").iterdir()] == [f"step-{best:06d}"]
