@@ -127,6 +127,9 @@ def add_lora(model: nn.Module, config: LoraConfig, kind: str) -> nn.Module:
 def save_model(model: nn.Module, tokenization: Tokenization, directory: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer; adapters merged, and beside it in `adapter/`."""
     if isinstance(model, PeftModel):
+        for adapter in model.peft_config.values():
+            if isinstance(adapter.target_modules, set):  # in another order each time, and so another checksum
+                adapter.target_modules = sorted(adapter.target_modules)
         model.save_pretrained(str(directory.parent / "adapter"))
         model = model.merge_and_unload()
     model.save_pretrained(directory)  # type: ignore[operator]
