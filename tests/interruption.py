@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from running import TINY
 
 EVERY_STEP = "checkpoint.every_steps=1"  # affects nothing but when the state is written
 
@@ -31,9 +30,7 @@ def own_copy(run: Path, folder: Path, stages: Sequence[str]) -> Path:
 def start(*arguments: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
     """The real command line in the background."""
     command = [sys.executable, "-P", "-m", "launch.cli", *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def kill_tree(process: subprocess.Popen[Any]) -> None:
