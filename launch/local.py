@@ -131,6 +131,8 @@ class LocalStage:
                 self.kill()
             time.sleep(0.05)
         codes = [worker.returncode for worker in self.workers]
+        if self.killed and self.signal and any(code == -signal.SIGKILL for code in codes):
+            return 128 + self.signal
         if failed is None:
             failed = next((code for code in codes if code and not self._stopped(code)), 0)
         if not failed and any(codes):

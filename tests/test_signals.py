@@ -1,0 +1,170 @@
+"""What a running command does when it is told to save, to stop, or to stop at once, and when its launcher dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from interruption import (
+    assert_same,
+    kill_tree,
+    lines_of,
+    no_process_left,
+    own_copy,
+    stage_process,
+    start,
+    wait_for,
+)
+from running import TINY, rlhf
+
+LONG = "ppo.steps=400"  # longer than any test waits
+NEVER = "checkpoint.every_steps=null"  # so that each checkpoint comes from a signal
+
+
+def running_ppo(reference: Path, folder: Path, *overrides: str) -> tuple[Path, subprocess.Popen[str]]:
+    """A run whose ppo stage has made two steps."""
+    run = own_copy(reference, folder, ["sft", "reward"])
+    process = start("ppo", str(TINY), NEVER, *overrides, folder=folder)
+    assert wait_for(lambda: lines_of(run / "ppo" / "metrics.jsonl") >= 2, process)
+    return run, process
+
+
+def checkpoints(run: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (run / "ppo" / "checkpoints").glob("step-??????"))
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_behind_a_checkpoint_with_a_code_of_its_own(
+    number: signal.Signals, tiny_run: Path, tmp_path: Path
+) -> None:
+    run, process = running_ppo(tiny_run, tmp_path, LONG)
+    process.send_signal(number)
+    code, out, _ = end(process)
+    assert code == 75, out
+    assert f"{number.name}: ending behind a checkpoint" in out
+    (step,) = checkpoints(run)
+    assert f"after step {step}" in out
+    assert lines_of(run / "ppo" / "metrics.jsonl") >= step
+    assert not (run / "ppo" / "manifest.json").exists()
+    assert no_process_left(str(tmp_path))
+
+
+def test_the_chain_goes_on_where_it_was_stopped(tiny_run: Path, tmp_path: Path) -> None:
+    run, process = running_ppo(tiny_run, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = end(process)
+    assert code == 75, out
+    done = rlhf("run", str(TINY), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("complete, nothing to do") >= 2
+    for stage in ("ppo", "evaluate"):
+        assert_same(run / stage, tiny_run / stage)
+
+
+def test_two_processes_agree_to_save_and_to_stop(tiny_run_of_two: Path, tmp_path: Path) -> None:
+    run, process = running_ppo(tiny_run_of_two, tmp_path, LONG, "parallelism.processes=2")
+    os.kill(stage_process(process), signal.SIGUSR1)  # one rank alone is told
+    assert wait_for(lambda: len(checkpoints(run)) == 1, process)
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = end(process)
+    assert code == 75, out
+    assert len(checkpoints(run)) == 2
+    assert no_process_left(str(tmp_path))
+
+
+def test_a_signal_to_save_saves_and_goes_on(tiny_run: Path, tmp_path: Path) -> None:
+    run, process = running_ppo(tiny_run, tmp_path, LONG)
+    for expected in (1, 2):
+        process.send_signal(signal.SIGUSR1)
+        assert wait_for(lambda expected=expected: len(checkpoints(run)) == expected, process)  # type: ignore[misc]
+    before = lines_of(run / "ppo" / "metrics.jsonl")
+    assert wait_for(lambda: lines_of(run / "ppo" / "metrics.jsonl") > before, process)
+    kill_tree(process)
+
+
+def test_a_second_signal_ends_at_once(tiny_run: Path, tmp_path: Path) -> None:
+    slow = ("ppo.prompts_per_step=4096", "ppo.generation.max_new_tokens=32", "ppo.steps=3")
+    run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
+    process = start("ppo", str(TINY), NEVER, *slow, folder=tmp_path)
+    assert wait_for((run / "ppo" / ".partial" / "lineage.json").is_file, process)
+    time.sleep(3)  # it is in its first step now, which lasts much longer
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    code, out, _ = end(process)
+    assert code == 128 + signal.SIGTERM, out
+    assert time.monotonic() - sent < 3
+    assert checkpoints(run) == []
+    assert no_process_left(str(tmp_path))
+
+
+def test_who_does_not_stop_in_time_is_ended(tiny_run: Path, tmp_path: Path) -> None:
+    slow = ("ppo.prompts_per_step=4096", "ppo.generation.max_new_tokens=32", "ppo.steps=3")
+    run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
+    process = start("ppo", str(TINY), NEVER, "checkpoint.grace_seconds=1", *slow, folder=tmp_path)
+    assert wait_for((run / "ppo" / ".partial" / "lineage.json").is_file, process)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = end(process)
+    assert code == 128 + signal.SIGTERM
+    assert "no checkpoint within checkpoint.grace_seconds=1" in out
+    assert no_process_left(str(tmp_path))
+
+
+def test_a_signal_while_a_stage_loads_ends_it_quietly(tiny_run: Path, tmp_path: Path) -> None:
+    own_copy(tiny_run, tmp_path, ["sft", "reward"])
+    process = start("ppo", str(TINY), folder=tmp_path)
+    assert wait_for(lambda: bool(psutil.Process(process.pid).children()), process)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    code, out, err = end(process)
+    assert code == 75, out + err
+    assert err == ""
+
+
+def test_without_its_launcher_a_stage_ends_behind_a_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
+    run, process = running_ppo(tiny_run, tmp_path, LONG)
+    orphan = psutil.Process(stage_process(process))
+    process.kill()
+    process.wait()
+    refused = rlhf("ppo", str(TINY), LONG, folder=tmp_path)  # it holds the run until it has ended
+    assert orphan.pid
+    orphan.wait(timeout=60)
+    assert len(checkpoints(run)) == 1
+    if refused.returncode:
+        assert "in use by another rlhf process" in refused.stderr
+    process.communicate()
+
+
+def test_under_torchrun_too_a_signal_ends_behind_a_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
+    run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stages.ppo"]
+    options = ["--recipe", str(TINY), "--run-dir", str(run), NEVER, LONG]
+    process = subprocess.Popen(
+        [sys.executable, "-P", *torchrun, *options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert wait_for(lambda: lines_of(run / "ppo" / "metrics.jsonl") >= 2, process)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the agent and its workers at the same time
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    (step,) = checkpoints(run)
+    assert f"SIGTERM after step {step}" in out
