@@ -15,12 +15,14 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from data import sources
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import ConfigError
 from rlhf.models import add_lora, context_of, load_policy, new_policy
 from rlhf.tokenization import Tokenization, load_tokenization, train_tokenization
 from rlhf.types import Demonstration
 from stages.command import run_stage
 from stages.context import StageContext
+from stages.examples import demonstrations
+from stages.rows import IDS, Keeping, Rows, keeping, lengths, write_rows
 from stages.trainer import Checkpointed, Report, train
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -39,10 +41,10 @@ class SupervisedTrainer(Checkpointed, SFTTrainer):
 def main(context: StageContext) -> None:
     """Train on demonstrations; hand on the policy and its held-out loss."""
     recipe, config = context.recipe, context.recipe.sft
-    examples = sources.demonstrations(recipe.data, recipe.seed)
+    examples = demonstrations(context)
     start = sources.model_path(recipe.model, recipe.data)
     if start is None:
-        texts = [f"{d.prompt.text}\n{d.completion}" for d in examples.train]
+        texts = (f"{d.prompt.text}\n{d.completion}" for d in examples.train)
         tokenization = train_tokenization(texts, recipe.model.init.vocab_size, recipe.model.init.context)
         model = new_policy(recipe.model.init, tokenization, recipe.model)
     else:
@@ -51,8 +53,8 @@ def main(context: StageContext) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     context.say(f"{parameters:,} parameters, {len(examples.train):,} demonstrations, {len(examples.test):,} held out")
     max_length = config.max_length or context_of(model)
-    training = encode(examples.train, tokenization, max_length)
-    held_out = encode(examples.test, tokenization, max_length)
+    training = encode(examples.train, tokenization, keeping(context, max_length, "training")).dataset
+    held_out = encode(examples.test, tokenization, keeping(context, max_length, "held-out")).dataset
     policy = add_lora(model, recipe.model.lora, "policy") if recipe.model.lora else model
 
     def make_trainer(arguments: dict[str, Any], report: Report) -> SupervisedTrainer:
@@ -68,25 +70,21 @@ def main(context: StageContext) -> None:
         )
 
     trainer, engine = train(context, make_trainer, config, FIGURES)
-    eval_loss = float(trainer.evaluate()["eval_loss"])
+    eval_loss = -trainer.score if trainer.score is not None else float(trainer.evaluate()["eval_loss"])
     context.say(f"held-out loss {eval_loss:.4f} nats per token")
     results = {"eval_loss": eval_loss, "parameters": parameters, "steps": trainer.state.global_step}
     context.finish(results, trainer.accelerator.unwrap_model(trainer.model), tokenization, engine={"policy": engine})
 
 
-def encode(demonstrations: Sequence[Demonstration], tokenization: Tokenization, max_length: int) -> Dataset:
+def encode(demonstrations: Sequence[Demonstration], tokenization: Tokenization, keeping: Keeping) -> Rows:
     """Columns input_ids and labels; the labels are the completion's ids and its stop token, all else is ignored."""
-    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for number, demonstration in enumerate(demonstrations):
+
+    def row(demonstration: Demonstration) -> dict[str, list[int]]:
         tokens, learned = tokenization.demonstration(demonstration)
-        if len(tokens) > max_length:
-            raise DataError(
-                f"demonstration {number} ({demonstration.prompt.text[:40]!r}...) has {len(tokens)} tokens, more than "
-                f"{max_length}; shorten it or raise sft.max_length"
-            )
-        rows["input_ids"].append(tokens)
-        rows["labels"].append([token if use else IGNORED for token, use in zip(tokens, learned, strict=True)])
-    return Dataset.from_dict(rows)
+        labels = [token if use else IGNORED for token, use in zip(tokens, learned, strict=True)]
+        return {"input_ids": tokens, "labels": labels}
+
+    return write_rows(demonstrations, row, {"input_ids": IDS, "labels": IDS}, keeping)
 
 
 def packed(arguments: dict[str, Any], training: Dataset, max_length: int) -> dict[str, Any]:
@@ -95,15 +93,15 @@ def packed(arguments: dict[str, Any], training: Dataset, max_length: int) -> dic
     A micro-batch of n examples becomes one row of n mean lengths, or several rows where that exceeds max_length.
     Raises ConfigError where the longest example makes a row hold far more than that.
     """
-    lengths = [len(ids) for ids in training["input_ids"]]
-    examples = arguments["per_device_train_batch_size"]
-    tokens = examples * sum(lengths) / len(lengths)
-    row = min(max_length, max(max(lengths), math.ceil(tokens)))
+    tokens_each = lengths(training, "input_ids")
+    examples, longest = arguments["per_device_train_batch_size"], int(tokens_each.max())
+    tokens = examples * int(tokens_each.sum()) / len(tokens_each)
+    row = min(max_length, max(longest, math.ceil(tokens)))
     rows = max(1, round(tokens / row))
     if not 0.8 < rows * row / tokens < 1.25:
         raise ConfigError(
             f"sft.packing=true with {examples} examples a forward cannot keep sft.batch_size: the longest example has "
-            f"{max(lengths)} tokens, the mean {tokens / examples:.0f}; raise sft.micro_batch_size or set packing=false"
+            f"{longest} tokens, the mean {tokens / examples:.0f}; raise sft.micro_batch_size or set packing=false"
         )
     return {"per_device_train_batch_size": rows, "max_length": row}
 

@@ -163,6 +163,7 @@ def train(
         if newest and newest.meta["last"]:  # trained to the end, and killed before the result was handed on
             trainer._load_from_checkpoint(str(newest.directory))
             trainer.state = TrainerState.load_from_json(str(newest.directory / TRAINER_STATE))
+            trainer.score = newest.score
             return Trained(trainer, newest.meta["engine"])
         checkpoints.restore(lambda _: None)  # the trainer itself loads
         trainer.train(resume_from_checkpoint=str(newest.directory) if newest else None)
