@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from rlhf.distributed import process_group
 from rlhf.errors import RLHFError
 from rlhf.randomness import seed_everything
@@ -43,7 +45,7 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
     except RLHFError as error:
         report(error.problems)
         sys.exit(2)
-    except OSError as error:  # a disk that is full or gone; anything else of the system is as little our fault
+    except (OSError, SafetensorError) as error:  # a disk that is full or gone, or whatever else the system refuses
         report([f"{error}; once that is mended, the same command goes on from the newest checkpoint"])
         sys.exit(2)
     except Stopped as stopped:
