@@ -1,97 +1,124 @@
 """Where a recipe's examples come from, split into train and test, and the hash of their content. Loads no torch.
 
-A source's path is a file (`data.files`), `toy` (the embedded task), `stories` (TinyStories), or `on-policy`: pairs of
-responses that the reward stage samples from the SFT model and a labeller votes on.
+A source's path is `toy` (the embedded task), `stories` (TinyStories), `on-policy` (pairs of responses that the reward
+stage samples from the SFT model and a labeller votes on), or else a file, a directory or a hub id (`data.locations`),
+whose records are read by `data.reading`, written to a scratch directory once and then mapped into memory.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import itertools
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeVar
 
-from data import files, stories, toy, toy_gold, toy_world, votes
+from data import locations, mapped, stories, toy, toy_gold, toy_world, votes
+from data.formats import Example
+from data.locations import files_of
+from data.mixtures import Part, deciding, part_of, split_parts
+from data.ratings import Rating, pairs
+from data.reading import Reading
 from data.scorers import load_scorer, scorer_digest
-from data.splits import Split, split_prompts, split_records
+from data.splits import Split, held_out, side_of, split_prompts
 from data.votes import Comparisons
 from rlhf.config import DataConfig, ModelConfig, SourceConfig
 from rlhf.errors import DataError
 from rlhf.store.artifact import digest, file_digest
 from rlhf.types import Comparison, Completion, Demonstration, Prompt
 
+T = TypeVar("T")
+
 ON_POLICY = "on-policy"
+EMPTY: Mapping[int, Sequence[Comparison]] = {}
 MODULES: dict[str, tuple[ModuleType, ...]] = {"toy": (toy, toy_gold, toy_world), "stories": (stories,)}
 # How many the embedded task draws unless the recipe says otherwise: (for training, held out).
 TOY_DEMONSTRATIONS, TOY_COMPARISONS = (6000, 400), (12_000, 4000)
 
 
-def demonstrations(config: DataConfig, seed: int) -> Split[Demonstration]:
-    """All demonstrations of a recipe."""
-    split: Split[Demonstration] = Split([], [])
+def demonstrations(config: DataConfig, seed: int, scratch: Path | None = None) -> Split[Demonstration]:
+    """All demonstrations of a recipe. scratch: where files are kept that can be used again; None: nowhere."""
+    parts: list[Part[Demonstration]] = []
     for source in config.demonstrations:
         if source.path == "toy":
             prompts = split_prompts(toy.prompts(), config.test_fraction)
-            split.train.extend(toy.demonstrations(source.count or TOY_DEMONSTRATIONS[0], seed, prompts.train))
-            split.test.extend(toy.demonstrations(source.held_out or TOY_DEMONSTRATIONS[1], seed, prompts.test))
-            continue
-        if source.path == "stories":
-            records = stories.demonstrations(config.directory, source.count, seed)
+            made = toy.demonstrations(source.count or TOY_DEMONSTRATIONS[0], seed, prompts.train)
+            made += toy.demonstrations(source.held_out or TOY_DEMONSTRATIONS[1], seed, prompts.test)
+            parts.append(part_of(made, source.weight))
+        elif source.path == "stories":
+            parts.append(part_of(stories.demonstrations(config.directory, source.count, seed), source.weight))
         else:
-            records = files.read_demonstrations(_path(config, source))[: source.count]
-        part = split_records(records, config.test_fraction)
-        split.train.extend(part.train)
-        split.test.extend(part.test)
-    return _require(split, "data.demonstrations")
+            parts.append(_file_part(config, source, "demonstrations", seed, scratch))
+    return _require(split_parts(parts, config.test_fraction, seed), "data.demonstrations")
 
 
-def comparisons(config: DataConfig, seed: int) -> tuple[Split[Comparison], float | None]:
-    """All comparisons of a recipe that are not made on policy, and the held-out ones' Bayes accuracy if known."""
-    split: Split[Comparison] = Split([], [])
+def comparisons(
+    config: DataConfig, seed: int, scratch: Path | None = None, sampled: Mapping[int, Sequence[Comparison]] = EMPTY
+) -> tuple[Split[Comparison], float | None]:
+    """All comparisons of a recipe, and the held-out ones' Bayes accuracy if known.
+
+    sampled: the votes of on-policy sources, by their position; one without votes is left out.
+    """
+    parts: list[Part[Comparison]] = []
     bayes_accuracy = None
-    for source in config.comparisons:
+    for number, source in enumerate(config.comparisons):
         if source.path == "toy":
             prompts = split_prompts(toy.prompts(), config.test_fraction)
-            split.train.extend(toy.comparisons(source.count or TOY_COMPARISONS[0], seed, prompts.train).records)
-            held_out = toy.comparisons(source.held_out or TOY_COMPARISONS[1], seed, prompts.test)
-            split.test.extend(held_out.records)
-            bayes_accuracy = held_out.bayes_accuracy if len(config.comparisons) == 1 else None
-        elif source.path != ON_POLICY:
-            records = files.read_comparisons(_path(config, source))[: source.count]
-            part = split_records(records, config.test_fraction)
-            split.train.extend(part.train)
-            split.test.extend(part.test)
-    return split, bayes_accuracy
+            made = toy.comparisons(source.count or TOY_COMPARISONS[0], seed, prompts.train).records
+            kept_out = toy.comparisons(source.held_out or TOY_COMPARISONS[1], seed, prompts.test)
+            parts.append(part_of([*made, *kept_out.records], source.weight))
+            bayes_accuracy = kept_out.bayes_accuracy if len(config.comparisons) == 1 else None
+        elif source.path == ON_POLICY:
+            parts.append(part_of(sampled.get(number, []), source.weight))
+        else:
+            parts.append(_file_part(config, source, "comparisons", seed, scratch))
+    return split_parts(parts, config.test_fraction, seed), bayes_accuracy
 
 
-def prompts(config: DataConfig) -> Split[Prompt]:
-    """All prompts of a recipe."""
-    found: list[Prompt] = []
+def prompts(config: DataConfig, seed: int, scratch: Path | None = None) -> Split[Prompt]:
+    """All prompts of a recipe, each once; a source with a weight may repeat those for training."""
+    parts: list[Part[Prompt]] = []
     for source in config.prompts:
         if source.path == "toy":
-            found.extend(toy.prompts()[: source.count])
+            parts.append(part_of(toy.prompts()[: source.count], source.weight))
         elif source.path == "stories":
-            found.extend(stories.prompts(config.directory)[: source.count])
+            parts.append(part_of(stories.prompts(config.directory)[: source.count], source.weight))
         else:
-            found.extend(files.read_prompts(_path(config, source))[: source.count])
-    return _require(split_prompts(found, config.test_fraction), "data.prompts")
+            parts.append(_file_part(config, source, "prompts", seed, scratch))
+    return _require(split_parts(parts, config.test_fraction, seed, unique=True), "data.prompts")
 
 
 def read(config: DataConfig, kind: str, seed: int) -> None:
-    """Read the files of a kind and throw them away: raises DataError for what cannot be used.
+    """Read the files of a kind and throw them away: raises DataError for all that cannot be used.
 
     What the embedded task makes cannot be wrong, and making it takes seconds.
     """
+    problems: list[str] = []
+    sides: set[bool] = set()
     for source in getattr(config, kind):
-        alone = config.model_copy(update={kind: [source]})
-        if source.path in ("toy", ON_POLICY):
-            continue
-        if kind == "demonstrations":
-            demonstrations(alone, seed)
-        elif kind == "comparisons":
-            comparisons(alone, seed)
-        else:
-            prompts(alone)
+        try:
+            if source.path in ("toy", ON_POLICY):
+                sides = {True, False}
+            elif source.path == "stories" and kind != "comparisons":
+                stories.demonstrations(config.directory, source.count, seed)
+                sides = {True, False}
+            else:
+                for example in Reading(source, files_of(source.path, config.directory), kind):
+                    sides.add(side_of(deciding(example)) / 2**64 < config.test_fraction)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(*problems)
+    for part, side in (("train", False), ("test", True)):
+        if side not in sides:
+            raise DataError(_lacks(f"data.{kind}", part))
+
+
+def reads_files(config: DataConfig, kind: str) -> bool:
+    """Whether some source of a kind is a file, a directory or a hub id."""
+    return any(source.path not in (*MODULES, ON_POLICY) for source in getattr(config, kind))
 
 
 def vote(
@@ -103,36 +130,64 @@ def vote(
 
 
 def content_hash(config: DataConfig, kind: str) -> str:
-    """Hash of what the sources of a kind (demonstrations, comparisons, prompts) hold, without making examples.
+    """Hash of what the sources of a kind (demonstrations, comparisons, prompts) hold, without making examples."""
+    return digest([[s.fingerprint_fields(), _content_hash(config, s)] for s in getattr(config, kind)])
 
-    Files by their content; sources that make examples by their code, and by the files they read.
-    """
-    parts = []
-    for source in getattr(config, kind):
-        if source.path == ON_POLICY:
-            content = scorer_digest(source.labeller, config.directory) if source.labeller else ""
-        elif source.path in MODULES:
-            content = digest([inspect.getsource(module) for module in MODULES[source.path]])
-            if source.path == "stories":
-                content = digest([content, *(file_digest(path) for path in stories.files(config.directory))])
+
+def _content_hash(config: DataConfig, source: SourceConfig) -> str:
+    """Files by their content; sources that make examples by their code, and by the files they read."""
+    if source.path == ON_POLICY:
+        return scorer_digest(source.labeller, config.directory) if source.labeller else ""
+    if source.path in MODULES:
+        content = digest([inspect.getsource(module) for module in MODULES[source.path]])
+        if source.path == "stories":
+            content = digest([content, *(file_digest(path) for path in stories.files(config.directory))])
+        return content
+    return locations.content_hash(source.path, config.directory)
+
+
+def _file_part(config: DataConfig, source: SourceConfig, kind: str, seed: int, scratch: Path | None) -> Part[Any]:
+    """A source's examples, written to the scratch directory unless they are there already."""
+    if scratch is None:
+        # What is mapped stays readable when its directory is gone, and takes no space once it is let go.
+        with tempfile.TemporaryDirectory(prefix="rlhf-data-") as folder:
+            return _file_part(config, source, kind, seed, Path(folder))
+    # Seed and fraction: rated texts are paired by them.
+    made_from = [mapped.FORMAT, kind, source.fingerprint_fields(), seed, config.test_fraction]
+    path = scratch / f"{kind}-{digest([*made_from, _content_hash(config, source)])[:24]}.arrow"
+    if not path.is_file():
+        reading = Reading(source, files_of(source.path, config.directory), kind)
+        rows = ((example, deciding(example)) for example in reading)
+        first = next(rows, None)
+        if first and isinstance(first[0], Rating):
+            _write_pairs(path, itertools.chain([first], rows), reading, config, seed)
         else:
-            path = _path(config, source)
-            if not path.is_file():
-                raise DataError(f"{path}: no such file; relative paths start at data.directory (--data-dir)")
-            content = file_digest(path)
-        parts.append([source.fingerprint_fields(), content])
-    return digest(parts)
+            mapped.write_examples(path, itertools.chain([first] if first else [], rows), reading.notes)
+    examples = mapped.MappedExamples[Any](path, kind)
+    return Part(examples, examples.sides, source.weight, tuple(examples.notes))
 
 
-def _path(config: DataConfig, source: SourceConfig) -> Path:
-    return Path(config.directory or ".") / source.path
+def _write_pairs(
+    path: Path, rows: Iterator[tuple[Example, str]], reading: Reading, config: DataConfig, seed: int
+) -> None:
+    """Comparisons of rated texts, by way of a file of the texts: who is paired with whom depends on all of them."""
+    rated = path.with_name(f"{path.stem}-ratings.arrow")
+    mapped.write_examples(rated, rows, list)
+    ratings = mapped.MappedExamples[Rating](rated, "ratings")
+    held = held_out(ratings.sides, config.test_fraction)
+    mapped.write_examples(path, pairs(ratings, held.tolist(), reading.source.prompt, seed), reading.notes)
+    rated.unlink()
 
 
-def _require(split: Split, field: str) -> Split:  # type: ignore[type-arg]
+def _require(split: Split[T], field: str) -> Split[T]:
     for part in ("train", "test"):
         if not getattr(split, part):
-            raise DataError(f"{field}: no example in the {part} part; give more prompts or change data.test_fraction")
+            raise DataError(_lacks(field, part))
     return split
+
+
+def _lacks(field: str, part: str) -> str:
+    return f"{field}: no example in the {part} part; give more prompts or change data.test_fraction"
 
 
 def model_path(model: ModelConfig, data: DataConfig) -> str | None:

@@ -7,38 +7,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rlhf.types import Comparison, Demonstration, Prompt
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.types import Prompt
 
 T = TypeVar("T")
-Record = TypeVar("Record", Demonstration, Comparison)
 
 
 @dataclass(frozen=True)
 class Split(Generic[T]):
     """Examples for training, and those held out."""
 
-    train: list[T]
-    test: list[T]
+    train: Sequence[T]
+    test: Sequence[T]
+    notes: tuple[str, ...] = ()  # what people should know of how they were read
+
+
+def side_of(text: str) -> int:
+    """A text's hash in 64 bits; read as a number in [0, 1) it is held out where it is below the fraction."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def is_test(prompt: Prompt, test_fraction: float) -> bool:
-    """Whether a prompt is held out: its hash, read as a number in [0, 1), is below the fraction."""
-    head = hashlib.sha256(prompt.text.encode()).digest()[:8]
-    return int.from_bytes(head, "big") / 2**64 < test_fraction
+    """Whether a prompt is held out."""
+    return side_of(prompt.text) / 2**64 < test_fraction
+
+
+def held_out(sides: NDArray[np.uint64], test_fraction: float) -> NDArray[np.bool_]:
+    """`is_test` of many at once, by what `side_of` made of their texts."""
+    return sides.astype(np.float64) / 2.0**64 < test_fraction
 
 
 def split_prompts(prompts: Sequence[Prompt], test_fraction: float) -> Split[Prompt]:
-    """Split prompts; their order stays, repeats are dropped."""
-    unique = list(dict.fromkeys(prompts))
-    split: Split[Prompt] = Split([], [])
-    for prompt in unique:
-        (split.test if is_test(prompt, test_fraction) else split.train).append(prompt)
-    return split
+    """Split prompts in memory; their order stays, repeats are dropped. Of sources: `data.mixtures.split_parts`."""
+    train: list[Prompt] = []
+    test: list[Prompt] = []
+    for prompt in dict.fromkeys(prompts):
+        (test if is_test(prompt, test_fraction) else train).append(prompt)
+    return Split(train, test)
 
 
-def split_records(records: Sequence[Record], test_fraction: float) -> Split[Record]:
-    """Split records by their prompts; their order stays."""
-    split: Split[Record] = Split([], [])
-    for record in records:
-        (split.test if is_test(record.prompt, test_fraction) else split.train).append(record)
-    return split
+def stable_random(key: str) -> np.random.RandomState:
+    """A generator of a key alone. RandomState's streams are promised to stay, unlike those of newer generators."""
+    return np.random.RandomState(int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big"))

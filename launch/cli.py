@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 import typer
+from typer.exceptions import Abort, TyperException
 
+from launch.commands import data
 from launch.commands.run import run, stage_command
 from rlhf.errors import RLHFError
 
 app = typer.Typer(
     name="rlhf",
     help="Classic RLHF, from human votes to an aligned policy: SFT, reward model, PPO with a KL penalty.",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -21,16 +25,36 @@ app.command("sft")(stage_command("sft", "Supervised fine-tuning on demonstration
 app.command("reward")(stage_command("reward", "Reward model on comparisons, from the SFT model."))  # type: ignore[type-var]
 app.command("ppo")(stage_command("ppo", "PPO of the SFT model against the reward model."))  # type: ignore[type-var]
 app.command("evaluate")(stage_command("evaluate", "The aligned policy against the SFT model."))  # type: ignore[type-var]
+app.add_typer(data.app)
 
 
 def main() -> None:
-    """Entry point; an error that the user can mend is one line per problem and exit code 2."""
+    """Entry point; an error that the user can mend is one line per problem and exit code 2, never a traceback."""
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="rlhf", standalone_mode=False))
+    except TyperException as error:  # how the command was written
+        message = error.format_message().strip()
+        if "\n" in message:  # the help of a group of commands that was called without one
+            print(message, file=sys.stderr)
+        else:
+            print(f"error: {message.rstrip('.')}; see {usage(error)}", file=sys.stderr)
     except RLHFError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    except BrokenPipeError:  # whoever reads us, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:  # a disk that is full, or whatever else the system refuses
+        print(f"error: {error}; once that is mended, the same command goes on", file=sys.stderr)
+    except (KeyboardInterrupt, Abort):
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(2)
+
+
+def usage(error: TyperException) -> str:
+    """The help that belongs to a wrongly written command."""
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context else "rlhf --help"
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from typing import Any
 from launch.local import RESUMABLE, LocalStage, processes_of, stage_command
 from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError
-from rlhf.recipe import resolved_yaml
+from rlhf.recipe import load_recipe, resolved_yaml
 from rlhf.store.artifact import Artifact, environment, find_artifact, write_json, write_text
 from rlhf.store.unfinished import hold, is_unfinished
 from stages import preflight
 from stages.lineage import STAGES, lineage_of
+from stages.room import require_room
 
 
 class StageFailed(Exception):
@@ -63,12 +64,36 @@ def run_chain(recipe: Recipe, run: Path, selection: Selection, say: Callable[[st
     code, Interrupted where a signal stopped it.
     """
     chosen = selection.stages
+    require_own(recipe, run)
     preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage))
     for name in STAGES[chosen[0]].inputs:
         if name not in chosen:
             require_current(recipe, run, name)
+    for stage in chosen:
+        if selection.force or not is_complete(recipe, run, stage):
+            require_room(recipe, stage, run)
+            break
     with hold(run) as lock:
         run_stages(recipe, run, selection, say, lock.fileno())
+
+
+def require_own(recipe: Recipe, run: Path) -> None:
+    """Raise ArtifactError where a run directory is that of a recipe with another name."""
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        return
+    try:
+        name = load_recipe(path).name
+    except ConfigError:
+        return  # written by another version; it will be written anew
+    if name != recipe.name:
+        raise ArtifactError(f"{run}: holds the run of recipe {name}, not {recipe.name}; give another --run")
+
+
+def is_complete(recipe: Recipe, run: Path, stage: str) -> bool:
+    """Whether a stage's result stands and is what the recipe, the data and its inputs now give."""
+    artifact = find_artifact(run / stage)
+    return artifact is not None and artifact.fingerprint == lineage_of(recipe, stage, run).fingerprint
 
 
 def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[str], None], lock: int) -> None:
@@ -84,6 +109,7 @@ def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[s
             warn_of_other_versions(artifact, say)
             continue
         unfinished = is_unfinished(run / stage, fingerprint) and not selection.force
+        require_room(recipe, stage, run)
         say(f"{stage}: {'begun before, going on' if unfinished else why(artifact)}")
         options = ["--restart"] if selection.force else []
         if selection.stop_after is not None and stage == selection.last:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reward_models.pairs import encode_comparison
 from rlhf.batching import pad, split_by_tokens
-from rlhf.models import sequence_scores
+from rlhf.models import context_of, sequence_scores
 from rlhf.tokenization import Tokenization
 from rlhf.types import Comparison, Completion
 
@@ -20,14 +20,23 @@ class RewardModel:
     """See `rlhf.types.Reward`. Scores are (raw - mean) / deviation; 0 and 1 leave them raw."""
 
     model: nn.Module
-    tokenization: Tokenization
+    tokenization: Tokenization  # the reward model's own
     batch_tokens: int  # padded tokens per forward
     mean: float = 0.0
     deviation: float = 1.0
+    by_text: bool = False  # the policy has another tokenizer, so completions are rendered and encoded again
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
-        """Scores [batch] of the very tokens that were sampled: decoding and encoding again could change them."""
+        """Scores [batch], by default of the very tokens that were sampled: encoding them again could change them."""
+        if self.by_text:
+            return self.score_tokens([self.encode(completion) for completion in completions])
         return self.score_tokens([[*c.prompt_tokens, *c.response_tokens] for c in completions])
+
+    def encode(self, completion: Completion) -> list[int]:
+        """A completion in the reward model's own template and tokens, its beginning cut off to fit the context."""
+        prompt = self.tokenization.prompt(completion.prompt)
+        response = self.tokenization.response(completion.response, completion.finished)
+        return [*prompt, *response][-context_of(self.model) :]
 
     @torch.no_grad()
     def score_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -80,3 +80,24 @@ def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextmanager
+def main_first(hours: float = 24.0) -> Iterator[None]:
+    """Let the main process through alone, then the others, which find what it made; nothing in a single process.
+
+    The others wait for hours: reading a data set may take longer than any collective. An error of the main process
+    lets them through as well, into the same error.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(hours=hours))
+    if not is_main():
+        dist.barrier(group)
+    try:
+        yield
+    finally:
+        if is_main():
+            dist.barrier(group)
+        dist.destroy_process_group(group)

@@ -36,11 +36,10 @@ TASKS = {
 
 def new_policy(init: InitConfig, tokenization: Tokenization, config: ModelConfig) -> nn.Module:
     """A randomly initialised Llama; seed torch before."""
-    intermediate = init.intermediate_size or math.ceil(init.hidden_size * 8 / 3 / 8) * 8
     shape = LlamaConfig(
         vocab_size=len(tokenization.tokenizer),
         hidden_size=init.hidden_size,
-        intermediate_size=intermediate,
+        intermediate_size=init.mlp_size,
         num_hidden_layers=init.layers,
         num_attention_heads=init.heads,
         num_key_value_heads=init.heads,
@@ -75,20 +74,30 @@ def load_value_model(
     """A value model from a reward model's directory: the same trunk and head, applied at every token.
 
     A fresh value at a sequence's last token is the reward model's score, (raw - mean) / deviation: values are in units
-    of normalised scores from the first step on.
+    of normalised scores from the first step on. On top of a causal model's trunk the head is zero, and so are values.
     """
     model = _load(AutoModelForTokenClassification, path, config, num_labels=1)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise ArtifactError(f"model {path}: its token classifier has no head named score; use a Llama-like one")
     with torch.no_grad():
-        model.score.weight /= deviation
-        model.score.bias.fill_(-mean / deviation)
+        if _is_classifier(path, config):
+            model.score.weight /= deviation
+            model.score.bias.fill_(-mean / deviation)
+        else:
+            model.score.weight.zero_()
+            model.score.bias.zero_()
     return _prepare(model, tokenization)
 
 
 def context_of(model: nn.Module) -> int:
     """How many tokens a model can attend to."""
     return int(model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+
+
+def context_at(path: str | Path, config: ModelConfig) -> int:
+    """`context_of` the model in a directory, without loading it."""
+    shape = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    return int(shape.max_position_embeddings)
 
 
 def sequence_scores(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> Tensor:
@@ -128,8 +137,9 @@ def save_model(model: nn.Module, tokenization: Tokenization, directory: Path) ->
     """Write weights (safetensors), configuration and tokenizer; adapters merged, and beside it in `adapter/`."""
     if isinstance(model, PeftModel):
         for adapter in model.peft_config.values():
-            if isinstance(adapter.target_modules, set):  # in another order each time, and so another checksum
-                adapter.target_modules = sorted(adapter.target_modules)
+            modules = getattr(adapter, "target_modules", None)
+            if isinstance(modules, set):  # written in another order each time, and so with another checksum
+                setattr(adapter, "target_modules", sorted(modules))  # noqa: B010  # not in the base class
         model.save_pretrained(str(directory.parent / "adapter"))
         model = model.merge_and_unload()
     model.save_pretrained(directory)  # type: ignore[operator]

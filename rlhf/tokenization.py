@@ -96,12 +96,15 @@ class Tokenization:
 
     def require(self, contract: dict[str, Any], owner: str) -> None:
         """Raise ContractError unless another artifact's contract is the same."""
-        differing = [key for key, value in self.contract.items() if contract.get(key) != value]
-        if differing:
+        if differing := self.differing(contract):
             raise ContractError(
                 f"{owner} uses another tokenizer contract ({', '.join(differing)} differ); "
                 "train it from the same SFT model"
             )
+
+    def differing(self, contract: dict[str, Any]) -> list[str]:
+        """What another artifact's contract says otherwise."""
+        return [key for key, value in self.contract.items() if contract.get(key) != value]
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer's files."""

@@ -8,14 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from data import sources
 from data.splits import Split
 from reward_models.scoring import RewardModel
-from rlhf.config import PpoConfig, Recipe
+from rlhf.config import Recipe
 from rlhf.distributed import device, world_size
 from rlhf.engine import Engine
 from rlhf.engine.ddp import DdpEngine, OptimizerOptions
-from rlhf.errors import ConfigError
 from rlhf.generation.native import NativeGenerator
 from rlhf.kl import AdaptiveController, Controller, FixedController
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model, load_value_model
@@ -25,6 +23,8 @@ from rlhf.store.artifact import Artifact
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Prompt
 from stages.context import StageContext
+from stages.preflight import batch_divides
+from stages.prompts import fitting_prompts
 
 
 class Cast(NamedTuple):
@@ -47,34 +47,29 @@ class PromptOrder:
         self.prompts = prompts
         self.seed = seed
         self.epoch = -1
-        self.order: list[int] = []
+        self.order = torch.empty(0, dtype=torch.int64)
 
     def __getitem__(self, position: int) -> Prompt:
         """The prompt at a position, counted from 0 over all passes."""
         epoch, index = divmod(position, len(self.prompts))
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-            self.order = torch.randperm(len(self.prompts), generator=generator).tolist()
+            self.order = torch.randperm(len(self.prompts), generator=generator)
             self.epoch = epoch
-        return self.prompts[self.order[index]]
+        return self.prompts[int(self.order[index])]
 
 
 def prepare(context: StageContext) -> Cast:
     """Load the four models from their artifacts and wrap those that learn."""
     recipe, config = context.recipe, context.recipe.ppo
-    if config.prompts_per_step < world_size():
-        raise ConfigError(
-            f"ppo.prompts_per_step={config.prompts_per_step} leaves some of {world_size()} processes without a prompt; "
-            f"use at least prompts_per_step={world_size()}"
-        )
-    prompts = sources.prompts(recipe.data)
+    batch_divides(recipe, "ppo", world_size())
     start = context.inputs["sft"]
     tokenization = load_tokenization(start.model, recipe.model)
     base = load_policy(start.model, tokenization, recipe.model)
-    check_lengths(prompts, tokenization, context_of(base), config)
+    prompts = fitting_prompts(context, tokenization, context_of(base))
     reference = freeze(load_policy(start.model, tokenization, recipe.model), recipe)
     reward = load_reward(context.inputs["reward"], tokenization, recipe)
-    critic = load_value_model(context.inputs["reward"].model, tokenization, recipe.model, reward.mean, reward.deviation)
+    critic = load_critic(reward, context, tokenization)
     if recipe.model.activation_checkpointing:
         for model in (base, critic):
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -102,30 +97,37 @@ def native_generator(policy: nn.Module, tokenization: Tokenization, recipe: Reci
 
 
 def load_reward(artifact: Artifact, tokenization: Tokenization, recipe: Recipe) -> RewardModel:
-    """The frozen reward model of an artifact, its scores normalised as the recipe says."""
-    tokenization.require(artifact.manifest["contract"], f"the reward model in {artifact.directory}")
-    model = freeze(load_reward_model(artifact.model, tokenization, recipe.model), recipe)
+    """The frozen reward model of an artifact, its scores normalised as the recipe says.
+
+    tokenization: the policy's. A reward model with another one is fed text instead of the policy's tokens.
+    """
+    by_text = bool(tokenization.differing(artifact.manifest["contract"]))
+    own = load_tokenization(artifact.model, recipe.model) if by_text else tokenization
+    own.require(artifact.manifest["contract"], f"the tokenizer in {artifact.model}")
+    model = freeze(load_reward_model(artifact.model, own, recipe.model), recipe)
     mean, deviation = 0.0, 1.0
     if recipe.ppo.normalize_scores:
         mean = artifact.results["score_mean"]
         deviation = artifact.results["score_deviation"] or 1.0  # 0: all scores equal, nothing to scale
-    return RewardModel(model, tokenization, recipe.ppo.micro_batch_tokens, mean, deviation)
+    return RewardModel(model, own, recipe.ppo.micro_batch_tokens, mean, deviation, by_text)
+
+
+def load_critic(reward: RewardModel, context: StageContext, tokenization: Tokenization) -> nn.Module:
+    """The value model: the reward model's weights, or where that reads other tokens the policy's under a zero head."""
+    config = context.recipe.model
+    if not reward.by_text:
+        return load_value_model(context.inputs["reward"].model, tokenization, config, reward.mean, reward.deviation)
+    differing = ", ".join(tokenization.differing(reward.tokenization.contract))
+    context.say(
+        f"the reward model has another tokenizer contract ({differing} differ): it is fed text, and the value model "
+        "starts from the policy"
+    )
+    return load_value_model(context.inputs["sft"].model, tokenization, config)
 
 
 def freeze(model: nn.Module, recipe: Recipe) -> nn.Module:
     """A model on this rank's device that only answers, in the dtype of computation."""
     return model.to(device(), getattr(torch, recipe.model.dtype)).eval().requires_grad_(False)
-
-
-def check_lengths(prompts: Split[Prompt], tokenization: Tokenization, context: int, config: PpoConfig) -> None:
-    """Raise ConfigError if the longest prompt and response do not fit into the model's context."""
-    longest = max(prompts.train + prompts.test, key=lambda prompt: len(tokenization.prompt(prompt)))
-    tokens, room = len(tokenization.prompt(longest)), config.generation.max_new_tokens
-    if tokens + room > context:
-        raise ConfigError(
-            f"ppo.generation.max_new_tokens={room} and the prompt {longest.text[:40]!r}... of {tokens} tokens exceed "
-            f"the model's context of {context}; use max_new_tokens={max(1, context - tokens)} or shorter prompts"
-        )
 
 
 def _options(recipe: Recipe, role: str) -> OptimizerOptions:

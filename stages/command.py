@@ -41,7 +41,12 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
         with process_group():
             seed_everything(recipe.seed)
             chosen = StageOptions(run, options.output or run / stage, options.stop_after, options.restart)
-            main(StageContext(recipe, stage, chosen, signals))
+            context = StageContext(recipe, stage, chosen, signals)
+            try:
+                main(context)
+            except RLHFError:
+                context.give_up()
+                raise
     except RLHFError as error:
         report(error.problems)
         sys.exit(2)

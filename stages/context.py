@@ -16,7 +16,7 @@ from torch import nn
 from rlhf.config import Recipe
 from rlhf.distributed import barrier, gather_objects, is_main, world_size
 from rlhf.models import save_model
-from rlhf.store.artifact import PARTIAL, Artifact, Lineage, load_artifact, publish
+from rlhf.store.artifact import PARTIAL, Artifact, Lineage, load_artifact, publish, put_back
 from rlhf.store.checkpoint import Checkpoint, CheckpointStore, Retention
 from rlhf.store.unfinished import METRICS, begin, cut_back, hold
 from rlhf.tokenization import Tokenization
@@ -53,14 +53,14 @@ class StageContext:
         barrier()  # every rank has read the inputs before the main one makes room
         self.partial = self.output / PARTIAL
         self.checkpoint: Checkpoint | None = None
-        resumed = False
+        self.resumed = False
         if is_main():
             self.lock = hold(self.output)  # kept open until this process ends
-            resumed = begin(self.output, self.lineage, options.restart)
-            self.checkpoint = self._newest() if resumed else None
+            self.resumed = begin(self.output, self.lineage, options.restart)
+            self.checkpoint = self._newest() if self.resumed else None
         self.checkpoint = gather_objects(self.checkpoint)[0]
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
-        self.tracker: Tracker = open_tracker(recipe, stage, self.output, resumed) if is_main() else NullTracker()
+        self.tracker: Tracker = open_tracker(recipe, stage, self.output, self.resumed) if is_main() else NullTracker()
         barrier()
 
     def _newest(self) -> Checkpoint | None:
@@ -109,6 +109,12 @@ class StageContext:
         """Tell people of something that is wrong and does not end the stage."""
         if is_main():
             print(f"{self.stage}: warning: {line}", file=sys.stderr, flush=True)
+
+    def give_up(self) -> None:
+        """What the user gave cannot be used: leave the directory as it was, unless there is something to go on from."""
+        if is_main() and not self.resumed and not self.checkpoints().store.newest(self.warn):
+            self.tracker.close()
+            put_back(self.output)
 
     def finish(
         self,

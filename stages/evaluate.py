@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data import sources
 from data.scorers import load_scorer
 from rlhf.analysis.statistics import bootstrap_interval, wins
 from rlhf.config import Recipe
-from rlhf.models import load_policy
+from rlhf.models import context_at, load_policy
 from rlhf.ppo.experience import Actors
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Completion, Prompt
 from stages.cast import freeze, load_reward, native_generator
 from stages.command import run_stage
 from stages.context import StageContext
+from stages.prompts import fitting_prompts
 from stages.rollout import respond
 
 SHOWN = 6  # pairs of responses printed to people
@@ -26,10 +26,11 @@ SHOWN = 6  # pairs of responses printed to people
 def main(context: StageContext) -> None:
     """Sample from both policies, score, compare; hand on the figures and the responses side by side."""
     recipe, config = context.recipe, context.recipe.evaluate
-    held_out = sources.prompts(recipe.data).test
-    prompts = [held_out[i % len(held_out)] for i in range(config.prompts)]
     tokenization = load_tokenization(context.inputs["sft"].model, recipe.model)
     tokenization.require(context.inputs["ppo"].manifest["contract"], "the PPO policy")
+    window = context_at(context.inputs["ppo"].model, recipe.model)
+    held_out = fitting_prompts(context, tokenization, window).test
+    prompts = [held_out[i % len(held_out)] for i in range(config.prompts)]
     with context.progress(2) as progress:
         before, score_before, _ = answers(context, "sft", prompts, tokenization)
         progress.update(1, {"score": mean(score_before)})

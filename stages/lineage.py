@@ -19,7 +19,7 @@ class Needs:
 
     inputs: tuple[str, ...]  # stages whose artifacts it starts from
     data: tuple[str, ...]  # kinds of examples it reads
-    fields: Callable[[Recipe], dict[str, Any]]  # the recipe's fields that affect it, besides seed and test_fraction
+    fields: Callable[[Recipe], dict[str, Any]]  # the recipe's fields that affect it, besides those of `data`
 
 
 def _sft(recipe: Recipe) -> dict[str, Any]:
@@ -80,7 +80,12 @@ def lineage_of(recipe: Recipe, stage: str, run: Path) -> Lineage:
         data |= {name: scorer_digest(name, recipe.data.directory) for name in golds}
     return Lineage(
         stage=stage,
-        fields={"seed": recipe.seed, "test_fraction": recipe.data.test_fraction, **needs.fields(recipe)},
+        fields={
+            "seed": recipe.seed,
+            "test_fraction": recipe.data.test_fraction,
+            "too_long": recipe.data.too_long,
+            **needs.fields(recipe),
+        },
         inputs={name: artifact.fingerprint if artifact else "" for name, artifact in inputs.items()},
         data=data,
     )

@@ -10,10 +10,11 @@ from rlhf.config import Recipe
 from rlhf.engine.options import to_training_arguments
 from rlhf.errors import ConfigError, RLHFError
 from stages.lineage import kinds_of
+from stages.room import weights_of
 
 
 def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]) -> None:
-    """Raise one error with all problems of these stages: records, scorers, batches.
+    """Raise one error with all problems of these stages: records, scorers, batches, the first model.
 
     processes: how many processes a stage will get.
     """
@@ -33,23 +34,37 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
     named += [recipe.evaluate.gold, recipe.evaluate.second_gold] if "evaluate" in stages else []
     for name in filter(None, named):
         attempt(lambda name=name: load_scorer(name, recipe.data.directory))  # type: ignore[misc]
-    for stage in ("sft", "reward"):
+    for stage in ("sft", "reward", "ppo"):
         if stage in stages:
             attempt(lambda stage=stage: batch_divides(recipe, stage, processes(stage)))  # type: ignore[misc]
+    if "sft" in stages:
+        attempt(lambda: weights_of(recipe))
     if problems:
         raise ConfigError(*problems)
 
 
 def no_toy_among_real(recipe: Recipe, kinds: Sequence[str]) -> None:
     """Votes on the embedded task would teach a real model nothing; most likely a kind was left at its default."""
-    toy = [kind for kind in kinds if any(source.path == "toy" for source in getattr(recipe.data, kind))]
-    if toy and len(toy) < len(kinds):
+    if toy := toy_among_real(recipe, kinds):
         real = next(kind for kind in kinds if kind not in toy)
         problem = f"data.{toy[0]}: is the embedded task (path=toy, the default) while data.{real} is not"
         raise ConfigError(f"{problem}; give data.{toy[0]} too")
 
 
+def toy_among_real(recipe: Recipe, kinds: Sequence[str]) -> list[str]:
+    """The kinds of examples that are of the embedded task, if others are not."""
+    toy = [kind for kind in kinds if any(source.path == "toy" for source in getattr(recipe.data, kind))]
+    return toy if len(toy) < len(kinds) else []
+
+
 def batch_divides(recipe: Recipe, stage: str, processes: int) -> None:
-    """See `to_training_arguments`."""
+    """Raise ConfigError where a stage's batch leaves a process without its share; see `to_training_arguments`."""
+    if stage == "ppo":
+        if recipe.ppo.prompts_per_step < processes:
+            raise ConfigError(
+                f"ppo.prompts_per_step={recipe.ppo.prompts_per_step} leaves some of {processes} processes without a "
+                f"prompt; use at least prompts_per_step={processes}"
+            )
+        return
     section = getattr(recipe, stage)
     to_training_arguments(section, recipe.model, stage=stage, seed=recipe.seed, processes=processes, cpu=True)

@@ -10,9 +10,11 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
+import numpy as np
+import pyarrow as pa
 
 from data import sources
+from data.mapped import Selection
 from data.splits import Split, is_test
 from reward_models.pairs import encode_comparison
 from reward_models.scoring import RewardModel, judge_held_out
@@ -26,9 +28,12 @@ from rlhf.ppo.experience import complete
 from rlhf.randomness import seed_everything
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Comparison, Completion
-from stages.cast import check_lengths, freeze, native_generator
+from stages import examples
+from stages.cast import freeze, native_generator
 from stages.command import run_stage
 from stages.context import StageContext
+from stages.prompts import fitting_prompts
+from stages.rows import IDS, Keeping, Rows, keeping, write_rows
 from stages.trainer import Checkpointed, Report, train
 
 FIGURES = {
@@ -51,13 +56,13 @@ def main(context: StageContext) -> None:
     recipe, config = context.recipe, context.recipe.reward
     start = context.inputs["sft"].model
     tokenization = load_tokenization(start, recipe.model)
-    examples, bayes_accuracy = comparisons(context, tokenization)
+    votes, bayes_accuracy = comparisons(context, tokenization)
     seed_everything(recipe.seed)  # the head's weights do not depend on what was sampled before
     base = load_reward_model(start, tokenization, recipe.model)
-    context.say(f"{len(examples.train):,} comparisons, {len(examples.test):,} held out")
+    context.say(f"{len(votes.train):,} comparisons, {len(votes.test):,} held out")
     max_length = config.max_length or context_of(base)
-    training = encode(examples.train, tokenization, max_length)
-    held_out_pairs = encode(examples.test, tokenization, max_length)
+    training = encode(votes.train, tokenization, keeping(context, max_length, "training"))
+    held_out_pairs = encode(votes.test, tokenization, keeping(context, max_length, "held-out"))
     model = add_lora(base, recipe.model.lora, "reward") if recipe.model.lora else base
 
     def make_trainer(arguments: dict[str, Any], report: Report) -> RewardTrainer:
@@ -67,15 +72,16 @@ def main(context: StageContext) -> None:
             model=model,
             args=RewardConfig(**arguments),
             data_collator=PreferenceCollator(tokenization.pad_id),
-            train_dataset=training,
-            eval_dataset=held_out_pairs,
+            train_dataset=training.dataset,
+            eval_dataset=held_out_pairs.dataset,
             processing_class=tokenization.tokenizer,
             callbacks=[report],
         )
 
     trainer, engine = train(context, make_trainer, config, FIGURES)
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    held_out = judge_held_out(RewardModel(trained.eval(), tokenization, SCORING_TOKENS), examples.test)
+    judged = Selection([votes.test], held_out_pairs.kept)
+    held_out = judge_held_out(RewardModel(trained.eval(), tokenization, SCORING_TOKENS), judged)
     interval = wilson_interval(held_out.correct, held_out.votes)
     results = {
         "accuracy": held_out.accuracy,
@@ -99,19 +105,20 @@ def main(context: StageContext) -> None:
 def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Split[Comparison], float | None]:
     """The recipe's comparisons, those that are made on policy among them."""
     recipe = context.recipe
-    split, bayes_accuracy = sources.comparisons(recipe.data, recipe.seed)
-    for source in recipe.data.comparisons:
+    sampled: dict[int, list[Comparison]] = {}
+    on_policy_accuracy = None
+    for number, source in enumerate(recipe.data.comparisons):
         if source.path == sources.ON_POLICY:
             pairs = sample_pairs(context, source, tokenization)
             held_out = [pair for pair in pairs if is_test(pair[0].prompt, recipe.data.test_fraction)]
             training = [pair for pair in pairs if not is_test(pair[0].prompt, recipe.data.test_fraction)]
             votes = sources.vote(source, held_out, recipe.data, recipe.seed)
-            split.test.extend(votes.records)
-            split.train.extend(sources.vote(source, training, recipe.data, recipe.seed).records)
-            bayes_accuracy = votes.bayes_accuracy if len(recipe.data.comparisons) == 1 else None
+            sampled[number] = [*sources.vote(source, training, recipe.data, recipe.seed).records, *votes.records]
+            on_policy_accuracy = votes.bayes_accuracy if len(recipe.data.comparisons) == 1 else None
+    split, bayes_accuracy = examples.comparisons(context, sampled)
     if not split.train or not split.test:
         raise DataError("data.comparisons: no example in the train or test part; give more or change test_fraction")
-    return split, bayes_accuracy
+    return split, on_policy_accuracy if sampled else bayes_accuracy
 
 
 def sample_pairs(
@@ -119,14 +126,14 @@ def sample_pairs(
 ) -> list[tuple[Completion, Completion]]:
     """Two responses of the SFT model to each of `source.count` prompts, sampled by all ranks together."""
     recipe = context.recipe
-    prompts = sources.prompts(recipe.data)
-    every = prompts.train + prompts.test
-    random.Random(f"{recipe.seed}/on-policy").shuffle(every)
-    wanted = source.count or len(every)
-    chosen = [every[i % len(every)] for i in range(wanted)]
-    context.say(f"sampling {2 * wanted:,} responses of the SFT model for {source.labeller} to vote on")
     policy = freeze(load_policy(context.inputs["sft"].model, tokenization, recipe.model), recipe)
-    check_lengths(prompts, tokenization, context_of(policy), recipe.ppo)
+    prompts = fitting_prompts(context, tokenization, context_of(policy))
+    every = Selection([prompts.train, prompts.test], np.arange(len(prompts.train) + len(prompts.test)))
+    order = list(range(len(every)))
+    random.Random(f"{recipe.seed}/on-policy").shuffle(order)
+    wanted = source.count or len(every)
+    chosen = [every[order[i % len(every)]] for i in range(wanted)]
+    context.say(f"sampling {2 * wanted:,} responses of the SFT model for {source.labeller} to vote on")
     generator = native_generator(policy, tokenization, recipe)
     rows = range(rank(), 2 * wanted, world_size())
     asked = [chosen[row % wanted] for row in rows]
@@ -138,17 +145,10 @@ def sample_pairs(
     return [(found[row], found[wanted + row]) for row in range(wanted)]
 
 
-def encode(examples: Sequence[Comparison], tokenization: Tokenization, max_length: int) -> Dataset:
-    """The trainer's columns; a pair over the length is an error, never dropped."""
-    rows = [encode_comparison(example, tokenization) for example in examples]
-    for number, row in enumerate(rows):
-        longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        if longest > max_length:
-            raise DataError(
-                f"comparison {number} ({examples[number].prompt.text[:40]!r}...) has {longest} tokens, more than "
-                f"{max_length}; shorten it or raise reward.max_length"
-            )
-    return Dataset.from_list(rows)
+def encode(comparisons: Sequence[Comparison], tokenization: Tokenization, keeping: Keeping) -> Rows:
+    """The trainer's columns; a pair over the length is an error, or left out and counted, never dropped unsaid."""
+    columns = {"chosen_ids": IDS, "rejected_ids": IDS, "target": pa.float64(), "weight": pa.float64()}
+    return write_rows(comparisons, lambda pair: encode_comparison(pair, tokenization), columns, keeping)
 
 
 if __name__ == "__main__":

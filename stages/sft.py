@@ -22,6 +22,7 @@ from rlhf.types import Demonstration
 from stages.command import run_stage
 from stages.context import StageContext
 from stages.examples import demonstrations
+from stages.prompts import check_prompts_early
 from stages.rows import IDS, Keeping, Rows, keeping, lengths, write_rows
 from stages.trainer import Checkpointed, Report, train
 
@@ -52,6 +53,7 @@ def main(context: StageContext) -> None:
         model = load_policy(start, tokenization, recipe.model)
     parameters = sum(p.numel() for p in model.parameters())
     context.say(f"{parameters:,} parameters, {len(examples.train):,} demonstrations, {len(examples.test):,} held out")
+    check_prompts_early(context, tokenization, context_of(model))
     max_length = config.max_length or context_of(model)
     training = encode(examples.train, tokenization, keeping(context, max_length, "training")).dataset
     held_out = encode(examples.test, tokenization, keeping(context, max_length, "held-out")).dataset

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlhf.errors import ArtifactError
-from rlhf.store.artifact import PARTIAL, Lineage, publish
+from rlhf.store.artifact import PARTIAL, Lineage, publish, put_back
 from rlhf.store.checkpoint import Checkpoint, CheckpointStore, Retention
 from rlhf.store.unfinished import begin, cut_back, hold, is_unfinished
 
@@ -155,6 +155,23 @@ def test_a_damaged_lineage_is_no_lineage(content: str, tmp_path: Path) -> None:
     begin(tmp_path, LINEAGE)
     (tmp_path / PARTIAL / "lineage.json").write_text(content, errors="surrogateescape")
     assert not is_unfinished(tmp_path, LINEAGE.fingerprint)
+
+
+def test_a_stage_that_could_not_begin_leaves_what_stood_before(tmp_path: Path) -> None:
+    begin(tmp_path, LINEAGE)
+    (tmp_path / "metrics.jsonl").write_text("old\n")
+    publish(tmp_path, LINEAGE, {"results": {}})
+    standing = sorted(str(path) for path in tmp_path.rglob("*"))
+    begin(tmp_path, Lineage("ppo", {"seed": 1}, {}, {}))
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "samples").mkdir()
+    put_back(tmp_path)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == standing
+    assert (tmp_path / "metrics.jsonl").read_text() == "old\n"
+    empty = tmp_path / "fresh"
+    begin(empty, LINEAGE)
+    put_back(empty)
+    assert list(empty.iterdir()) == []
 
 
 def test_figures_and_samples_are_cut_back(tmp_path: Path) -> None:

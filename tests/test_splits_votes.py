@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.splits import is_test, split_prompts, split_records
+from data.mixtures import part_of, split_parts
+from data.splits import is_test, split_prompts
 from data.votes import simulate_votes
 from rlhf.types import Comparison, Completion, Demonstration, Prompt
 
@@ -42,12 +43,12 @@ def test_records_follow_their_prompts_in_whatever_form() -> None:
     """A conversation of one turn and a plain text are one prompt; repeats of records stay."""
     for make in (lambda p: Demonstration(p, "c"), lambda p: Comparison(p, "a", "b")):
         records = [make(form) for i in range(200) for form in (Prompt(f"{i}"), Prompt.of_user(f"{i}"))]
-        split = split_records(records, 0.3)
+        split = split_parts([part_of(records)], 0.3, seed=0)
         assert len(split.train) + len(split.test) == 400
         sides = [{record.prompt.text for record in part} for part in (split.train, split.test)]
         assert not sides[0] & sides[1] and sides[1]
         assert all(is_test(record.prompt, 0.3) for record in split.test)
-        assert split.test == [record for record in records if record in split.test]
+        assert list(split.test) == [record for record in records if record in split.test]
 
 
 def lengths(_: Sequence[str], responses: Sequence[str]) -> list[float]:

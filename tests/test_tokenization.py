@@ -18,6 +18,7 @@ from rlhf.config import ModelConfig
 from rlhf.errors import ContractError, DataError, RLHFError
 from rlhf.tokenization import Tokenization, load_tokenization, train_tokenization
 from rlhf.types import Demonstration, Message, Prompt
+from stages.rows import Keeping
 from stages.sft import IGNORED, encode
 from tests.test_models import TEXTS, tiny_policy
 
@@ -240,7 +241,7 @@ DEMONSTRATIONS = [Demonstration(Prompt("the cat"), " sat"), Demonstration(Prompt
 
 
 def test_labels_are_the_learned_ids_and_the_stop_is_among_them() -> None:
-    dataset = encode(DEMONSTRATIONS, byte_level(), 128)
+    dataset = encode(DEMONSTRATIONS, byte_level(), Keeping(128, "sft.max_length")).dataset
     assert set(dataset.column_names) == {"input_ids", "labels"}
     for row, demonstration in zip(dataset, DEMONSTRATIONS, strict=True):
         prompt = byte_level().prompt(demonstration.prompt)
@@ -252,9 +253,9 @@ def test_labels_are_the_learned_ids_and_the_stop_is_among_them() -> None:
 
 def test_a_demonstration_that_is_too_long_is_named() -> None:
     longest = len(byte_level().demonstration(DEMONSTRATIONS[1])[0])
-    assert len(encode(DEMONSTRATIONS, byte_level(), longest)) == 2
+    assert len(encode(DEMONSTRATIONS, byte_level(), Keeping(longest, "sft.max_length")).kept) == 2
     with pytest.raises(DataError, match=f"demonstration 1 .* has {longest} tokens, more than {longest - 1}"):
-        encode(DEMONSTRATIONS, byte_level(), longest - 1)
+        encode(DEMONSTRATIONS, byte_level(), Keeping(longest - 1, "sft.max_length"))
 
 
 @torch.no_grad()

@@ -161,6 +161,18 @@ def set_aside(directory: Path, names: Iterable[str]) -> None:
     (directory / MANIFEST).replace(previous / MANIFEST)
 
 
+def put_back(directory: Path) -> None:
+    """Undo `clear` for a stage that could not begin: what it wrote goes, the complete result before it returns."""
+    previous = directory / PREVIOUS
+    for name in (*CONTENTS, PARTIAL):
+        remove(directory / name)
+    if (previous / MANIFEST).is_file():
+        for name in (*CONTENTS, MANIFEST):
+            if (previous / name).exists():
+                (previous / name).replace(directory / name)
+        remove(previous)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a directory that may not be there."""
     if path.is_dir() and not path.is_symlink():

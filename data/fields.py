@@ -1,0 +1,90 @@
+"""What a field of a record may hold. Every function raises ValueError, in one line, for what does not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.records import shown
+from rlhf.types import Message, Prompt, Role
+
+# Names of roles, as data sets write them. Open Assistant's people are prompters.
+ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "prompter": "user"}
+
+
+def need(record: Mapping[str, Any], name: str) -> Any:
+    """A field that must be there."""
+    if name not in record:
+        raise ValueError(f"no field {name!r}")
+    return record[name]
+
+
+def text_of(value: Any, name: str, *, may_be_empty: bool = False) -> str:
+    """A text, byte for byte."""
+    if not isinstance(value, str) or not (may_be_empty or value.strip()):
+        raise ValueError(f"{name}={shown(value)} is not a text{'' if may_be_empty else ' with content'}")
+    value.encode()  # half of a surrogate pair passes json, but no tokenizer; UnicodeEncodeError is a ValueError
+    return value
+
+
+def messages_of(value: Any, name: str) -> tuple[Message, ...]:
+    """Turns of a conversation; one of them at least."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name}={shown(value)} is not a list of messages")
+    turns = []
+    for turn in value:
+        role = turn.get("role") if isinstance(turn, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
+            raise ValueError(f"{name}: {shown(turn)} has no role that is system, user or assistant")
+        turns.append(Message(ROLES[role], text_of(turn.get("content"), f"{name}: content", may_be_empty=True)))
+    return tuple(turns)
+
+
+def prompt_of(record: Mapping[str, Any]) -> Prompt:
+    """The field `prompt`: a text, or the turns so far."""
+    value = need(record, "prompt")
+    return Prompt(messages_of(value, "prompt") if isinstance(value, list) else text_of(value, "prompt"))
+
+
+def answer_of(turns: Sequence[Message], name: str) -> str:
+    """What the assistant says in the last turn."""
+    if turns[-1].role != "assistant":
+        raise ValueError(f"{name} must end with an assistant turn")
+    return turns[-1].content
+
+
+def response_of(record: Mapping[str, Any], name: str, prompt: Prompt) -> str:
+    """A response to compare: a text, or one assistant turn, which may stand behind the prompt's turns.
+
+    An empty text is a hole in the data. A response of nothing is a turn with empty content.
+    """
+    value = need(record, name)
+    if not isinstance(value, list):
+        return text_of(value, name)
+    turns = messages_of(value, name)
+    before = prompt.content if not isinstance(prompt.content, str) else (Message("user", prompt.content),)
+    if len(turns) > 1 and turns[:-1] != before:
+        raise ValueError(f"{name} has {len(turns)} turns; give the response alone, or the prompt's turns before it")
+    return answer_of(turns, name)
+
+
+def number_of(value: Any, name: str, least: float = -math.inf) -> float:
+    """A finite number, not below the least."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        raise ValueError(f"{name}={shown(value)} is not a number{'' if least == -math.inf else f' from {least:g} up'}")
+    return float(value)
+
+
+def flag_of(value: Any, name: str) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={shown(value)} is not true or false")
+    return value
+
+
+def name_of(value: Any, name: str) -> str:
+    """Who somebody is: a text or a whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{name}={shown(value)} is not a name")
+    return text_of(str(value), name, may_be_empty=True)

@@ -1,0 +1,82 @@
+"""A model directory seen from outside: whether it can be a model at all, and how many weights it has. Loads no torch.
+
+What costs seconds here would cost the start of a whole stage, or a queue's wait, if it were found by loading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import ArtifactError
+
+REMEDY = "give a directory made by save_pretrained"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+LONGEST_HEADER = 100_000_000  # bytes, the limit of the format
+
+
+def check_model_directory(directory: Path) -> int:
+    """How many weights a model directory holds.
+
+    Raises ArtifactError where its configuration, its tokenizer or a file of weights is missing, cut or no such thing.
+    """
+    read_json(directory / "config.json")
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        raise ArtifactError(f"{directory}: no tokenizer ({', '.join(TOKENIZERS)}); {REMEDY}")
+    return sum(count_weights(path) for path in weight_files(directory))
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a model's weights."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        weights = read_json(index).get("weight_map")
+        if isinstance(weights, dict) and weights and all(isinstance(name, str) for name in weights.values()):
+            return [directory / name for name in sorted(set(weights.values()))]
+        raise ArtifactError(f"{index}: names no files of weights; {REMEDY}")
+    if (directory / "adapter_config.json").is_file():
+        raise ArtifactError(f"{directory}: holds an adapter alone; merge it into its model and give that")
+    other = [path.name for path in sorted(directory.glob("*.bin"))]
+    found = f" but {other[0]}, which can run code when it is loaded" if other else ""
+    raise ArtifactError(f"{directory}: no model.safetensors{found}; {REMEDY}")
+
+
+def count_weights(path: Path) -> int:
+    """Weights in a safetensors file whose length is what its header says; ArtifactError otherwise."""
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing; {REMEDY}")
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if not 0 < length <= min(size, LONGEST_HEADER):
+                raise ValueError("its first bytes are no header")
+            header = json.loads(file.read(length))
+        tensors = [value for name, value in header.items() if name != "__metadata__"]
+        end = max(tensor["data_offsets"][1] for tensor in tensors)
+        weights = sum(math.prod(tensor["shape"]) for tensor in tensors)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error, RecursionError) as error:
+        raise ArtifactError(f"{path}: no safetensors file, or a damaged one; {REMEDY}") from error
+    if size != 8 + length + end:
+        raise ArtifactError(f"{path}: has {size:,} bytes where its header says {8 + length + end:,}; copy it again")
+    return int(weights)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ArtifactError where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: missing; {REMEDY}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {REMEDY}") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: holds no JSON object; {REMEDY}")
+    return content

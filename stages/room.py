@@ -1,0 +1,57 @@
+"""Whether the disk takes what a stage will write. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from data import sources
+from rlhf.config import InitConfig, Recipe
+from rlhf.errors import ArtifactError
+from rlhf.store.weights import check_model_directory
+
+BYTES = 4  # of a weight, and of each of the two moments that AdamW keeps of it
+TRAINED = {"sft": 1, "reward": 1, "ppo": 2, "evaluate": 0}  # models that learn in a stage
+
+
+def require_room(recipe: Recipe, stage: str, run: Path) -> None:
+    """Raise ArtifactError unless the run's disk can be written and has room for a stage's model and two checkpoints.
+
+    Two checkpoints, because an older checkpoint goes only once the newer one is whole.
+    """
+    place = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
+    if not os.access(place, os.W_OK):
+        raise ArtifactError(f"{run}: {place} cannot be written; give another --run or change its permissions")
+    weights = weights_of(recipe)
+    if weights is None:
+        return
+    learning = 0 if recipe.model.lora else weights  # adapters are small beside the model
+    models = TRAINED[stage]
+    needed = BYTES * (min(models, 1) * weights + 2 * 3 * models * learning)
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ArtifactError(
+            f"{run}: {megabytes(free)} free on its disk, but the {stage} stage of a model of {weights:,} weights needs "
+            f"{megabytes(needed)} for its result and two checkpoints; free some or give another --run"
+        )
+
+
+def weights_of(recipe: Recipe) -> int | None:
+    """The policy's weights, from the recipe or from the files of its first model; None for a hub id."""
+    path = sources.model_path(recipe.model, recipe.data)
+    if path is None:
+        return weights_of_init(recipe.model.init)
+    return check_model_directory(Path(path)) if Path(path).is_dir() else None
+
+
+def weights_of_init(init: InitConfig) -> int:
+    """Weights of a Llama with tied embeddings: per layer four square projections, three of the MLP, two norms."""
+    width = init.hidden_size
+    per_layer = 4 * width * width + 3 * width * init.mlp_size + 2 * width
+    return init.vocab_size * width + init.layers * per_layer + width
+
+
+def megabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e6:,.1f} MB"

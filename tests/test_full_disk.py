@@ -1,0 +1,79 @@
+"""A disk that fills up while a stage runs: the older checkpoint stays, the cause is named, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from interruption import EVERY_STEP, assert_same, own_copy
+from running import TINY, rlhf
+
+pytestmark = pytest.mark.services  # mounting needs root
+
+MEBIBYTE = 1 << 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={8 * MEBIBYTE}", "tmpfs", str(mounted)], check=True)
+    yield mounted
+    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    ballast = disk / "ballast"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    ballast.write_bytes(bytes(free - leave))
+    return ballast
+
+
+def one_line_each(stderr: str) -> bool:
+    return all(line.startswith(("error: ", "ppo: warning: ")) for line in stderr.splitlines())
+
+
+def test_a_full_disk_costs_no_more_than_the_newest_checkpoint(tiny_run: Path, small_disk: Path) -> None:
+    run = own_copy(tiny_run, small_disk, ["sft", "reward"])
+    assert rlhf("ppo", str(TINY), "--stop-after", "1", folder=small_disk).returncode == 0
+    ballast = fill(small_disk, leave=100_000)  # enough for figures, not for a checkpoint or a model
+    done = rlhf("ppo", str(TINY), EVERY_STEP, folder=small_disk)
+    assert done.returncode == 2, done.stdout
+    assert "no checkpoint of step 2" in done.stderr
+    assert "no checkpoint of step 3" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert one_line_each(done.stderr), done.stderr
+    assert [path.name for path in (run / "ppo" / "checkpoints").iterdir()] == ["step-000001"]
+    assert not (run / "ppo" / "manifest.json").exists()
+    ballast.unlink()
+    done = rlhf("ppo", str(TINY), EVERY_STEP, folder=small_disk)
+    assert done.returncode == 0, done.stderr
+    assert "going on from runs/tiny/ppo/checkpoints/step-000001" in done.stdout
+    assert_same(run / "ppo", tiny_run / "ppo")
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = rlhf("run", str(TINY), folder=small_disk)
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.startswith("error: runs/tiny: ")
+    assert "cannot be written; give another --run" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_without_room_for_figures_ends_in_one_line(tiny_run: Path, small_disk: Path) -> None:
+    own_copy(tiny_run, small_disk, ["sft", "reward"])
+    assert rlhf("ppo", str(TINY), "--stop-after", "1", folder=small_disk).returncode == 0
+    ballast = fill(small_disk, leave=0)
+    done = rlhf("ppo", str(TINY), EVERY_STEP, folder=small_disk)
+    assert done.returncode == 2, done.stdout
+    assert "No space left on device" in done.stderr
+    assert one_line_each(done.stderr), done.stderr
+    ballast.unlink()
+    assert rlhf("ppo", str(TINY), folder=small_disk).returncode == 0
+    assert_same(small_disk / "runs" / "tiny" / "ppo", tiny_run / "ppo")
