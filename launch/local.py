@@ -49,6 +49,7 @@ def processes_of(recipe: Recipe, stage: str) -> int:
 def stage_environment(processes: int) -> dict[str, str]:
     """The environment of a stage: the machine's cores shared out, and no module picked up from the working folder."""
     environment = dict(os.environ)
+    environment.pop("WANDB_SERVICE", None)  # our parent's would keep the run of a stage that was killed open
     # `data` and `launch` are common names: a folder of that name in the working directory must not win.
     environment["PYTHONSAFEPATH"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))

@@ -81,19 +81,25 @@ def test_killed_behind_the_last_step_nothing_is_trained_again(tiny_run: Path, tm
         assert_same(run / stage, tiny_run / stage)
 
 
-def test_adaptive_controller_and_adapters_go_on(tiny_run: Path, tmp_path: Path) -> None:
-    overrides = ("ppo.kl.controller=adaptive", "ppo.kl.target=0.5", "ppo.kl.horizon=20", "model.lora.rank=4")
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    assert rlhf("run", str(TINY), *overrides, "--until", "ppo", folder=whole).returncode == 0
-    undisturbed = whole / "runs" / "tiny"
-    coefficients = {line["objective/kl_coef"] for line in figures(undisturbed / "ppo") if "objective/kl_coef" in line}
+def goes_on_bit_for_bit(stage: str, reference: Path, folder: Path, *overrides: str) -> Path:
+    """A stage that was stopped after two steps against one that was not; the latter."""
+    whole = own_copy(reference, folder / "whole", STAGES[: STAGES.index(stage)])
+    assert rlhf(stage, str(TINY), *overrides, folder=folder / "whole").returncode == 0
+    run = stopped_after(2, stage, reference, folder / "stopped", *overrides)
+    assert rlhf(stage, str(TINY), *overrides, folder=folder / "stopped").returncode == 0
+    assert_same(run / stage, whole / stage)
+    return whole / stage
+
+
+def test_an_adaptive_controller_goes_on(tiny_run: Path, tmp_path: Path) -> None:
+    overrides = ("ppo.kl.controller=adaptive", "ppo.kl.target=0.5", "ppo.kl.horizon=20")
+    whole = goes_on_bit_for_bit("ppo", tiny_run, tmp_path, *overrides)
+    coefficients = {line["objective/kl_coef"] for line in figures(whole) if "objective/kl_coef" in line}
     assert len(coefficients) == STEPS["ppo"]  # it moves, or this test would show nothing
-    for stage in STAGES:
-        folder = tmp_path / stage
-        run = stopped_after(2, stage, undisturbed, folder, *overrides)
-        assert rlhf(stage, str(TINY), *overrides, folder=folder).returncode == 0
-        assert_same(run / stage, undisturbed / stage)
+
+
+def test_adapters_go_on(tiny_run: Path, tmp_path: Path) -> None:
+    goes_on_bit_for_bit("sft", tiny_run, tmp_path, "model.lora.rank=4")
 
 
 def test_force_starts_an_interrupted_stage_from_the_beginning(tiny_run: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def open_wandb(recipe: Recipe, stage: str, directory: Path, resumed: bool) -> Tr
             id=run_id,
             resume=None if mode == "offline" else "allow",
             job_type=stage,
-            dir=directory,
+            dir=directory.absolute(),  # the service that writes may have another working folder
             mode=mode,
             config=recipe.model_dump(),
             settings=wandb.Settings(silent=True, console="off"),
