@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from data.formats import USES, Example
-from data.locations import files_of
+from data.locations import few, files_of, not_read
 from data.ratings import Rating
 from data.reading import Reading
-from data.records import Record, shown
+from data.records import Record, printable, shown
 from data.splits import side_of
 from rlhf.config import SourceConfig
 from rlhf.types import Comparison, Demonstration, Prompt
@@ -39,6 +39,7 @@ class Inspection:
     annotators: dict[str, int]  # examples of each
     lengths: dict[str, dict[str, dict[str, int]]]  # text → unit → figure
     first: list[Record] = field(default_factory=list)
+    not_read: list[str] = field(default_factory=list)  # what else lies in the directory
 
     def facts(self) -> list[tuple[str, str]]:
         """Names and values, for people."""
@@ -46,13 +47,15 @@ class Inspection:
         found = [("format", f"{self.format}, usable as {uses}" if self.format else "none: no good record")]
         if self.files > 1:
             found.append(("files", f"{self.files:,}"))
+        if self.not_read:
+            found.append(("not read", few(self.not_read)))
         found.append(("records", f"{self.records:,}, {self.bad:,} of them bad"))
         if self.holds:
             found.append((self.holds, f"{self.examples:,}" + (f", {self.ties:,} of them ties" if self.ties else "")))
         if self.distinct_prompts:
             found.append(("distinct prompts", f"{self.distinct_prompts:,}"))
         if self.annotators:
-            named = [f"{name} {count:,}" for name, count in list(self.annotators.items())[:ANNOTATORS]]
+            named = [f"{printable(name)} {count:,}" for name, count in list(self.annotators.items())[:ANNOTATORS]]
             more = len(self.annotators) - len(named)
             found.append(("annotators", ", ".join(named) + (f", and {more:,} more" if more else "")))
         return found
@@ -96,8 +99,14 @@ def inspect_source(source: SourceConfig, first: int, directory: str | None = Non
         ties=ties,
         annotators=dict(sorted(annotators.items(), key=lambda item: (-item[1], item[0]))),
         lengths={name: {"characters": _figures(c), "words": _figures(w)} for name, (c, w) in lengths.items()},
-        first=[Record(r.place, {name: shown(value, SHOWN) for name, value in r.fields.items()}) for r in reading.kept],
+        first=[_shown(record) for record in reading.kept],
+        not_read=not_read(source.path, directory),
     )
+
+
+def _shown(record: Record) -> Record:
+    """As people see it: names may hold what no terminal can encode, just as values may."""
+    return Record(record.place, {printable(name): shown(value, SHOWN) for name, value in record.fields.items()})
 
 
 def texts_of(example: Example) -> dict[str, str]:

@@ -16,9 +16,10 @@ import functools
 import json
 import re
 import sys
+from collections import deque
 from pathlib import Path
 
-from data.records import KINDS, DataFile, one_line, shown
+from data.records import KINDS, DataFile, one_line, printable, shown
 from rlhf.errors import DataError
 from rlhf.store.artifact import digest, file_digest
 
@@ -45,6 +46,20 @@ def files_of(source: str, directory: str | None) -> list[DataFile]:
     if re.fullmatch(r"[\w-]+/[\w.-]+", source) and not source.lower().endswith(SUFFIXES):
         remedy += f"; a data set on the hub needs its commit: {source}@COMMIT"
     raise DataError(f"{_name(path)}: no such file or directory; {remedy}")
+
+
+def not_read(source: str, directory: str | None) -> list[str]:
+    """Names of what lies in a source's directory and is not read, hidden files aside."""
+    path = Path(directory or ".") / source
+    if not path.is_dir() or _is_saved(path):
+        return []
+    return [printable(left.relative_to(path).as_posix()) + "/" * left.is_dir() for left in _below(path)[1]]
+
+
+def few(names: list[str], limit: int = 5) -> str:
+    """Some names in a short line."""
+    more = f", and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def content_hash(source: str, directory: str | None) -> str:
@@ -81,13 +96,17 @@ def _files_of_directory(path: Path, source: str) -> list[DataFile]:
         splits = _saved(path / "dataset_dict.json", "splits")
         choices = " or ".join(f"{source.rstrip('/')}/{split}" for split in splits) or "one of its directories"
         raise DataError(f"{_name(path)}: holds several splits; give {choices}")
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+    if _is_saved(path):
         names = _saved(path / "state.json", "_data_files")
         return [_saved_file(path, name) for name in names]
     files = _data_files(path, None)
     if not files:
         raise DataError(f"{_name(path)}: a directory without a data file; give one with {', '.join(SUFFIXES)}")
     return [DataFile(file, _name(file)) for file in files]
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
 def _saved(path: Path, field: str) -> list[str]:
@@ -111,14 +130,33 @@ def _saved_file(directory: Path, name: str) -> DataFile:
 
 
 def _data_files(directory: Path, pattern: str | None) -> list[Path]:
-    """Data files below a directory, by name; hidden ones and descriptions of data sets are none."""
-    found = []
-    for path in directory.rglob("*"):
-        inside = path.relative_to(directory)
-        plain = not any(part.startswith((".", "_")) for part in inside.parts) and path.name not in _METADATA
-        if plain and path.name.lower().endswith(SUFFIXES) and path.is_file() and _matches(inside.as_posix(), pattern):
-            found.append(path)
-    return sorted(found)
+    """Data files below a directory, by name."""
+    return [path for path in _below(directory)[0] if _matches(path.relative_to(directory).as_posix(), pattern)]
+
+
+def _below(directory: Path) -> tuple[list[Path], list[Path]]:
+    """Data files below a directory, by name, and what else is there; hidden files and directories are neither.
+
+    Links are followed. A directory that several ways lead to is read once, by the way without links if there is one.
+    """
+    found: list[Path] = []
+    left: list[Path] = []
+    seen: set[Path] = set()
+    waiting = deque([directory])
+    while waiting:
+        here = waiting.popleft()
+        if here.resolve() in seen:
+            left.append(here)
+            continue
+        seen.add(here.resolve())
+        for path in sorted(path for path in here.iterdir() if not path.name.startswith(".")):
+            if path.is_dir() and not path.name.startswith("_"):
+                (waiting.append if path.is_symlink() else waiting.appendleft)(path)
+            elif path.is_file() and path.name.lower().endswith(SUFFIXES) and path.name not in _METADATA:
+                found.append(path)
+            else:
+                left.append(path)
+    return sorted(found), sorted(left)
 
 
 def _matches(name: str, pattern: str | None) -> bool:

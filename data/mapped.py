@@ -1,15 +1,13 @@
 """Examples on disk, read through the page cache: a sequence that is larger than memory and costs none.
 
 Each example is one row of an Arrow file: its JSON, the hash that decides between train and test, and a hash of the
-whole. The file appears whole or not at all, with an account of how it was made beside it, and is used again when it is
-there already, as after a stage was stopped.
+whole. The file is kept by `data.scratch`, and used again when it is there already, as after a stage was stopped.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -18,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data import scratch
 from data.formats import Example
 from data.ratings import Rating
 from data.splits import side_of
@@ -36,7 +35,6 @@ class MappedExamples(Sequence[T]):
     def __init__(self, path: Path, kind: str) -> None:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()  # no copy: buffers point into the map
-        self.notes: list[str] = json.loads(_account(path).read_text(encoding="utf-8"))
         self.sides: NDArray[np.uint64] = table["side"].to_numpy()
         self._identities = table["identity"]
         self._rows = table["example"].chunks
@@ -75,25 +73,21 @@ class MappedExamples(Sequence[T]):
         return np.concatenate(whole) if whole else np.empty((0, 2), np.uint64)
 
 
-def write_examples(path: Path, rows: Iterable[tuple[Example, str]], notes: Callable[[], list[str]]) -> None:
-    """Write examples, each with the text that decides its side; `notes` is asked when all are written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+def write_examples(path: Path, rows: Iterable[tuple[Example, str]], notes: Callable[[], list[str]]) -> dict[str, Any]:
+    """Write examples, each with the text that decides its side; the account: their number, and what `notes` says then.
+
+    `notes` is asked when all are written.
+    """
+
+    def write(partial: Path) -> dict[str, Any]:
+        count = 0
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
             for batch in _batches(rows):
                 writer.write_batch(batch)
-        account = _account(path)
-        account_partial = account.with_name(f".{account.name}.{os.getpid()}.partial")
-        account_partial.write_text(json.dumps(notes()), encoding="utf-8")
-        account_partial.replace(account)  # before the examples: where they are, it is
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+                count += batch.num_rows
+        return {"rows": count, "notes": notes()}
 
-
-def _account(path: Path) -> Path:
-    return path.with_suffix(".json")
+    return scratch.keep(path, write)
 
 
 def _batches(rows: Iterable[tuple[Example, str]]) -> Iterator[pa.RecordBatch]:
@@ -183,7 +177,3 @@ class Selection(Sequence[T], Generic[T]):
     def __iter__(self) -> Iterator[T]:
         """All of them in order."""
         return (self[index] for index in range(len(self)))
-
-    def at(self, indices: NDArray[np.int64]) -> Selection[T]:
-        """Some of them, by their indices in this selection."""
-        return Selection(self.parts, self.indices[indices])

@@ -8,10 +8,14 @@ paired: the prompt is the same for all, so its hash would put all on one side. E
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
+
+import numpy as np
 
 from data.fields import name_of, need, number_of, prompt_of, text_of
 from data.splits import stable_random
@@ -19,6 +23,7 @@ from rlhf.types import Comparison, Prompt
 
 # A mean that was rounded for people still is the mean of its ratings.
 _ROUNDING = 5e-3
+ALONE = "one is another text of the same prompt or group, rated by the same annotator, on the same side of the split"
 
 
 @dataclass(frozen=True)
@@ -74,30 +79,92 @@ def parse_squality(record: Mapping[str, Any]) -> list[Rating]:
     return [Rating(text_of(need(record, "response"), "response"), score, None, group, worker)]
 
 
-def pairs(
-    ratings: Sequence[Rating], held_out: Sequence[bool], prompt: str | None, seed: int
-) -> Iterator[tuple[Comparison, str]]:
-    """Comparisons of rated texts on the same side, each with what decides its side."""
-    groups: dict[tuple[str | None, str | None, bool], list[int]] = {}
-    for index, (rating, held) in enumerate(zip(ratings, held_out, strict=True)):
-        groups.setdefault((rating.group, rating.annotator, held), []).append(index)
-    for (group, annotator, _), members in groups.items():
-        order = stable_random(f"{seed}/pairs").permutation(len(members))
-        partners = combinations(members, 2) if group is not None else _neighbours([members[i] for i in order], ratings)
-        for one, other in partners:
-            first, second = ratings[one], ratings[other]
-            if first.text != second.text:
-                yield _compare(first, second, prompt, annotator), first.side
+class Partners:
+    """Whether rated texts, told one after another, find somebody to be compared with: one of another wording."""
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, bytes] = {}  # by the key of a group
+
+    def found(self, rating: Rating, held: bool) -> bool:
+        """Whether this text is of a group with a text before it that reads otherwise."""
+        text = _hash(rating.text)
+        return self._first.setdefault(_group_key(rating, held), text) != text
 
 
-def _neighbours(order: Sequence[int], ratings: Sequence[Rating]) -> Iterator[tuple[int, int]]:
-    """Each text with the next; texts that read the same wait for one that does not."""
-    waiting: list[int] = []
-    for index in order:
-        if waiting and ratings[waiting[-1]].text != ratings[index].text:
-            yield waiting.pop(), index
-        else:
-            waiting.append(index)
+@dataclass
+class Pairing:
+    """Comparisons of rated texts on the same side, each with what decides its side; the account is complete after."""
+
+    ratings: Sequence[Rating]
+    held_out: Sequence[bool]
+    prompt: str | None
+    seed: int
+    pairs: int = 0
+    alone: int = 0  # texts that stand in no pair
+    same: int = 0  # pairs within a group that are none, since both read the same
+
+    def __iter__(self) -> Iterator[tuple[Comparison, str]]:
+        """Group by group, in the order of their first texts."""
+        for members in self._groups():
+            grouped = self.ratings[members[0]].group is not None
+            for first, second in self._within(members) if grouped else self._neighbours(members):
+                self.pairs += 1
+                yield _compare(first, second, self.prompt, first.annotator), first.side
+
+    def notes(self, source: str) -> list[str]:
+        """What people should know of it, a line each."""
+        lines = []
+        if self.alone:
+            lines.append(f"{source}: {self.alone:,} of {len(self.ratings):,} rated texts have no partner; {ALONE}")
+        if self.same:
+            lines.append(f"{source}: {self.same:,} pairs of rated texts that read the same, left out")
+        return lines
+
+    def _groups(self) -> Iterator[list[int]]:
+        """Indices of texts that may be compared with each other, by sorted hashes: a few bytes for each text."""
+        keys = bytearray()
+        for rating, held in zip(self.ratings, self.held_out, strict=True):
+            keys += _group_key(rating, held)
+        halves = np.frombuffer(keys, np.uint64).reshape(-1, 2)
+        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: within a group the texts stay in order
+        ends = np.flatnonzero((halves[order[1:]] != halves[order[:-1]]).any(axis=1)) + 1
+        starts = np.concatenate([[0], ends]) if len(order) else ends
+        ends = np.append(ends, len(order))
+        for number in np.argsort(order[starts]):
+            yield order[starts[number] : ends[number]].tolist()
+
+    def _within(self, members: list[int]) -> Iterator[tuple[Rating, Rating]]:
+        """Every two of a group."""
+        paired = False
+        for one, other in combinations(members, 2):
+            first, second = self.ratings[one], self.ratings[other]
+            if first.text == second.text:
+                self.same += 1
+            else:
+                paired = True
+                yield first, second
+        if not paired:
+            self.alone += len(members)
+
+    def _neighbours(self, members: list[int]) -> Iterator[tuple[Rating, Rating]]:
+        """Each text with the next in an order that the seed draws; texts that read the same wait for another."""
+        waiting: list[int] = []
+        for position in stable_random(f"{self.seed}/pairs").permutation(len(members)):
+            index = members[position]
+            if waiting and self.ratings[waiting[-1]].text != self.ratings[index].text:
+                yield self.ratings[waiting.pop()], self.ratings[index]
+            else:
+                waiting.append(index)
+        self.alone += len(waiting)
+
+
+def _group_key(rating: Rating, held: bool) -> bytes:
+    """16 bytes that tell the texts that may be compared from all others."""
+    return _hash(json.dumps([rating.group, rating.annotator, bool(held)]))
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _compare(one: Rating, other: Rating, prompt: str | None, annotator: str | None) -> Comparison:

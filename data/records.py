@@ -90,9 +90,13 @@ def shown(value: object, limit: int = 60) -> str:
 
 def one_line(error: BaseException) -> str:
     """What an exception says, in one line of bearable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:400])
-    return printable if len(printable) <= 200 else f"{printable[:200]}..."
+    text = printable((" ".join(str(error).split()) or type(error).__name__)[:400])
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def printable(text: str) -> str:
+    """A text with all that a terminal cannot show, or would obey, as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def parse_json(text: str) -> Any:
@@ -156,8 +160,15 @@ def _read_json(file: DataFile) -> Iterator[Record | BadRecord]:
 def _read_csv(file: DataFile) -> Iterator[Record | BadRecord]:
     """Rows under a header; every cell is a text. Places are the lines where rows begin."""
     limit = csv.field_size_limit(CSV_CELL)
+    ended = False
+
+    def lines() -> Iterator[str]:
+        nonlocal ended
+        yield from (line for _, line in _lines(file))
+        ended = True
+
     try:
-        rows = csv.reader((line for _, line in _lines(file)), strict=True)
+        rows = csv.reader(lines(), strict=True)
         header: list[str] | None = None
         begin = 1
         while True:
@@ -168,13 +179,15 @@ def _read_csv(file: DataFile) -> Iterator[Record | BadRecord]:
             except csv.Error as error:
                 if header is None:
                     raise DataError(f"{file.name}: no header ({one_line(error)}); name the columns first") from None
+                if ended or "limit" in str(error):  # what was swallowed may be rows by the thousand
+                    raise DataError(_unclosed(file, begin, ended)) from None
                 yield BadRecord(f"{file.name}:{begin}", f"no row of cells ({one_line(error)}, line {rows.line_num})")
                 begin = rows.line_num + 1
                 continue
             if row and header is None:
                 header = _header(file, row)
             elif row and header is not None:
-                yield _row(f"{file.name}:{begin}", header, row)
+                yield _row(file, header, row, begin, rows.line_num)
             begin = rows.line_num + 1
     finally:
         csv.field_size_limit(limit)
@@ -187,9 +200,22 @@ def _header(file: DataFile, row: list[str]) -> list[str]:
     return row
 
 
-def _row(place: str, header: list[str], row: list[str]) -> Record | BadRecord:
+def _unclosed(file: DataFile, begin: int, ended: bool) -> str:
+    """The error for a quotation mark that nobody closes; begin: the line of its row."""
+    remedy = "close its quotation mark, and write one inside a cell twice"
+    if not ended:
+        return f"{file.name}:{begin}: a cell of more than {CSV_CELL:,} characters begins in this row; {remedy}"
+    lines = [line for number, line in _lines(file) if number >= begin]
+    cell = next(csv.reader(lines))[-1]  # not strict, so the cell is what stands between its mark and the end
+    line = begin + len(lines) - cell.count("\n") - (not lines[-1].endswith("\n"))
+    return f"{file.name}:{line}: a quoted cell begins here and does not end; {remedy}"
+
+
+def _row(file: DataFile, header: list[str], row: list[str], begin: int, end: int) -> Record | BadRecord:
+    place = f"{file.name}:{begin}"
     if len(row) != len(header):
-        return BadRecord(place, f"{len(row)} cells under a header of {len(header)}")
+        lines = f" (lines {begin} to {end})" if end > begin else ""
+        return BadRecord(place, f"{len(row)} cells under a header of {len(header)}{lines}")
     return Record(place, {name: value for name, cell in zip(header, row, strict=True) for value in _cell(name, cell)})
 
 

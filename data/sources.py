@@ -10,18 +10,19 @@ from __future__ import annotations
 import inspect
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from data import locations, mapped, stories, toy, toy_gold, toy_world, votes
 from data.formats import Example
-from data.locations import files_of
+from data.locations import few, files_of
 from data.mixtures import Part, deciding, part_of, split_parts
-from data.ratings import Rating, pairs
+from data.ratings import ALONE, Pairing, Partners, Rating
 from data.reading import Reading
 from data.scorers import load_scorer, scorer_digest
+from data.scratch import remove, sound
 from data.splits import Split, held_out, side_of, split_prompts
 from data.votes import Comparisons
 from rlhf.config import DataConfig, ModelConfig, SourceConfig
@@ -105,8 +106,7 @@ def read(config: DataConfig, kind: str, seed: int) -> None:
                 stories.demonstrations(config.directory, source.count, seed)
                 sides = {True, False}
             else:
-                for example in Reading(source, files_of(source.path, config.directory), kind):
-                    sides.add(side_of(deciding(example)) / 2**64 < config.test_fraction)
+                sides |= _sides(config, source, kind)
         except DataError as error:
             problems += error.problems
     if problems:
@@ -114,6 +114,23 @@ def read(config: DataConfig, kind: str, seed: int) -> None:
     for part, side in (("train", False), ("test", True)):
         if side not in sides:
             raise DataError(_lacks(f"data.{kind}", part))
+
+
+def _sides(config: DataConfig, source: SourceConfig, kind: str) -> set[bool]:
+    """The sides (held out or not) that a source's files give examples for; DataError where they give none."""
+    sides: set[bool] = set()
+    partners = Partners()
+    for example in Reading(source, files_of(source.path, config.directory), kind):
+        held = side_of(deciding(example)) / 2**64 < config.test_fraction
+        if not isinstance(example, Rating) or partners.found(example, held):
+            sides.add(held)
+    if not sides:
+        raise DataError(_no_pairs(source))
+    return sides
+
+
+def _no_pairs(source: SourceConfig) -> str:
+    return f"{source.path}: none of its rated texts has a partner ({ALONE}); give more texts to compare"
 
 
 def reads_files(config: DataConfig, kind: str) -> bool:
@@ -155,28 +172,51 @@ def _file_part(config: DataConfig, source: SourceConfig, kind: str, seed: int, s
     # Seed and fraction: rated texts are paired by them.
     made_from = [mapped.FORMAT, kind, source.fingerprint_fields(), seed, config.test_fraction]
     path = scratch / f"{kind}-{digest([*made_from, _content_hash(config, source)])[:24]}.arrow"
-    if not path.is_file():
-        reading = Reading(source, files_of(source.path, config.directory), kind)
-        rows = ((example, deciding(example)) for example in reading)
-        first = next(rows, None)
-        if first and isinstance(first[0], Rating):
-            _write_pairs(path, itertools.chain([first], rows), reading, config, seed)
-        else:
-            mapped.write_examples(path, itertools.chain([first] if first else [], rows), reading.notes)
+    damage: list[str] = []
+    account = sound(path, damage.append) or _write(path, config, source, kind, seed)
     examples = mapped.MappedExamples[Any](path, kind)
-    return Part(examples, examples.sides, source.weight, tuple(examples.notes))
+    return Part(examples, examples.sides, source.weight, (*damage, *account["notes"]))
+
+
+def _write(path: Path, config: DataConfig, source: SourceConfig, kind: str, seed: int) -> dict[str, Any]:
+    """Write a source's examples; the account of the file."""
+    reading = Reading(source, files_of(source.path, config.directory), kind)
+
+    def notes() -> list[str]:
+        left = locations.not_read(source.path, config.directory)
+        return [*reading.notes(), *([f"{source.path}: not read: {few(left)}"] if left else [])]
+
+    rows = ((example, deciding(example)) for example in reading)
+    first = next(rows, None)
+    if first and isinstance(first[0], Rating):
+        return _write_pairs(path, itertools.chain([first], rows), notes, source, config, seed)
+    return mapped.write_examples(path, itertools.chain([first] if first else [], rows), notes)
 
 
 def _write_pairs(
-    path: Path, rows: Iterator[tuple[Example, str]], reading: Reading, config: DataConfig, seed: int
-) -> None:
+    path: Path,
+    rows: Iterator[tuple[Example, str]],
+    notes: Callable[[], list[str]],
+    source: SourceConfig,
+    config: DataConfig,
+    seed: int,
+) -> dict[str, Any]:
     """Comparisons of rated texts, by way of a file of the texts: who is paired with whom depends on all of them."""
     rated = path.with_name(f"{path.stem}-ratings.arrow")
     mapped.write_examples(rated, rows, list)
     ratings = mapped.MappedExamples[Rating](rated, "ratings")
     held = held_out(ratings.sides, config.test_fraction)
-    mapped.write_examples(path, pairs(ratings, held.tolist(), reading.source.prompt, seed), reading.notes)
-    rated.unlink()
+    pairing = Pairing(ratings, held.tolist(), source.prompt, seed)
+
+    def told() -> list[str]:
+        if not pairing.pairs:
+            raise DataError(_no_pairs(source))
+        return [*notes(), *pairing.notes(source.path)]
+
+    try:
+        return mapped.write_examples(path, pairing, told)
+    finally:
+        remove(rated)
 
 
 def _require(split: Split[T], field: str) -> Split[T]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 from rlhf.config import Recipe
+from stages.signals import RESUMABLE, STOP
 
-RESUMABLE = 75  # the exit code of a stage that a signal stopped behind a checkpoint; see `stages.signals`
-STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+BAD_INPUT = 2  # the exit code of a stage whose user can mend what is wrong
 AFTER_END_SECONDS = 5.0  # what the others get to end by themselves once one process of a stage has ended badly
 
 
@@ -119,25 +119,25 @@ class LocalStage:
     def _code(self, grace_seconds: float, say: Callable[[str], None]) -> int:
         """Wait for the end; the exit code of the process that failed first, 75 for all that a signal stopped."""
         failed: int | None = None
-        parted = False  # one process has ended badly, so the others wait for it in vain
         while any(worker.poll() is None for worker in self.workers):
             bad = [worker.returncode for worker in self.workers if worker.returncode]
-            if bad and not parted:
-                parted = True
-                self.deadline = min(self.deadline, time.monotonic() + AFTER_END_SECONDS)
+            if bad:  # the others may wait for it in vain
+                patience = grace_seconds if all(map(self._stopped, bad)) else AFTER_END_SECONDS
+                self.deadline = min(self.deadline, time.monotonic() + patience)
             failed = next((code for code in bad if not self._stopped(code)), None) if failed is None else failed
             if time.monotonic() > self.deadline and not self.killed:
-                if not parted:
+                if self.signal and failed is None:
                     say(f"no checkpoint within checkpoint.grace_seconds={grace_seconds:g}; ended at once")
                 self.kill()
             time.sleep(0.05)
         codes = [worker.returncode for worker in self.workers]
-        if self.killed and self.signal and any(code == -signal.SIGKILL for code in codes):
+        if self.killed and self.signal and failed is None and any(code == -signal.SIGKILL for code in codes):
             return 128 + self.signal
-        if failed is None:
-            failed = next((code for code in codes if code and not self._stopped(code)), 0)
-        if not failed and any(codes):
+        if BAD_INPUT in codes:  # the others end in whatever a collective raises whose other side has gone
+            return BAD_INPUT
+        if any(map(self._stopped, codes)):
             return RESUMABLE
+        failed = failed or next((code for code in codes if code), 0)
         return failed if failed >= 0 else 128 - failed
 
     def _stopped(self, code: int) -> bool:
@@ -192,6 +192,14 @@ def follow_parent() -> Callable[[], None] | None:
     """Have the kernel tell a child to stop when we die, even by SIGKILL; None where the kernel cannot."""
     if sys.platform != "linux":
         return None
-    library = ctypes.CDLL(None)
+    library, parent = ctypes.CDLL(None), os.getpid()
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG
-    return lambda: library.prctl(set_parent_death_signal, int(signal.SIGTERM))
+
+    def follow() -> None:
+        library.prctl(set_parent_death_signal, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it died before the kernel knew
+            os._exit(128 + signal.SIGTERM)
+        # Until the stage has its own handlers, which its libraries take seconds to reach.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    return follow

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from launch.local import RESUMABLE, LocalStage, processes_of, stage_command
+from launch.local import LocalStage, processes_of, stage_command
 from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError
 from rlhf.recipe import load_recipe, resolved_yaml
-from rlhf.store.artifact import Artifact, environment, find_artifact, write_json, write_text
+from rlhf.store.artifact import Artifact, environment, find_artifact, tidy, write_json, write_text
+from rlhf.store.checkpoint import CheckpointStore, retention_of
+from rlhf.store.turnover import recover
 from rlhf.store.unfinished import hold, is_unfinished
 from stages import preflight
 from stages.lineage import STAGES, lineage_of
 from stages.room import require_room
+from stages.signals import RESUMABLE, STOP
 
 
 class StageFailed(Exception):
@@ -29,8 +35,8 @@ class StageFailed(Exception):
         super().__init__(f"{stage} ended with exit code {code}")
 
 
-class Interrupted(Exception):
-    """A signal stopped the chain; the same command goes on."""
+class Interrupted(BaseException):
+    """A signal stopped the chain; the same command goes on. No Exception, as `stages.signals.Stopped` is none."""
 
     code = RESUMABLE
 
@@ -63,6 +69,28 @@ def run_chain(recipe: Recipe, run: Path, selection: Selection, say: Callable[[st
     A stage that began and did not end goes on from its newest checkpoint. Raises StageFailed with the stage's exit
     code, Interrupted where a signal stopped it.
     """
+    with stoppable():
+        check_and_run(recipe, run, selection, say)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Where no stage runs, a signal to stop ends the chain at once, and one to save has nothing to save."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"{signal.Signals(number).name} before a stage began")
+
+    previous = {number: signal.signal(number, stop) for number in STOP}
+    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def check_and_run(recipe: Recipe, run: Path, selection: Selection, say: Callable[[str], None]) -> None:
+    """See `run_chain`."""
     chosen = selection.stages
     require_own(recipe, run)
     preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage))
@@ -102,10 +130,14 @@ def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[s
     if not path.is_file() or path.read_text(encoding="utf-8") != resolved_yaml(recipe):
         write_text(path, resolved_yaml(recipe))
     for stage in selection.stages:
+        if (run / stage).is_dir():
+            recover(run / stage)
         fingerprint = lineage_of(recipe, stage, run).fingerprint
         artifact = find_artifact(run / stage)
         if artifact and artifact.fingerprint == fingerprint and not selection.force:
             say(f"{stage}: complete, nothing to do")
+            tidy(run / stage)
+            CheckpointStore(run / stage / "checkpoints", fingerprint, retention_of(recipe)).finish()
             warn_of_other_versions(artifact, say)
             continue
         unfinished = is_unfinished(run / stage, fingerprint) and not selection.force

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,20 +36,26 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-@contextmanager
-def process_group(timeout_minutes: float = 10.0) -> Iterator[None]:
+def join_process_group(timeout_minutes: float = 10.0) -> None:
     """Join the group that torchrun or deepspeed announced in the environment; nothing to join in a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+
+
+@contextmanager
+def process_group(timeout_minutes: float = 10.0) -> Iterator[None]:
+    """`join_process_group`, and leave it again."""
+    joined = not dist.is_initialized()
+    join_process_group(timeout_minutes)
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if joined and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def global_sum(x: Tensor) -> Tensor:
@@ -92,7 +99,7 @@ def main_first(hours: float = 24.0) -> Iterator[None]:
     if not dist.is_initialized():
         yield
         return
-    group = dist.new_group(backend="gloo", timeout=timedelta(hours=hours))
+    group = _patient_group(dist.group.WORLD, hours)
     if not is_main():
         dist.barrier(group)
     try:
@@ -100,4 +107,9 @@ def main_first(hours: float = 24.0) -> Iterator[None]:
     finally:
         if is_main():
             dist.barrier(group)
-        dist.destroy_process_group(group)
+
+
+@functools.cache
+def _patient_group(world: Any, hours: float) -> Any:
+    """A group of all processes in which one may keep the others waiting for hours; one for each world there is."""
+    return dist.new_group(backend="gloo", timeout=timedelta(hours=hours))

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from rlhf.distributed import barrier, gather_objects, global_max, is_main, world_size
-from rlhf.store.checkpoint import Checkpoint, CheckpointStore, Retention
+from rlhf.store.checkpoint import Checkpoint
 from stages.signals import RESUMABLE, Stopped
 
 if TYPE_CHECKING:
     from stages.context import StageContext
 
-NOTHING, SAVE, STOP = range(3)  # what ranks ask for; the largest wins
+NOTHING, SAVE, END = range(3)  # what ranks ask for; the largest wins
 
 
 class Checkpoints:
@@ -34,8 +34,7 @@ class Checkpoints:
     def __init__(self, context: StageContext) -> None:
         self.context = context
         self.config = context.recipe.checkpoint
-        retention = Retention(self.config.keep_last, self.config.keep_every, self.config.keep_best)
-        self.store = CheckpointStore(context.output / "checkpoints", context.lineage.fingerprint, retention)
+        self.store = context.store
         self.newest: Checkpoint | None = context.checkpoint
         self.best = self.store.best_score() if is_main() else None
         self.written_at = time.monotonic()
@@ -69,15 +68,15 @@ class Checkpoints:
         demand = self.demand(step, score, last)
         if demand:
             self.write(step, save, {"score": score, "last": last})
-        if demand == STOP and not last:
+        if demand == END:
             self.end(step)
 
     def demand(self, step: int, score: float | None = None, last: bool = False) -> int:
-        """What all ranks together ask for after a step: NOTHING, SAVE, or STOP, which saves too."""
+        """What all ranks together ask for after a step: NOTHING, SAVE, or END, which saves too."""
         signals = self.context.signals
         mine = SAVE if self._due(step, score, last) or signals.take_checkpoint() else NOTHING
         if signals.stop or (self.context.stop_after is not None and step >= self.context.stop_after):
-            mine = STOP
+            mine = END
         return global_max(mine)  # clocks and the moments of signals differ between ranks
 
     def end(self, step: int) -> None:
@@ -94,7 +93,7 @@ class Checkpoints:
 
         record: goes into the checkpoint's own account, with the `score` and whether this is the `last` step.
         """
-        partial = self.store.directory / f".step-{step:06d}.partial"
+        partial = self.store.partial(step)
         made: list[Checkpoint] = []
 
         def commit() -> None:

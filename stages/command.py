@@ -6,13 +6,14 @@ import argparse
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from rlhf.distributed import process_group
+from rlhf.distributed import join_process_group
 from rlhf.errors import RLHFError
 from rlhf.randomness import seed_everything
 from rlhf.recipe import load_recipe
@@ -33,30 +34,54 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
     signals = Signals()
     signals.install()
     quiet_libraries()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # TRL refuses to train in one process that sees several GPUs
+    if not several():  # TRL refuses to train in one process that sees several GPUs
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    code = 0
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         run = options.run or Path("runs") / recipe.name
-        with process_group():
-            seed_everything(recipe.seed)
-            chosen = StageOptions(run, options.output or run / stage, options.stop_after, options.restart)
-            context = StageContext(recipe, stage, chosen, signals)
-            try:
-                main(context)
-            except RLHFError:
-                context.give_up()
-                raise
+        join_process_group()  # left by ending: to part from it, each side waits for what the other has still to say
+        seed_everything(recipe.seed)
+        chosen = StageOptions(run, options.output or run / stage, options.stop_after, options.restart)
+        context = StageContext(recipe, stage, chosen, signals)
+        try:
+            main(context)
+        except RLHFError:
+            context.give_up()
+            raise
+        except Stopped:
+            context.tracker.close()
+            raise
     except RLHFError as error:
         report(error.problems)
-        sys.exit(2)
+        code = 2
     except (OSError, SafetensorError) as error:  # a disk that is full or gone, or whatever else the system refuses
         report([f"{error}; once that is mended, the same command goes on from the newest checkpoint"])
-        sys.exit(2)
+        code = 2
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(f"{stage}: stopped by {stopped.reason}; the same command goes on from there", flush=True)
-        sys.exit(stopped.code)
+        report([])
+        code = stopped.code
+    except RuntimeError:  # what torch raises in a collective whose other side has gone
+        if not several() or not reported():
+            raise
+        code = 1
+    leave(code)
+
+
+def several() -> bool:
+    """Whether this process is one of several of a stage."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def leave(code: int) -> None:
+    """End this process. One of several ends at once: what gloo does at the interpreter's end may wait for ever."""
+    if several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def arguments(stage: str, main: Callable[[StageContext], None]) -> argparse.Namespace:
@@ -86,6 +111,15 @@ def report(problems: Sequence[str]) -> None:
             file.writelines(lines)
     else:
         sys.stderr.writelines(lines)
+
+
+def reported(seconds: float = 1.0) -> bool:
+    """Whether another process of this stage has said why it ended, now or within seconds."""
+    path = Path(os.environ.get(ERRORS, "absent"))
+    deadline = time.monotonic() + seconds
+    while not path.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return path.is_file()
 
 
 def quiet_libraries() -> None:

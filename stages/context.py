@@ -16,9 +16,10 @@ from torch import nn
 from rlhf.config import Recipe
 from rlhf.distributed import barrier, gather_objects, is_main, world_size
 from rlhf.models import save_model
-from rlhf.store.artifact import PARTIAL, Artifact, Lineage, load_artifact, publish, put_back
-from rlhf.store.checkpoint import Checkpoint, CheckpointStore, Retention
-from rlhf.store.unfinished import METRICS, begin, cut_back, hold
+from rlhf.store.artifact import PARTIAL, Artifact, Lineage, load_artifact, publish
+from rlhf.store.checkpoint import Checkpoint, CheckpointStore, retention_of
+from rlhf.store.turnover import put_back
+from rlhf.store.unfinished import METRICS, Begun, begin, cut_back, hold
 from rlhf.tokenization import Tokenization
 from rlhf.tracking import NullTracker, open_tracker
 from rlhf.tracking.console import StageProgress
@@ -52,22 +53,27 @@ class StageContext:
         self.lineage: Lineage = lineage_of(recipe, stage, options.run)
         barrier()  # every rank has read the inputs before the main one makes room
         self.partial = self.output / PARTIAL
+        self.store = CheckpointStore(self.output / "checkpoints", self.lineage.fingerprint, retention_of(recipe))
         self.checkpoint: Checkpoint | None = None
-        self.resumed = False
+        begun = Begun(resumed=False)
         if is_main():
             self.lock = hold(self.output)  # kept open until this process ends
-            self.resumed = begin(self.output, self.lineage, options.restart)
-            self.checkpoint = self._newest() if self.resumed else None
+            begun = begin(self.output, self.lineage, options.restart)
+            self.checkpoint = self._newest() if begun.resumed else None
+            if begun.slot:
+                self.say(f"what stood in {self.output} is kept in {begun.slot} until this is complete")
+        self.begun: Begun = gather_objects(begun)[0]
         self.checkpoint = gather_objects(self.checkpoint)[0]
+        if self.checkpoint and self.checkpoint.meta["processes"] != world_size():
+            before = self.checkpoint.meta["processes"]
+            self.say(f"begun by {before} process(es): with {world_size()} it goes on to rounding, not bit for bit")
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
-        self.tracker: Tracker = open_tracker(recipe, stage, self.output, self.resumed) if is_main() else NullTracker()
+        self.tracker: Tracker = open_tracker(recipe, stage, self.output, begun.resumed) if is_main() else NullTracker()
         barrier()
 
     def _newest(self) -> Checkpoint | None:
         """The checkpoint to go on from; figures and samples are cut back to it."""
-        keep = Retention(self.recipe.checkpoint.keep_last)
-        store = CheckpointStore(self.output / "checkpoints", self.lineage.fingerprint, keep)
-        checkpoint = store.newest(self.warn)
+        checkpoint = self.store.newest(self.warn)
         if checkpoint is None:
             self.say("begun before but without a usable checkpoint, starting again")
             cut_back(self.output, -1, 0, self.warn)
@@ -112,9 +118,9 @@ class StageContext:
 
     def give_up(self) -> None:
         """What the user gave cannot be used: leave the directory as it was, unless there is something to go on from."""
-        if is_main() and not self.resumed and not self.checkpoints().store.newest(self.warn):
+        if is_main() and not self.begun.resumed and not self.store.newest(self.warn):
             self.tracker.close()
-            put_back(self.output)
+            put_back(self.output, self.begun.slot)
 
     def finish(
         self,
@@ -124,8 +130,8 @@ class StageContext:
         **record: Any,
     ) -> None:
         """Save the model if there is one, close the trackers and make the artifact complete."""
-        if is_main():
-            with self.signals.deferred():
+        with self.signals.deferred():  # on every rank: one that ended would leave the others waiting for it
+            if is_main():
                 if model is not None and tokenization is not None:
                     save_model(model, tokenization, self.partial / "model")
                 self.tracker.close()
@@ -141,6 +147,6 @@ class StageContext:
                         **record,
                     },
                 )
-                self.checkpoints().store.finish()
-            self.lock.close()
-        barrier()
+                self.store.finish()
+                self.lock.close()
+            barrier()

@@ -29,6 +29,8 @@ def require_room(recipe: Recipe, stage: str, run: Path) -> None:
     learning = 0 if recipe.model.lora else weights  # adapters are small beside the model
     models = TRAINED[stage]
     needed = BYTES * (min(models, 1) * weights + 2 * 3 * models * learning)
+    # What an execution before this one has written is there already.
+    needed -= sum(path.stat().st_size for path in (run / stage / "checkpoints").rglob("*") if path.is_file())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise ArtifactError(

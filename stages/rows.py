@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.compute
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from data import scratch
 from data.progress import counted
 from rlhf.distributed import main_first
 from rlhf.errors import DataError
@@ -59,21 +59,15 @@ def write_rows(
     """Encode every example into a row. Raises DataError for one that is too long, unless those are dropped."""
     full = pa.schema({**schema, EXAMPLE: pa.int64()})
     batches = _batches(examples, encode, full, keeping)
-    if keeping.path is None:
+    path = keeping.path
+    if path is None:
         sink = pa.BufferOutputStream()
         _write(sink, full, batches)
         return _rows(Dataset.from_buffer(sink.getvalue()), len(examples), keeping)
     with main_first():
-        if not keeping.path.is_file():
-            keeping.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = keeping.path.with_name(f".{keeping.path.name}.{os.getpid()}.partial")
-            try:
-                with pa.OSFile(str(partial), "wb") as file:
-                    _write(file, full, batches)
-                partial.replace(keeping.path)
-            finally:
-                partial.unlink(missing_ok=True)
-    return _rows(Dataset.from_file(str(keeping.path)), len(examples), keeping)
+        if scratch.sound(path, keeping.say) is None:
+            scratch.keep(path, lambda partial: _write_file(partial, full, batches))
+    return _rows(Dataset.from_file(str(path)), len(examples), keeping)
 
 
 def lengths(dataset: Dataset, column: str) -> NDArray[np.int64]:
@@ -82,10 +76,18 @@ def lengths(dataset: Dataset, column: str) -> NDArray[np.int64]:
     return found
 
 
-def _write(sink: Any, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+def _write_file(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> dict[str, Any]:
+    with pa.OSFile(str(path), "wb") as file:
+        return {"rows": _write(file, schema, batches)}
+
+
+def _write(sink: Any, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
+    rows = 0
     with pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
+            rows += batch.num_rows
+    return rows
 
 
 def _rows(dataset: Dataset, examples: int, keeping: Keeping) -> Rows:

@@ -22,8 +22,11 @@ STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_SIGNAL_SECONDS = 1.0
 
 
-class Stopped(Exception):
-    """The stage ends early, by a signal or because it was to stop after a step; `code` is its exit code."""
+class Stopped(BaseException):
+    """The stage ends early, by a signal or because it was to stop after a step; `code` is its exit code.
+
+    No Exception: libraries that survive any of those would go on.
+    """
 
     def __init__(self, reason: str, code: int) -> None:
         self.reason = reason

@@ -17,7 +17,7 @@ from rlhf.engine.ddp import warm_buckets
 from rlhf.engine.options import to_training_arguments
 from rlhf.tracking.console import StageProgress
 from rlhf.types import Tracker
-from stages.checkpoints import SAVE, STOP, Checkpoints
+from stages.checkpoints import END, SAVE, Checkpoints
 from stages.context import StageContext
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Report(TrainerCallback):
     def _decide(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
         last = state.global_step >= state.max_steps
         demand = self.trainer.checkpoints.demand(state.global_step, self.trainer.score, last)
-        self.stopping = demand == STOP and not last
+        self.stopping = demand == END
         control.should_save = demand >= SAVE
         control.should_training_stop = control.should_training_stop or self.stopping
         return control

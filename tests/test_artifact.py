@@ -13,13 +13,13 @@ from rlhf.store.artifact import (
     Artifact,
     Lineage,
     checksums,
-    clear,
     file_digest,
     find_artifact,
     load_artifact,
     publish,
     write_json,
 )
+from rlhf.store.turnover import clear
 from stages.lineage import lineage_of
 
 LINEAGE = Lineage("sft", {"seed": 0, "epochs": 3.0}, {"base": "abc"}, {"demonstrations": "def"})
@@ -110,38 +110,6 @@ def test_a_bad_manifest_is_one_line(artifact: Artifact, text: str) -> None:
     (artifact.directory / "manifest.json").write_text(text, encoding="latin-1")
     line = problem(artifact.directory)
     assert line.startswith(f"{artifact.directory / 'manifest.json'}: ") and "run the stage again" in line
-
-
-def test_a_complete_result_is_kept_until_the_next_one(artifact: Artifact) -> None:
-    directory = artifact.directory
-    clear(directory)
-    assert find_artifact(directory) is None
-    assert load_artifact(directory / ".previous").fingerprint == artifact.fingerprint
-    clear(directory)  # a stage that was killed leaves the complete one where it is
-    assert load_artifact(directory / ".previous").fingerprint == artifact.fingerprint
-    publish(directory, LINEAGE, {"results": {}})
-    assert not (directory / ".previous").exists()
-    assert not (directory / ".partial").exists()
-    clear(directory.parent / "new" / "deeper")
-    assert (directory.parent / "new" / "deeper").is_dir()
-
-
-def test_a_result_that_was_half_set_aside_is_not_lost(artifact: Artifact) -> None:
-    """As a kill leaves it: some of the contents moved, the manifest still in place."""
-    directory = artifact.directory
-    (directory / ".previous").mkdir()
-    (directory / "model").replace(directory / ".previous" / "model")
-    clear(directory)
-    assert load_artifact(directory / ".previous").fingerprint == artifact.fingerprint
-    assert not (directory / "adapter").exists()
-
-
-def test_what_no_stage_wrote_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("mine")
-    with pytest.raises(ArtifactError, match="model that no stage wrote"):
-        clear(tmp_path)
-    assert (tmp_path / "model" / "weights").read_text() == "mine"
 
 
 def test_checksums_are_of_content_and_relative(artifact: Artifact, tmp_path: Path) -> None:
@@ -270,9 +238,3 @@ def test_marked_fields_are_left_out_and_nested_ones_kept() -> None:
         {key: value for key, value in Recipe().data.demonstrations[0].model_dump().items() if key != "path"}
     ]
     assert fields["ppo"]["kl"]["coef"] == 0.05 and "micro_batch_tokens" not in fields["ppo"]
-
-
-def test_files_of_others_stay(artifact: Artifact) -> None:
-    (artifact.directory / "thesis.tex").write_text("years of work")
-    clear(artifact.directory)
-    assert (artifact.directory / "thesis.tex").read_text() == "years of work"

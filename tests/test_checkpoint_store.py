@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rlhf.errors import ArtifactError
-from rlhf.store.artifact import PARTIAL, Lineage, publish, put_back
+from rlhf.store.artifact import file_digest
 from rlhf.store.checkpoint import Checkpoint, CheckpointStore, Retention
-from rlhf.store.unfinished import begin, cut_back, hold, is_unfinished
+from rlhf.store.unfinished import cut_back, hold
 
 
 def store_in(folder: Path, fingerprint: str = "own", **retention: Any) -> CheckpointStore:
@@ -90,6 +90,33 @@ def test_every_single_flipped_byte_is_noticed(tmp_path: Path) -> None:
     assert store.verified(checkpoint.directory).step == 1
 
 
+def test_a_damaged_older_one_stands_in_nobodys_way(tmp_path: Path) -> None:
+    store = store_in(tmp_path, last=2)
+    account = write(store, 1, score=5.0).directory / "checkpoint.json"
+    account.write_text(account.read_text().replace('"score"', '"scorf"'))
+    write(store, 2, score=1.0)
+    assert newest(store) == (2, [])
+    assert store.best_score() == 1.0
+    for step in (3, 4):
+        write(store, step)
+    assert steps(store) == [1, 2, 3, 4]  # 2 is the best that is known; what cannot be read is not removed
+
+
+def test_a_file_that_cannot_be_read_is_as_good_as_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path) -> str:
+        if path.parent.parent.name == "step-000002" and path.name == "state.pt":
+            raise OSError(5, "Input/output error")
+        return file_digest(path)
+
+    store = store_in(tmp_path)
+    write(store, 1)
+    write(store, 2)
+    monkeypatch.setattr("rlhf.store.checkpoint.file_digest", fails)
+    step, (line,) = newest(store)
+    assert step == 1
+    assert "step-000002/policy/state.pt: cannot be read (Input/output error)" in line
+
+
 def test_that_of_another_stage_is_not_its_own(tmp_path: Path) -> None:
     write(store_in(tmp_path, "other"), 5)
     step, (line,) = newest(store_in(tmp_path))
@@ -126,54 +153,6 @@ def test_without_best_or_milestones_nothing_stays_behind_a_complete_stage(tmp_pa
     assert not store.directory.exists()
 
 
-LINEAGE = Lineage("ppo", {"seed": 0}, {}, {})
-
-
-def test_an_unfinished_stage_is_taken_up_and_another_makes_room(tmp_path: Path) -> None:
-    assert not begin(tmp_path, LINEAGE)
-    assert is_unfinished(tmp_path, LINEAGE.fingerprint)
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    assert begin(tmp_path, LINEAGE)
-    assert (tmp_path / "metrics.jsonl").exists()
-    other = Lineage("ppo", {"seed": 1}, {}, {})
-    assert not is_unfinished(tmp_path, other.fingerprint)
-    assert not begin(tmp_path, other)
-    assert not (tmp_path / "metrics.jsonl").exists()
-    assert not begin(tmp_path, other, restart=True)
-
-
-def test_a_complete_stage_is_not_unfinished(tmp_path: Path) -> None:
-    begin(tmp_path, LINEAGE)
-    publish(tmp_path, LINEAGE, {"results": {}})
-    assert not is_unfinished(tmp_path, LINEAGE.fingerprint)
-    assert not begin(tmp_path, LINEAGE)
-    assert (tmp_path / ".previous" / "manifest.json").is_file()
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"fingerprint": 1}', "\udcff"])
-def test_a_damaged_lineage_is_no_lineage(content: str, tmp_path: Path) -> None:
-    begin(tmp_path, LINEAGE)
-    (tmp_path / PARTIAL / "lineage.json").write_text(content, errors="surrogateescape")
-    assert not is_unfinished(tmp_path, LINEAGE.fingerprint)
-
-
-def test_a_stage_that_could_not_begin_leaves_what_stood_before(tmp_path: Path) -> None:
-    begin(tmp_path, LINEAGE)
-    (tmp_path / "metrics.jsonl").write_text("old\n")
-    publish(tmp_path, LINEAGE, {"results": {}})
-    standing = sorted(str(path) for path in tmp_path.rglob("*"))
-    begin(tmp_path, Lineage("ppo", {"seed": 1}, {}, {}))
-    (tmp_path / "metrics.jsonl").write_text("")
-    (tmp_path / "samples").mkdir()
-    put_back(tmp_path)
-    assert sorted(str(path) for path in tmp_path.rglob("*")) == standing
-    assert (tmp_path / "metrics.jsonl").read_text() == "old\n"
-    empty = tmp_path / "fresh"
-    begin(empty, LINEAGE)
-    put_back(empty)
-    assert list(empty.iterdir()) == []
-
-
 def test_figures_and_samples_are_cut_back(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step}) + "\n" for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 6, "torn')
@@ -186,7 +165,10 @@ def test_figures_and_samples_are_cut_back(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["held-out-000002.parquet"]
     assert said == []
     cut_back(tmp_path, 3, 10_000, said.append)
-    assert "figures before step 3 are missing" in said[0]
+    assert "some figures are missing" in said[0]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]) + '{"step": 3, "torn')
+    cut_back(tmp_path, 3, len("".join(lines[:3])), said.append)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
 
 
 def test_a_directory_is_held_by_one(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from data import sources, toy
 from data.formats import Example, as_record, write_jsonl
 from data.mapped import ROWS, MappedExamples, Selection, identities_of, write_examples
 from data.mixtures import deciding, part_of, split_parts, weighted
-from data.ratings import Rating, pairs
+from data.ratings import Pairing, Rating
 from data.splits import held_out, is_test, side_of, split_prompts
 from rlhf.config import DataConfig, SourceConfig
 from rlhf.errors import DataError
@@ -35,7 +35,8 @@ EXAMPLES: dict[str, list[Any]] = {
 
 
 def stored(path: Path, examples: list[Any], kind: str) -> MappedExamples[Any]:
-    write_examples(path, ((example, deciding(example)) for example in examples), lambda: ["a note"])
+    account = write_examples(path, ((example, deciding(example)) for example in examples), lambda: ["a note"])
+    assert (account["rows"], account["notes"]) == (len(examples), ["a note"])
     return MappedExamples(path, kind)
 
 
@@ -43,7 +44,6 @@ def stored(path: Path, examples: list[Any], kind: str) -> MappedExamples[Any]:
 def test_what_is_written_is_mapped(kind: str, tmp_path: Path) -> None:
     mapped = stored(tmp_path / "x.arrow", EXAMPLES[kind], kind)
     assert list(mapped) == [mapped[i] for i in range(len(mapped))] == EXAMPLES[kind]
-    assert mapped.notes == ["a note"]
     assert mapped.sides.tolist() == [side_of(deciding(example)) for example in EXAMPLES[kind]]
     assert (mapped.identities() == identities_of(EXAMPLES[kind])).all()
     assert {path.name for path in tmp_path.iterdir()} == {"x.arrow", "x.json"}
@@ -80,7 +80,6 @@ def test_a_selection_is_a_sequence() -> None:
     selection = Selection([["a", "b"], [], ["c"]], np.array([2, 0, 2, 1]))
     assert list(selection) == ["c", "a", "c", "b"] == [selection[i] for i in range(4)]
     assert selection[-1] == "b" and list(selection[1:3]) == ["a", "c"] and len(selection) == 4
-    assert list(selection.at(np.array([3, 0]))) == ["b", "c"]
     with pytest.raises(IndexError):
         selection[4]
     assert not Selection([[]], np.empty(0, np.int64))
@@ -258,8 +257,10 @@ def test_every_rated_text_is_in_one_pair_on_one_side(tmp_path: Path) -> None:
 def test_rated_texts_of_a_group_are_compared_with_each_other_alone() -> None:
     one = [Rating(text, score, Prompt("p"), "p", "x") for text, score in (("a", 1.0), ("b", 3.0), ("c", 3.0))]
     other = [Rating("a", 9.0, Prompt("p"), "p", "y"), Rating("d", 1.0, Prompt("q"), "q", "x"), one[0]]
-    found = [comparison for comparison, _ in pairs([*one, *other], [False] * 6, None, 0)]
+    pairing = Pairing([*one, *other], [False] * 6, None, 0)
+    found = [comparison for comparison, _ in pairing]
     assert len(found) == 5  # a pair of equal texts is none
+    assert (pairing.pairs, pairing.alone, pairing.same) == (5, 2, 1)
     assert {(c.chosen, c.rejected, c.tie, c.annotator) for c in found} == {
         ("b", "a", False, "x"),
         ("c", "a", False, "x"),
@@ -269,8 +270,11 @@ def test_rated_texts_of_a_group_are_compared_with_each_other_alone() -> None:
 
 def test_texts_that_read_the_same_are_not_paired() -> None:
     ratings = [Rating("a", 1.0), Rating("a", 2.0), Rating("b", 3.0), Rating("a", 1.0), Rating("b", 0.0)]
-    found = [comparison for comparison, _ in pairs(ratings, [False] * 5, "q", 0)]
+    pairing = Pairing(ratings, [False] * 5, "q", 0)
+    found = [comparison for comparison, _ in pairing]
     assert len(found) == 2 and all({c.chosen, c.rejected} == {"a", "b"} for c in found)
+    assert (pairing.pairs, pairing.alone, pairing.same) == (2, 1, 0)
+    assert list(Pairing([], [], "q", 0)) == []
 
 
 def test_records_of_every_kind_pass_through_a_source(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,23 @@ def test_no_torch_is_loaded(tmp_path: Path) -> None:
 def test_help_has_examples() -> None:
     told = CliRunner().invoke(app, ["--help"]).output
     assert "rlhf data show votes.jsonl demonstrations.parquet" in told
+
+
+def test_names_that_no_terminal_can_show_are_escaped(tmp_path: Path) -> None:
+    name = write(tmp_path / "odd.jsonl", '{"\\ud800x": 1, "\\u001b[1m": 2, "größe": 3, "prompt": "a"}')
+    done = rlhf(name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(line in done.stdout for line in ("   \\ud800x: 1\n", "   \\x1b[1m: 2\n", "   größe: 3\n"))
+    (found,) = json.loads(rlhf(name, "--json").stdout)
+    assert found["first"] == [{"place": f"{name}:1", "\\ud800x": "1", "\\x1b[1m": "2", "größe": "3", "prompt": "'a'"}]
+
+
+def test_what_is_not_read_of_a_directory_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", *VOTES)
+    for number in range(7):
+        (tmp_path / f"{number}.txt").touch()
+    assert "not read 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, and 2 more" in re.sub(" +", " ", rlhf(str(tmp_path)).stdout)
+    assert json.loads(rlhf(str(tmp_path), "--json").stdout)[0]["not_read"] == [f"{i}.txt" for i in range(7)]
 
 
 def test_a_file_of_bad_records_alone_has_no_format(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +27,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(mounted)], check=True)
 
 
+def test_what_a_stage_has_written_does_not_count_against_it(tiny_run: Path, small_disk: Path) -> None:
+    own_copy(tiny_run, small_disk, ["sft", "reward"])
+    assert rlhf("ppo", str(TINY), EVERY_STEP, "--stop-after", "2", folder=small_disk).returncode == 0
+    fill(small_disk, leave=1_200_000)  # less than the 1.8 MB that a stage of its size wants before it has begun
+    assert rlhf("ppo", str(TINY), EVERY_STEP, folder=small_disk).returncode == 0
+
+
 def fill(disk: Path, leave: int) -> Path:
     ballast = disk / "ballast"
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     ballast.write_bytes(bytes(free - leave))
     return ballast
+
+
+def stage_alone(disk: Path) -> subprocess.CompletedProcess[str]:
+    """PPO without the launcher, which would not have begun on a disk as full as this."""
+    command = [sys.executable, "-P", "-m", "stages.ppo", "--recipe", str(TINY), "--run-dir", "runs/tiny", EVERY_STEP]
+    return subprocess.run(command, cwd=disk, capture_output=True, text=True, timeout=200)
 
 
 def one_line_each(stderr: str) -> bool:
@@ -41,7 +55,10 @@ def test_a_full_disk_costs_no_more_than_the_newest_checkpoint(tiny_run: Path, sm
     run = own_copy(tiny_run, small_disk, ["sft", "reward"])
     assert rlhf("ppo", str(TINY), "--stop-after", "1", folder=small_disk).returncode == 0
     ballast = fill(small_disk, leave=100_000)  # enough for figures, not for a checkpoint or a model
-    done = rlhf("ppo", str(TINY), EVERY_STEP, folder=small_disk)
+    refused = rlhf("ppo", str(TINY), folder=small_disk)
+    assert refused.returncode == 2
+    assert "0.1 MB free on its disk" in refused.stderr
+    done = stage_alone(small_disk)
     assert done.returncode == 2, done.stdout
     assert "no checkpoint of step 2" in done.stderr
     assert "no checkpoint of step 3" in done.stderr
@@ -70,7 +87,7 @@ def test_a_disk_without_room_for_figures_ends_in_one_line(tiny_run: Path, small_
     own_copy(tiny_run, small_disk, ["sft", "reward"])
     assert rlhf("ppo", str(TINY), "--stop-after", "1", folder=small_disk).returncode == 0
     ballast = fill(small_disk, leave=0)
-    done = rlhf("ppo", str(TINY), EVERY_STEP, folder=small_disk)
+    done = stage_alone(small_disk)
     assert done.returncode == 2, done.stdout
     assert "No space left on device" in done.stderr
     assert one_line_each(done.stderr), done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def kill_in_training(stage: str, reference: Path, folder: Path, lines: int, *ove
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_stage_goes_on_bit_for_bit(stage: str, tiny_run: Path, tmp_path: Path) -> None:
-    run = kill_in_training(stage, tiny_run, tmp_path, random.randrange(2, STEPS[stage]))
+    run = kill_in_training(stage, tiny_run, tmp_path, 2)
     done = rlhf(stage, str(TINY), EVERY_STEP, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"{stage}: going on from runs/tiny/{stage}/checkpoints/step-" in done.stdout
@@ -36,7 +35,7 @@ def test_killed_stage_goes_on_bit_for_bit(stage: str, tiny_run: Path, tmp_path: 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_stage_of_two_processes_goes_on_bit_for_bit(stage: str, tiny_run_of_two: Path, tmp_path: Path) -> None:
     two = "parallelism.processes=2"
-    run = kill_in_training(stage, tiny_run_of_two, tmp_path, random.randrange(2, STEPS[stage]), two)
+    run = kill_in_training(stage, tiny_run_of_two, tmp_path, STEPS[stage] - 1, two)
     done = rlhf(stage, str(TINY), EVERY_STEP, two, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stdout
@@ -110,12 +109,20 @@ def test_force_starts_an_interrupted_stage_from_the_beginning(tiny_run: Path, tm
     assert_same(run / "ppo", tiny_run / "ppo")
 
 
-def test_another_recipe_does_not_go_on_from_it(tiny_run: Path, tmp_path: Path) -> None:
+def test_another_recipe_does_not_go_on_from_it_and_does_not_destroy_it(tiny_run: Path, tmp_path: Path) -> None:
     run = stopped_after(2, "ppo", tiny_run, tmp_path)
-    changed = rlhf("ppo", str(TINY), "ppo.kl.coef=0.2", folder=tmp_path)
-    assert changed.returncode == 0, changed.stderr
-    assert "going on" not in changed.stdout
-    assert len([line for line in figures(run / "ppo") if "objective/kl" in line]) == STEPS["ppo"]
+    mistaken = rlhf("ppo", str(TINY), "ppo.generation.max_new_tokens=100", folder=tmp_path)
+    assert mistaken.returncode == 2
+    assert (run / "ppo" / "checkpoints" / "step-000002").is_dir()
+    other = rlhf("ppo", str(TINY), "ppo.kl.coef=0.2", "--stop-after", "1", folder=tmp_path)
+    assert other.returncode == 0, other.stderr
+    assert "going on" not in other.stdout
+    assert "is kept in .interrupted until this is complete" in other.stdout
+    done = rlhf("ppo", str(TINY), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on from runs/tiny/ppo/checkpoints/step-000002" in done.stdout
+    assert_same(run / "ppo", tiny_run / "ppo")
+    assert not (run / "ppo" / ".interrupted").exists()
 
 
 def test_held_out_scores_while_training_change_nothing_and_keep_the_best(tiny_run: Path, tmp_path: Path) -> None:

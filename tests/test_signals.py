@@ -23,6 +23,9 @@ from interruption import (
 )
 from running import TINY, rlhf
 
+from rlhf.errors import ArtifactError
+from rlhf.store.unfinished import hold
+
 LONG = "ppo.steps=400"  # longer than any test waits
 NEVER = "checkpoint.every_steps=null"  # so that each checkpoint comes from a signal
 
@@ -124,28 +127,41 @@ def test_who_does_not_stop_in_time_is_ended(tiny_run: Path, tmp_path: Path) -> N
     assert no_process_left(str(tmp_path))
 
 
-def test_a_signal_while_a_stage_loads_ends_it_quietly(tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_while_a_stage_loads_ends_it_quietly(processes: int, tiny_run: Path, tmp_path: Path) -> None:
     own_copy(tiny_run, tmp_path, ["sft", "reward"])
-    process = start("ppo", str(TINY), folder=tmp_path)
-    assert wait_for(lambda: bool(psutil.Process(process.pid).children()), process)
+    process = start("ppo", str(TINY), f"parallelism.processes={processes}", folder=tmp_path)
+    assert wait_for(lambda: len(psutil.Process(process.pid).children()) == processes, process)
     time.sleep(1.5)
+    process.send_signal(signal.SIGUSR1)  # nothing to save yet, and no reason to end
+    time.sleep(0.3)
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     code, out, err = end(process)
     assert code == 75, out + err
     assert err == ""
 
 
+def test_a_signal_that_reaches_one_process_alone_ends_all(tiny_run_of_two: Path, tmp_path: Path) -> None:
+    run, process = running_ppo(tiny_run_of_two, tmp_path, LONG, "parallelism.processes=2")
+    os.kill(max(child.pid for child in psutil.Process(process.pid).children()), signal.SIGTERM)
+    code, out, _ = end(process)
+    assert code == 75, out
+    assert len(checkpoints(run)) == 1
+    assert "SIGTERM after step" in out
+
+
 def test_without_its_launcher_a_stage_ends_behind_a_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
-    run, process = running_ppo(tiny_run, tmp_path, LONG)
+    slow = ("ppo.prompts_per_step=512", "ppo.generation.max_new_tokens=32")  # so that a step outlasts a command
+    run, process = running_ppo(tiny_run, tmp_path, LONG, *slow)
     orphan = psutil.Process(stage_process(process))
     process.kill()
     process.wait()
-    refused = rlhf("ppo", str(TINY), LONG, folder=tmp_path)  # it holds the run until it has ended
-    assert orphan.pid
+    with pytest.raises(ArtifactError, match="in use by another rlhf process"):
+        hold(run)
     orphan.wait(timeout=60)
     assert len(checkpoints(run)) == 1
-    if refused.returncode:
-        assert "in use by another rlhf process" in refused.stderr
+    hold(run).close()
     process.communicate()
 
 

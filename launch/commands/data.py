@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.inspection import Inspection, inspect_source
+from data.records import printable
 from launch.commands.run import DataDirectory
 from rlhf.config import FormatName, SourceConfig
 from rlhf.errors import DataError
@@ -67,7 +68,7 @@ def source_of(name: str, form: str) -> SourceConfig:
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
     """A file's account, for people."""
-    console.print(Text(inspection.path, style="bold"), soft_wrap=True)
+    console.print(Text(printable(inspection.path), style="bold"), soft_wrap=True)
     facts = Table.grid(padding=(0, 2))
     for name, value in inspection.facts():
         facts.add_row(Text(name), Text(value))

@@ -30,7 +30,8 @@ MANIFEST = "manifest.json"
 MODELS = ("model", "adapter")
 CONTENTS = (*MODELS, "samples", "wandb", "checkpoints", "metrics.jsonl")  # what a stage writes besides its manifest
 PARTIAL = ".partial"  # what is being written; its presence marks a stage that has not ended
-PREVIOUS = ".previous"
+PREVIOUS, INTERRUPTED = ".previous", ".interrupted"  # what stood there before; see `rlhf.store.turnover`
+REMOVED = ".removed"  # what is being removed
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 
 
@@ -132,45 +133,13 @@ def load_artifact(directory: Path) -> Artifact:
     return artifact
 
 
-def clear(directory: Path) -> None:
-    """Make room for a stage. A complete earlier result is kept in `.previous/` until the new one is complete.
-
-    Raises ArtifactError where names that a stage writes stand in a directory that no stage has written.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    standing = [name for name in CONTENTS if (directory / name).exists()]
-    complete = (directory / MANIFEST).is_file()
-    if standing and not complete and not (directory / PARTIAL).is_dir():
-        raise ArtifactError(f"{directory}: holds {standing[0]} that no stage wrote; give another --output")
-    if complete:
-        set_aside(directory, standing)
-    for name in standing:
-        remove(directory / name)
-    remove(directory / PARTIAL)
-    (directory / PARTIAL).mkdir()
-
-
-def set_aside(directory: Path, names: Iterable[str]) -> None:
-    """Move a complete result into `.previous/`, its manifest last: killed in between, the next call goes on."""
-    previous = directory / PREVIOUS
-    if (previous / MANIFEST).is_file():  # an older result; without a manifest it is this one, half moved
-        remove(previous)
-    previous.mkdir(exist_ok=True)
-    for name in names:
-        (directory / name).replace(previous / name)
-    (directory / MANIFEST).replace(previous / MANIFEST)
-
-
-def put_back(directory: Path) -> None:
-    """Undo `clear` for a stage that could not begin: what it wrote goes, the complete result before it returns."""
-    previous = directory / PREVIOUS
-    for name in (*CONTENTS, PARTIAL):
-        remove(directory / name)
-    if (previous / MANIFEST).is_file():
-        for name in (*CONTENTS, MANIFEST):
-            if (previous / name).exists():
-                (previous / name).replace(directory / name)
-        remove(previous)
+def discard(directory: Path) -> None:
+    """Remove a directory that nobody may find half removed."""
+    removed = directory.with_name(REMOVED)
+    remove(removed)
+    if directory.exists():
+        directory.replace(removed)
+        remove(removed)
 
 
 def remove(path: Path) -> None:
@@ -197,9 +166,14 @@ def publish(directory: Path, lineage: Lineage, record: Mapping[str, Any]) -> Art
         "checksums": checksums(directory, MODELS),
     }
     write_json(directory / MANIFEST, manifest)
-    remove(directory / PARTIAL)
-    remove(directory / PREVIOUS)
+    tidy(directory)
     return Artifact(directory, manifest)
+
+
+def tidy(directory: Path) -> None:
+    """Remove from a complete stage what stood there before it, and what it needed to become complete."""
+    for name in (PARTIAL, PREVIOUS, INTERRUPTED):
+        discard(directory / name)
 
 
 def checksums(directory: Path, folders: Iterable[str]) -> dict[str, str]:

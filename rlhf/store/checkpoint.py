@@ -14,10 +14,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.config import Recipe
 from rlhf.store.artifact import checksums, file_digest, remove, write_json
 
 FORMAT = 1  # raised when a checkpoint of the same stage would be written in another way
@@ -32,6 +34,12 @@ class Retention:
     last: int  # the newest so many
     every: int | None = None  # and those whose step is a multiple of this
     best: bool = True  # and the one with the highest held-out score
+
+
+def retention_of(recipe: Recipe) -> Retention:
+    """What a recipe keeps."""
+    config = recipe.checkpoint
+    return Retention(config.keep_last, config.keep_every, config.keep_best)
 
 
 @dataclass(frozen=True)
@@ -65,17 +73,17 @@ class CheckpointStore:
         self.retention = retention
 
     def begin(self, step: int) -> Path:
-        """An empty hidden directory to write a checkpoint into; what an earlier attempt left behind is removed."""
+        """Make an empty hidden directory to write a checkpoint into; what an earlier attempt left behind is removed."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for leftover in self.directory.glob(".step-*"):
             remove(leftover)
-        partial = self._partial(step)
+        partial = self.partial(step)
         partial.mkdir()
         return partial
 
     def commit(self, step: int, meta: Mapping[str, Any]) -> Checkpoint:
         """Checksum, flush and rename what was written since `begin`; then remove what need not be kept."""
-        partial = self._partial(step)
+        partial = self.partial(step)
         record = {"format": FORMAT, "step": step, "fingerprint": self.fingerprint, **meta}
         write_json(partial / META, record)
         write_json(partial / CHECKSUMS, checksums(partial, (".",)))
@@ -89,7 +97,7 @@ class CheckpointStore:
 
     def abandon(self, step: int) -> None:
         """Give up what was written since `begin`."""
-        remove(self._partial(step))
+        remove(self.partial(step))
 
     def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint whose files match their checksums.
@@ -101,9 +109,10 @@ class CheckpointStore:
                 return self.verified(directory)
             except Damaged as problem:
                 say(f"{problem}; it is not used, an older one is looked for")
-                aside = directory.with_name(f"{directory.name}.damaged")
-                remove(aside)
-                directory.replace(aside)
+                with suppress(OSError):  # a disk that cannot even rename it
+                    aside = directory.with_name(f"{directory.name}.damaged")
+                    remove(aside)
+                    directory.replace(aside)
         return None
 
     def verified(self, directory: Path) -> Checkpoint:
@@ -121,7 +130,11 @@ class CheckpointStore:
             path = directory / name
             if not path.is_file():
                 raise Damaged(f"{path}: missing")
-            if file_digest(path) != checksum:
+            try:
+                digest = file_digest(path)
+            except OSError as error:
+                raise Damaged(f"{path}: cannot be read ({error.strerror})") from error
+            if digest != checksum:
                 raise Damaged(f"{path}: damaged (its checksum differs)")
         if meta.get("format") != FORMAT:
             raise Damaged(f"{directory}: of checkpoint format {meta.get('format')}, not {FORMAT}")
@@ -163,9 +176,11 @@ class CheckpointStore:
         found = []
         for directory in self._directories():
             try:
-                found.append(Checkpoint(directory, json.loads((directory / META).read_text(encoding="utf-8"))))
-            except (OSError, ValueError):
-                continue  # damaged while we ran; whoever wants to load it will name it
+                wanted = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
+                if wanted[META] == file_digest(directory / META):
+                    found.append(Checkpoint(directory, json.loads((directory / META).read_text(encoding="utf-8"))))
+            except (OSError, ValueError, TypeError, KeyError):
+                continue  # damaged; whoever wants to load it will name it
         return found
 
     def _directories(self) -> list[Path]:
@@ -174,7 +189,8 @@ class CheckpointStore:
         named = [(match, path) for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))]
         return [path for _, path in sorted(named, key=lambda pair: int(pair[0][1]))]
 
-    def _partial(self, step: int) -> Path:
+    def partial(self, step: int) -> Path:
+        """Where a checkpoint is written before it is committed."""
         return self.directory / f".step-{step:06d}.partial"
 
     def _remove(self, directories: Iterable[Path]) -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from rlhf.errors import ArtifactError
-from rlhf.store.artifact import MANIFEST, MODELS, PARTIAL, Lineage, clear, remove, write_json
+from rlhf.store.artifact import INTERRUPTED, MANIFEST, MODELS, PARTIAL, Lineage, remove, write_json
+from rlhf.store.turnover import clear, recover, take_up
 
 LINEAGE = "lineage.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples"
@@ -51,16 +53,29 @@ def is_unfinished(directory: Path, fingerprint: str) -> bool:
     return isinstance(lineage, dict) and lineage.get("fingerprint") == fingerprint
 
 
-def begin(directory: Path, lineage: Lineage, restart: bool = False) -> bool:
-    """Take up the unfinished stage of the same lineage, or make room for a new one; whether it was taken up."""
-    if is_unfinished(directory, lineage.fingerprint) and not restart:
+@dataclass(frozen=True)
+class Begun:
+    """How a stage began."""
+
+    resumed: bool  # it goes on with what an execution before it has left
+    slot: str | None = None  # where what stood there was set aside
+
+
+def begin(directory: Path, lineage: Lineage, restart: bool = False) -> Begun:
+    """Take up the unfinished stage of the same lineage, or make room for a new one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    recover(directory)
+    mine = [place for place in (directory, directory / INTERRUPTED) if is_unfinished(place, lineage.fingerprint)]
+    if mine and not restart:
+        if mine[0] != directory:
+            take_up(directory)
         for name in MODELS:  # killed while it published: these are saved again
             remove(directory / name)
             remove(directory / PARTIAL / name)
-        return True
-    clear(directory)
+        return Begun(resumed=True)
+    slot = clear(directory)
     write_json(directory / PARTIAL / LINEAGE, {"fingerprint": lineage.fingerprint, "fields": dict(lineage.fields)})
-    return False
+    return Begun(resumed=False, slot=slot)
 
 
 def cut_back(directory: Path, step: int, size: int, say: Callable[[str], None]) -> None:
@@ -69,12 +84,13 @@ def cut_back(directory: Path, step: int, size: int, say: Callable[[str], None]) 
     size: bytes of the metrics file when the checkpoint was written, behind the last line that it covers.
     """
     path = directory / METRICS
-    standing = path.stat().st_size if path.is_file() else 0
-    if standing < size:
-        say(f"{path}: {size - standing:,} bytes shorter than at the checkpoint; figures before step {step} are missing")
-    elif standing > size:
+    content = path.read_bytes() if path.is_file() else b""
+    if len(content) < size:
+        say(f"{path}: {size - len(content):,} bytes shorter than at the checkpoint; some figures are missing")
+    whole = content[:size].rpartition(b"\n")  # no figure is written behind half a line
+    if content:
         with path.open("r+b") as file:
-            file.truncate(size)
+            file.truncate(len(whole[0] + whole[1]))
     for file_of_samples in (directory / SAMPLES).glob("*.parquet"):
         number = file_of_samples.stem.rpartition("-")[2]
         if number.isdigit() and int(number) > step:

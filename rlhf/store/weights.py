@@ -58,14 +58,14 @@ def count_weights(path: Path) -> int:
                 raise ValueError("its first bytes are no header")
             header = json.loads(file.read(length))
         tensors = [value for name, value in header.items() if name != "__metadata__"]
-        end = max(tensor["data_offsets"][1] for tensor in tensors)
+        end = 8 + length + max(tensor["data_offsets"][1] for tensor in tensors)
         weights = sum(math.prod(tensor["shape"]) for tensor in tensors)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error, RecursionError) as error:
         raise ArtifactError(f"{path}: no safetensors file, or a damaged one; {REMEDY}") from error
-    if size != 8 + length + end:
-        raise ArtifactError(f"{path}: has {size:,} bytes where its header says {8 + length + end:,}; copy it again")
+    if size != end:
+        raise ArtifactError(f"{path}: has {size:,} bytes where its header says {end:,}; copy it again")
     return int(weights)
 
 

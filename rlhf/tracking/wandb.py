@@ -39,6 +39,8 @@ class WandbTracker:
         """Record metrics of a step."""
         if step > self.known:
             self.run.log({"rlhf/step": step, **metrics}, step=step)
+        elif step == self.known:  # the closing figures of a stage stand at its last step, which the run may have
+            self.run.summary.update(metrics)
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Record a table of samples."""
@@ -94,11 +96,11 @@ def open_wandb(recipe: Recipe, stage: str, directory: Path, resumed: bool) -> Tr
             config=recipe.model_dump(),
             settings=wandb.Settings(silent=True, console="off"),
         )
+        tracker = WandbTracker(run, run.starting_step - 1)
+        tracker.replay(directory)
     except Exception as error:  # whatever the network or the service raises must not end a training
         logger.warning("tracking.wandb: no run could be started (%s); metrics.jsonl has all figures", error)
         return NullTracker()
-    tracker = WandbTracker(run, run.starting_step - 1)
-    tracker.replay(directory)
     return tracker
 
 
