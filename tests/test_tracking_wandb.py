@@ -74,6 +74,7 @@ def test_a_service_that_knows_some_steps_is_sent_the_others_alone(tmp_path: Path
     class Run:
         def __init__(self) -> None:
             self.rows: list[tuple[int, dict[str, object]]] = []
+            self.summary: dict[str, object] = {}
 
         def define_metric(self, *_: object, **__: object) -> None:
             pass
@@ -91,6 +92,8 @@ def test_a_service_that_knows_some_steps_is_sent_the_others_alone(tmp_path: Path
     tracker.replay(tmp_path)
     tracker.log(2, {"loss": 2.0})  # made again behind the checkpoint
     tracker.log(4, {"loss": 4.0})
+    WandbTracker(run, known=4).log(4, {"reward/accuracy": 0.8})  # the closing figure of a stage that ended at step 4
+    assert run.summary["reward/accuracy"] == 0.8
     assert [(step, row.get("loss")) for step, row in run.rows if "samples/held-out" not in row] == [(3, 3.0), (4, 4.0)]
     assert [step for step, row in run.rows if "samples/held-out" in row] == [3]
 
