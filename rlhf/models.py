@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from rlhf.config import InitConfig, LoraConfig, ModelConfig
+from rlhf.devices import settled
 from rlhf.errors import ArtifactError
 from rlhf.logprobs import position_ids
 from rlhf.tokenization import Tokenization
@@ -47,7 +48,7 @@ def new_policy(init: InitConfig, tokenization: Tokenization, config: ModelConfig
         tie_word_embeddings=True,
     )
     model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        shape, attn_implementation=config.attention
+        shape, attn_implementation=settled(config).attention
     )
     return _prepare(model, tokenization)
 
@@ -159,7 +160,7 @@ def _load(kind: Any, path: str | Path, config: ModelConfig, **options: Any) -> A
             path,
             config=shape,
             dtype=torch.float32,
-            attn_implementation=config.attention,
+            attn_implementation=settled(config).attention,
             output_loading_info=True,
             **origin,
         )

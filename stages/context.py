@@ -14,6 +14,7 @@ import psutil
 from torch import nn
 
 from rlhf.config import Recipe
+from rlhf.devices import settled_recipe
 from rlhf.distributed import barrier, gather_objects, is_main, world_size
 from rlhf.models import save_model
 from rlhf.store.artifact import PARTIAL, Artifact, Lineage, load_artifact, publish
@@ -43,7 +44,7 @@ class StageContext:
     """One execution of one stage."""
 
     def __init__(self, recipe: Recipe, stage: str, options: StageOptions, signals: Signals | None = None) -> None:
-        self.recipe = recipe
+        self.recipe = settled_recipe(recipe)
         self.stage = stage
         self.output = options.output
         self.stop_after = options.stop_after

@@ -71,7 +71,7 @@ def test_unknown_key_is_answered_with_the_path_that_was_meant(tmp_path: Path) ->
         ("ppo.temperature=1", "did you mean ppo.generation.temperature?"),
         ("max_length=3", "did you mean sft.max_length or reward.max_length?"),
         ("data.prompts.0.cuont=5", "did you mean data.prompts.0.count?"),
-        ("model.lora.xyz=1", "known keys of model.lora: rank, alpha"),
+        ("model.lora.xyz=1", "known keys of model.lora: rank, alpha, quantization"),
         ("xyz=1", "known keys: name, seed, model, data, sft, reward, ppo, evaluate, checkpoint, tracking, parallelism"),
     ],
 )
@@ -97,7 +97,7 @@ def test_dotted_keys_in_a_file_are_to_be_nested(tmp_path: Path) -> None:
         ("ppo.gamma=1.5", "ppo.gamma=1.5 should be less than or equal to 1; the default is 1.0"),
         ("ppo.gamma=.nan", "ppo.gamma=nan should be a finite number; the default is 1.0"),
         ("model.path=5", "model.path=5 should be a valid string; the default is null"),
-        ("model.dtype=fp16", "model.dtype=fp16 should be 'float32' or 'bfloat16'; the default is float32"),
+        ("model.dtype=fp16", "model.dtype=fp16 should be 'auto', 'float32' or 'bfloat16'; the default is auto"),
         ("model=", "model=null should be a mapping of keys; leave it out for the default"),
         ("model=5", "model=5 should be a mapping of keys"),
         ("data.prompts=toy", "data.prompts=toy should be a valid list"),

@@ -1,0 +1,76 @@
+"""The recipe: every setting of a run, strict and frozen. Reading one from a file: `rlhf.recipe.load_recipe`.
+
+A field marked with `AffectsNothing` (where and how fast, not what) stays out of a stage's fingerprint: changing it
+never makes a finished stage run again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from rlhf.config.data import DataConfig, FormatName, PreferenceFormat, PromptFormat, SourceConfig
+from rlhf.config.evaluation import EvaluateConfig, LmEvalConfig
+from rlhf.config.model import InitConfig, LoraConfig, ModelConfig
+from rlhf.config.ppo import GenerationConfig, HeldOutConfig, KlConfig, PpoConfig
+from rlhf.config.sections import AffectsNothing, Section
+from rlhf.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
+from rlhf.config.training import (
+    CheckpointConfig,
+    ParallelismConfig,
+    RewardConfig,
+    RewardServerConfig,
+    SftConfig,
+    StageConfig,
+)
+
+__all__ = [
+    "AffectsNothing",
+    "CheckpointConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "FormatName",
+    "GenerationConfig",
+    "HeldOutConfig",
+    "InitConfig",
+    "KlConfig",
+    "LmEvalConfig",
+    "LoraConfig",
+    "MlflowConfig",
+    "ModelConfig",
+    "ParallelismConfig",
+    "PpoConfig",
+    "PreferenceFormat",
+    "PromptFormat",
+    "Recipe",
+    "RewardConfig",
+    "RewardServerConfig",
+    "Section",
+    "SftConfig",
+    "SourceConfig",
+    "StageConfig",
+    "TrackingConfig",
+    "WandbConfig",
+]
+
+
+class Recipe(Section):
+    """One run, complete."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AffectsNothing] = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    sft: SftConfig = SftConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PpoConfig = PpoConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: Annotated[CheckpointConfig, AffectsNothing] = CheckpointConfig()
+    tracking: Annotated[TrackingConfig, AffectsNothing] = TrackingConfig()
+    parallelism: Annotated[ParallelismConfig, AffectsNothing] = ParallelismConfig()
+
+    def parallelism_of(self, stage: str) -> ParallelismConfig:
+        """A stage's own parallelism, or the recipe's."""
+        own: ParallelismConfig | None = getattr(self, stage).parallelism
+        return own or self.parallelism

@@ -1,0 +1,58 @@
+"""Sources of examples and what is held out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.config.sections import AffectsNothing, PositiveFloat, PositiveInt, Section
+
+# Held by data.formats, each with an example in docs/data.md; auto: told by the fields of the first records.
+PreferenceFormat = Literal["pandalm", "squality", "preference", "hh", "implicit-preference", "rating"]
+PromptFormat = Literal["messages", "prompt-completion", "self-instruct", "instruction", "prompt"]
+FormatName = Literal["auto", PreferenceFormat, PromptFormat]
+
+
+class SourceConfig(Section):
+    """One source of examples."""
+
+    # toy, stories, on-policy, a file, a directory or org/name@COMMIT of the hub; the content is fingerprinted.
+    path: Annotated[str, AffectsNothing]
+    format: FormatName = "auto"
+    weight: PositiveFloat | None = None  # share of the training examples; null: sources one behind the other, each once
+    bad_records: Literal["fail", "drop"] = "fail"  # drop: leave them out, count them and name the first
+    prompt: str | None = None  # what rated texts without a prompt of their own answer
+    count: PositiveInt | None = None  # the first examples of a source, or how many to draw where it makes them
+    held_out: PositiveInt | None = None  # toy: how many of the held-out part; null: its own default
+    labeller: str | None = None  # on-policy: package.module:function whose score decides the simulated votes
+    sharpness: PositiveFloat = 10.0  # on-policy: P(win) = sigmoid(sharpness * score difference)
+
+    @model_validator(mode="after")
+    def _labeller_where_votes_are_made(self) -> SourceConfig:
+        if (self.path == "on-policy") != (self.labeller is not None):
+            raise ValueError(
+                f"path={self.path} with labeller={self.labeller}: path=on-policy needs a labeller, for example "
+                "labeller=data.lexicons:vader, and no other source takes one"
+            )
+        if self.held_out is not None and self.path != "toy":
+            raise ValueError(f"held_out={self.held_out} with path={self.path}: other sources hold out by test_fraction")
+        return self
+
+    @model_validator(mode="after")
+    def _records_where_they_are_read(self) -> SourceConfig:
+        for name in ("format", "bad_records", "prompt") if self.path in ("toy", "stories", "on-policy") else ():
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={value} with path={self.path}: it reads no records; remove {name}")
+        return self
+
+
+class DataConfig(Section):
+    """Demonstrations, comparisons and prompts, and the share of prompts held out of all training."""
+
+    directory: Annotated[str | None, AffectsNothing] = None  # relative paths start here; null: the working directory
+    demonstrations: Annotated[list[SourceConfig], Field(min_length=1)] = [SourceConfig(path="toy")]
+    comparisons: Annotated[list[SourceConfig], Field(min_length=1)] = [SourceConfig(path="toy")]
+    prompts: Annotated[list[SourceConfig], Field(min_length=1)] = [SourceConfig(path="toy")]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    too_long: Literal["fail", "drop"] = "fail"  # examples of more tokens than max_length; drop: leave out and count

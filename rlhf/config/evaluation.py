@@ -1,0 +1,29 @@
+"""The comparison of the aligned policy with the policy it started from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from rlhf.config.sections import AffectsNothing, PositiveInt, Section
+from rlhf.config.training import ParallelismConfig
+
+
+class LmEvalConfig(Section):
+    """Tasks of lm-eval (EleutherAI's language model evaluation harness), to show what alignment cost elsewhere."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]  # names, or files and directories of tasks
+    limit: PositiveInt | None = None  # examples of each task; null: all
+    few_shot: Annotated[int, Field(ge=0)] | None = None  # null: as each task says
+    batch_size: PositiveInt = 16
+
+
+class EvaluateConfig(Section):
+    """The comparison of the aligned policy with the SFT model on held-out prompts."""
+
+    prompts: PositiveInt = 256  # responses from each policy; prompts repeat if fewer are held out
+    gold: str | None = None  # package.module:function in [0, 1], never seen by a stage; null: the reward model
+    second_gold: str | None = None  # another one, reported beside it
+    lm_eval: LmEvalConfig | None = None
+    parallelism: Annotated[ParallelismConfig | None, AffectsNothing] = None

@@ -1,0 +1,75 @@
+"""The two supervised stages, processes, and checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rlhf.config.sections import AffectsNothing, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+
+
+class ParallelismConfig(Section):
+    """How many processes, and how they share a model."""
+
+    processes: PositiveInt | Literal["auto"] = "auto"  # auto: one per GPU, one on a machine without
+    strategy: Literal["ddp"] = "ddp"
+
+
+class StageConfig(Section):
+    """What the two supervised stages share: AdamW with a linear schedule to zero."""
+
+    learning_rate: NonNegativeFloat = 1e-3
+    epochs: PositiveFloat = 1.0
+    batch_size: PositiveInt = 64  # examples per optimizer step, over all ranks
+    # Examples per forward and rank; null: all. Packed rows are cut to it, so there it changes what shares a step.
+    micro_batch_size: Annotated[PositiveInt | None, AffectsNothing] = None
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of all steps
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    max_length: PositiveInt | None = None  # tokens, prompt and response; null: the model's context
+    evaluate_every: Annotated[int, Field(ge=0), AffectsNothing] = 0  # steps; 0: held-out loss at the end alone
+    parallelism: Annotated[ParallelismConfig | None, AffectsNothing] = None  # null: the recipe's
+
+
+class SftConfig(StageConfig):
+    """Supervised fine-tuning on demonstrations."""
+
+    # A causal language model to take instead of training one: a directory, an adapter's, or org/name@COMMIT. The
+    # weights' content is fingerprinted.
+    use: Annotated[str | None, AffectsNothing] = None
+    epochs: PositiveFloat = 3.0
+    packing: bool = True
+
+
+class RewardServerConfig(Section):
+    """How a reward over HTTP is asked."""
+
+    batch_size: PositiveInt = 64  # responses per request
+    timeout_seconds: PositiveFloat = 60.0  # of one request
+    patience_seconds: PositiveFloat = 600.0  # a server that is away or busy is asked again for so long
+
+
+class RewardConfig(StageConfig):
+    """Bradley-Terry reward model on comparisons, started from the SFT model."""
+
+    # A reward to take instead of training one: a reward model (a directory, an adapter's, or org/name@COMMIT), the
+    # address of a server (http://...), or package.module:function. The content, of a server the address, is
+    # fingerprinted.
+    use: Annotated[str | None, AffectsNothing] = None
+    server: Annotated[RewardServerConfig, AffectsNothing] = RewardServerConfig()
+
+    learning_rate: NonNegativeFloat = 3e-4
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    center: NonNegativeFloat = 0.01  # weight of (r_chosen + r_rejected)^2, Eisenstein et al. 2023
+
+
+class CheckpointConfig(Section):
+    """When the complete state of a training stage is written, and how much of it is kept."""
+
+    every_steps: PositiveInt | None = 25  # optimizer steps of SFT and reward, steps of PPO; null: by time alone
+    every_minutes: PositiveFloat | None = 15.0  # whichever comes first
+    keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None  # and each whose step is a multiple of this
+    keep_best: bool = True  # and the best by held-out score, where a stage evaluates while it trains
+    grace_seconds: PositiveFloat = 60.0  # from the signal to stop until the launcher ends a stage that has not
