@@ -5,34 +5,22 @@ All dropout is off in every model, in training too: PPO's ratio must come from t
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, TaskType, get_peft_model
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    LlamaConfig,
-)
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
-from rlhf.config import InitConfig, LoraConfig, ModelConfig
+from rlhf.adapters import add_lora, is_quantized, merged, quantization_options
+from rlhf.config import InitConfig, ModelConfig
 from rlhf.devices import settled
+from rlhf.distributed import device
 from rlhf.errors import ArtifactError
-from rlhf.logprobs import position_ids
+from rlhf.heads import borrow_head, fresh_head, head_of, sequence_scores, token_classifier
+from rlhf.pretrained import context_at, context_of, is_classifier, load_pretrained, shape_at
 from rlhf.tokenization import Tokenization
-
-TASKS = {
-    "policy": TaskType.CAUSAL_LM,
-    "reward": TaskType.SEQ_CLS,
-    "value": TaskType.TOKEN_CLS,
-}
 
 
 def new_policy(init: InitConfig, tokenization: Tokenization, config: ModelConfig) -> nn.Module:
@@ -53,85 +41,89 @@ def new_policy(init: InitConfig, tokenization: Tokenization, config: ModelConfig
     return _prepare(model, tokenization)
 
 
-def load_policy(path: str | Path, tokenization: Tokenization, config: ModelConfig) -> nn.Module:
-    """A causal language model from a directory or hub id."""
-    return _prepare(_load(AutoModelForCausalLM, path, config), tokenization)
+def load_policy(
+    path: str | Path, tokenization: Tokenization, config: ModelConfig, quantized: bool = False
+) -> nn.Module:
+    """A causal language model from a directory or hub id, or an adapter's directory.
+
+    quantized: in few bits where the recipe has adapters over such weights. A tokenizer with more tokens than the model
+    has embeddings makes these grow; each new row is the mean of the others.
+    """
+    model = load_pretrained(AutoModelForCausalLM, path, config, **_bits(config, quantized))
+    grow_embeddings(model, len(tokenization.tokenizer))
+    return _prepare(model, tokenization)
 
 
-def load_reward_model(path: str | Path, tokenization: Tokenization, config: ModelConfig) -> nn.Module:
+def load_reward_model(
+    path: str | Path, tokenization: Tokenization, config: ModelConfig, quantized: bool = False
+) -> nn.Module:
     """A sequence classifier with one label, from a reward model's directory or on top of a causal model's trunk.
 
-    A fresh head is normal with deviation 1/sqrt(hidden + 1) (Stiennon et al. 2020); seed torch before.
+    A fresh head is that of `rlhf.heads.fresh_head`; seed torch before.
     """
-    model = _load(AutoModelForSequenceClassification, path, config, num_labels=1)
-    if not _is_classifier(path, config):
-        nn.init.normal_(model.score.weight, std=1 / math.sqrt(model.score.in_features + 1))
+    model = load_pretrained(
+        AutoModelForSequenceClassification, path, config, "score.", num_labels=1, **_bits(config, quantized)
+    )
+    if not is_classifier(path, config):
+        fresh_head(_require_head(model, path))
+    return _prepare(model, tokenization)
+
+
+def load_own_reward_model(path: Path, tokenization: Tokenization, config: ModelConfig) -> nn.Module:
+    """Somebody's reward model: any sequence classifier with one label, or a causal trunk with a head of another name.
+
+    Raises ArtifactError where it gives several labels, or has no head at all.
+    """
+    if is_classifier(path, config):
+        labels = shape_at(path, config).num_labels
+        if labels != 1:
+            raise ArtifactError(
+                f"model {path}: gives {labels} labels where a reward is one score; give a reward model, or a function "
+                "(package.module:function) that makes one score of them"
+            )
+        model = load_pretrained(AutoModelForSequenceClassification, path, config, num_labels=1)
+    else:
+        model = load_pretrained(AutoModelForSequenceClassification, path, config, "score.", num_labels=1)
+        borrow_head(model, path)
     return _prepare(model, tokenization)
 
 
 def load_value_model(
-    path: str | Path, tokenization: Tokenization, config: ModelConfig, mean: float = 0.0, deviation: float = 1.0
+    path: str | Path,
+    tokenization: Tokenization,
+    config: ModelConfig,
+    mean: float = 0.0,
+    deviation: float = 1.0,
+    quantized: bool = False,
 ) -> nn.Module:
     """A value model from a reward model's directory: the same trunk and head, applied at every token.
 
     A fresh value at a sequence's last token is the reward model's score, (raw - mean) / deviation: values are in units
     of normalised scores from the first step on. On top of a causal model's trunk the head is zero, and so are values.
     """
-    model = _load(AutoModelForTokenClassification, path, config, num_labels=1)
-    if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ArtifactError(f"model {path}: its token classifier has no head named score; use a Llama-like one")
+    kind = token_classifier(shape_at(path, config))
+    model = load_pretrained(kind, path, config, "score.", num_labels=1, **_bits(config, quantized))
+    head = _require_head(model, path)
     with torch.no_grad():
-        if _is_classifier(path, config):
-            model.score.weight /= deviation
-            model.score.bias.fill_(-mean / deviation)
+        if is_classifier(path, config):
+            head.weight /= deviation
+            head.bias.fill_(-mean / deviation)
         else:
-            model.score.weight.zero_()
-            model.score.bias.zero_()
+            head.weight.zero_()
+            head.bias.zero_()
     return _prepare(model, tokenization)
 
 
-def context_of(model: nn.Module) -> int:
-    """How many tokens a model can attend to."""
-    return int(model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
-
-
-def context_at(path: str | Path, config: ModelConfig) -> int:
-    """`context_of` the model in a directory, without loading it."""
-    shape = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    return int(shape.max_position_embeddings)
-
-
-def sequence_scores(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-    """Scores [batch] of a sequence classifier at each row's last attended token.
-
-    tokens, attention_mask [batch, length]. The index comes from the mask, not from comparing ids with the padding id
-    as the classifier's own pooling does: a sampled response may hold that id.
-    """
-    if isinstance(model, PeftModel):
-        model = model.get_base_model()  # the adapters stay in its layers
-    trunk = getattr(model, str(model.base_model_prefix))
-    hidden = trunk(
-        input_ids=tokens, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
-    ).last_hidden_state
-    columns = torch.arange(tokens.shape[1], device=tokens.device)
-    last = (columns * attention_mask).argmax(-1)
-    scores: Tensor = model.score(hidden[torch.arange(len(tokens), device=tokens.device), last])  # type: ignore[operator]
-    return scores.squeeze(-1).float()
-
-
-def add_lora(model: nn.Module, config: LoraConfig, kind: str) -> nn.Module:
-    """Fresh adapters on all linear layers; a classifier's head stays fully trainable."""
-    heads = [] if kind == "policy" else ["score"]
-    adapters = PeftLoraConfig(
-        task_type=TASKS[kind],
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # a scale, and peft only divides it
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        modules_to_save=heads or None,
-    )
-    adapted: nn.Module = get_peft_model(model, adapters)
-    return adapted
+def grow_embeddings(model: Any, tokens: int) -> None:
+    """Give a model's embeddings as many rows as a tokenizer has tokens, if it has fewer."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokens <= rows:
+        return
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    parts = [model.get_input_embeddings(), model.get_output_embeddings()]
+    with torch.no_grad():
+        for part in filter(None, parts):
+            part.weight[rows:] = part.weight[:rows].mean(0)
 
 
 def save_model(model: nn.Module, tokenization: Tokenization, directory: Path) -> None:
@@ -142,40 +134,22 @@ def save_model(model: nn.Module, tokenization: Tokenization, directory: Path) ->
             if isinstance(modules, set):  # written in another order each time, and so with another checksum
                 setattr(adapter, "target_modules", sorted(modules))  # noqa: B010  # not in the base class
         model.save_pretrained(str(directory.parent / "adapter"))
-        model = model.merge_and_unload()
+        model = merged(model)
     model.save_pretrained(directory)  # type: ignore[operator]
     tokenization.save(directory)
 
 
-def _load(kind: Any, path: str | Path, config: ModelConfig, **options: Any) -> Any:
-    """A model whose every weight but a fresh head's was found, with dropout off before its modules are built."""
-    remedy = "give a directory made by save_pretrained"
-    origin = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        shape = AutoConfig.from_pretrained(path, **origin, **options)
-        for name in vars(shape):
-            if "dropout" in name or name.endswith("_pdrop"):
-                setattr(shape, name, 0.0)
-        model, found = kind.from_pretrained(
-            path,
-            config=shape,
-            dtype=torch.float32,
-            attn_implementation=settled(config).attention,
-            output_loading_info=True,
-            **origin,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ArtifactError(f"model {path}: cannot be loaded ({reason}); {remedy}") from error
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith("score."))
-    if missing:
-        raise ArtifactError(f"model {path}: lacks {len(missing)} weights, {missing[0]} among them; {remedy}")
-    return model
+def _bits(config: ModelConfig, quantized: bool) -> dict[str, Any]:
+    """How a model below adapters is loaded; in few bits it goes to its device at once."""
+    options = quantization_options(config.lora if quantized else None, getattr(torch, settled(config).dtype))
+    return {**options, "device_map": {"": device()}} if options else {}
 
 
-def _is_classifier(path: str | Path, config: ModelConfig) -> bool:
-    shape = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    return any("SequenceClassification" in name for name in shape.architectures or [])
+def _require_head(model: nn.Module, path: str | Path) -> nn.Linear:
+    head = head_of(model)
+    if head is None:
+        raise ArtifactError(f"model {path}: its architecture has no causal classifier; use a decoder such as Llama's")
+    return head
 
 
 def _prepare(model: Any, tokenization: Tokenization) -> nn.Module:
@@ -189,3 +163,19 @@ def _prepare(model: Any, tokenization: Tokenization) -> nn.Module:
             module.p = 0.0
     prepared: nn.Module = model
     return prepared
+
+
+__all__ = [
+    "add_lora",
+    "context_at",
+    "context_of",
+    "grow_embeddings",
+    "is_quantized",
+    "load_own_reward_model",
+    "load_policy",
+    "load_reward_model",
+    "load_value_model",
+    "new_policy",
+    "save_model",
+    "sequence_scores",
+]

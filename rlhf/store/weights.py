@@ -15,18 +15,39 @@ from rlhf.errors import ArtifactError
 
 REMEDY = "give a directory made by save_pretrained"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+ADAPTER = "adapter_config.json"
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the format
 
 
-def check_model_directory(directory: Path) -> int:
-    """How many weights a model directory holds.
+def check_model_directory(directory: Path) -> int | None:
+    """How many weights a model directory holds; of an adapter, its base; None where that is on the hub.
 
     Raises ArtifactError where its configuration, its tokenizer or a file of weights is missing, cut or no such thing.
     """
+    if (base := base_of_adapter(directory)) is not None:
+        count_weights(directory / "adapter_model.safetensors")
+        return check_model_directory(Path(base)) if Path(base).is_dir() else None
     read_json(directory / "config.json")
     if not any((directory / name).is_file() for name in TOKENIZERS):
         raise ArtifactError(f"{directory}: no tokenizer ({', '.join(TOKENIZERS)}); {REMEDY}")
     return sum(count_weights(path) for path in weight_files(directory))
+
+
+def base_of_adapter(directory: Path) -> str | None:
+    """The model that a directory's PEFT adapter belongs to, a directory or a hub id; None where no adapter is alone.
+
+    A directory with full weights beside an adapter's configuration is a full model. A base that is named relative to
+    where the adapter was made is also looked for beside the adapter. Raises ArtifactError where the base is not named.
+    """
+    if not (directory / ADAPTER).is_file() or (directory / "config.json").is_file():
+        return None
+    settings = read_json(directory / ADAPTER)
+    base = settings.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ArtifactError(f"{directory / ADAPTER}: base_model_name_or_path is missing; name the adapter's base there")
+    beside = [place for place in (Path(base), directory / base, directory.parent / base) if place.is_dir()]
+    revision = settings.get("revision")
+    return str(beside[0]) if beside else f"{base}@{revision}" if revision else base
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -39,8 +60,6 @@ def weight_files(directory: Path) -> list[Path]:
         if isinstance(weights, dict) and weights and all(isinstance(name, str) for name in weights.values()):
             return [directory / name for name in sorted(set(weights.values()))]
         raise ArtifactError(f"{index}: names no files of weights; {REMEDY}")
-    if (directory / "adapter_config.json").is_file():
-        raise ArtifactError(f"{directory}: holds an adapter alone; merge it into its model and give that")
     other = [path.name for path in sorted(directory.glob("*.bin"))]
     found = f" but {other[0]}, which can run code when it is loaded" if other else ""
     raise ArtifactError(f"{directory}: no model.safetensors{found}; {REMEDY}")

@@ -1,0 +1,94 @@
+"""Low-rank adapters: on which layers, over frozen weights of few bits (QLoRA), and merged into a full model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, TaskType, get_peft_model
+from peft.utils.integrations import dequantize_module_weight
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from rlhf.config import LoraConfig
+
+TASKS = {
+    "policy": TaskType.CAUSAL_LM,
+    "reward": TaskType.SEQ_CLS,
+    "value": TaskType.TOKEN_CLS,
+}
+
+
+def add_lora(model: nn.Module, config: LoraConfig, kind: str, new_tokens: Sequence[int] = ()) -> nn.Module:
+    """Fresh adapters on all linear layers; a classifier's head stays fully trainable.
+
+    new_tokens: ids whose embeddings are trained too, since nobody trained them before.
+    """
+    heads = [] if kind == "policy" else ["score"]
+    adapters = PeftLoraConfig(
+        task_type=TASKS[kind],
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # a scale, and peft only divides it
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        modules_to_save=heads or None,
+        trainable_token_indices=list(new_tokens) or None,
+    )
+    adapted: nn.Module = get_peft_model(model, adapters)
+    return adapted
+
+
+def quantization_options(config: LoraConfig | None, compute: torch.dtype) -> dict[str, Any]:
+    """What loads the weights below the adapters in few bits; nothing where the recipe wants none.
+
+    nf4: 4-bit NormalFloat with doubly quantised scales (Dettmers et al. 2023); int8: LLM.int8 (Dettmers et al. 2022).
+    Heads and embeddings stay as they are.
+    """
+    if config is None or config.quantization is None:
+        return {}
+    skipped = ["lm_head", "score"]
+    if config.quantization == "int8":
+        bits = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)  # type: ignore[no-untyped-call]
+    else:
+        bits = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=skipped,
+        )
+    return {"quantization_config": bits}
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model's linear layers hold few bits: it stays on its device and in its types."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def merged(model: PeftModel) -> nn.Module:
+    """The full model in float32 that computes what adapters and frozen weights together computed."""
+    base: Any = model.get_base_model()
+    for name, module in list(model.named_modules()):
+        # peft would round the sum to few bits again; so these layers are merged here, and the rest by peft.
+        if hasattr(module, "get_delta_weight") and is_few_bits(getattr(module, "base_layer", None)):
+            weight = dequantize_module_weight(module.base_layer).float() + module.get_delta_weight("default").float()
+            bias = module.base_layer.bias
+            full = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
+            with torch.no_grad():
+                full.weight.copy_(weight)
+                if bias is not None:
+                    full.bias.copy_(bias)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, full)
+    if is_quantized(base):
+        del base.config.quantization_config
+        base.is_quantized, base.hf_quantizer = False, None
+    whole: nn.Module = model.merge_and_unload()
+    return whole
+
+
+def is_few_bits(layer: object) -> bool:
+    """Whether a linear layer holds quantised weights."""
+    return type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")

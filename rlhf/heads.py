@@ -1,0 +1,93 @@
+"""Heads that score: where an architecture has them, under which names others saved them, how a sequence is scored."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForTokenClassification, PretrainedConfig
+from transformers.modeling_layers import GenericForTokenClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, MODEL_MAPPING
+
+from rlhf.errors import ArtifactError
+from rlhf.logprobs import position_ids
+from rlhf.pretrained import tensor_named
+
+# Heads of reward models that are no sequence classifiers: TRL's value head, DeepSpeed-Chat's, and what others chose.
+FOREIGN_HEADS = r"(?:.*\.)?(?:v_head(?:\.summary)?|value_head|reward_head|rm_head|rank_head|regression_head|score_head)"
+
+
+def head_of(model: nn.Module) -> nn.Linear | None:
+    """The linear head `score`, which a causal classifier applies at its last token; None in any other architecture."""
+    head = getattr(model, "score", None)
+    return head if isinstance(head, nn.Linear) else None
+
+
+def fresh_head(head: nn.Linear) -> None:
+    """Weights of deviation 1/sqrt(hidden + 1) (Stiennon et al. 2020); seed torch before."""
+    nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
+
+
+def borrow_head(model: nn.Module, path: Path) -> None:
+    """Put the head of a reward model that was saved under another name into a classifier's `score`.
+
+    A bias is taken along. Raises ArtifactError where the directory holds no head: a language model is no reward model.
+    """
+    head = head_of(model)
+    weight = tensor_named(path, FOREIGN_HEADS + r"\.weight") if head is not None else None
+    if head is None or weight is None or weight[1].shape != head.weight.shape:
+        raise ArtifactError(
+            f"model {path}: no head that gives one score (a language model?); give a reward model, or train one on "
+            "data.comparisons by leaving reward.use out"
+        )
+    bias = tensor_named(path, FOREIGN_HEADS + r"\.bias")
+    borrowed = nn.Linear(head.in_features, 1, bias=bias is not None, dtype=head.weight.dtype)
+    with torch.no_grad():
+        borrowed.weight.copy_(weight[1])
+        if bias is not None:
+            borrowed.bias.copy_(bias[1])
+    model.score = borrowed
+
+
+def token_classifier(shape: PretrainedConfig) -> Any:
+    """A class whose head `score` gives one value a token: transformers' own, or one made for an architecture."""
+    known: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(shape), None)
+    if isinstance(known, type) and issubclass(known, GenericForTokenClassification):
+        return AutoModelForTokenClassification
+    trunk = cast(Any, MODEL_MAPPING[type(shape)])
+    base = next(parent for parent in trunk.__mro__[1:] if parent.__name__.endswith("PreTrainedModel"))
+    names = {"base_model_prefix": base.base_model_prefix, "__module__": __name__}
+    return type(f"{trunk.__name__}ForValues", (GenericForTokenClassification, base), names)
+
+
+def sequence_scores(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """Scores [batch] of a sequence classifier with one label; of a causal one at each row's last attended token.
+
+    tokens, attention_mask [batch, length], right-padded for architectures that are not causal. The index comes from
+    the mask, not from comparing ids with the padding id as a classifier's own pooling does: a sampled response may
+    hold that id.
+    """
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()  # the adapters stay in its layers
+    head: Any = getattr(model, "score", None)
+    if head is None:
+        logits: Tensor = model(input_ids=tokens, attention_mask=attention_mask.long()).logits
+        return logits[:, 0].float()
+    trunk = getattr(model, str(model.base_model_prefix))
+    positions = {"position_ids": position_ids(attention_mask)}
+    known = inspect.signature(trunk.forward).parameters
+    hidden = trunk(
+        input_ids=tokens,
+        attention_mask=attention_mask,
+        use_cache=False,
+        **(positions if "position_ids" in known else {}),
+    ).last_hidden_state
+    columns = torch.arange(tokens.shape[1], device=tokens.device)
+    last = (columns * attention_mask).argmax(-1)
+    scores: Tensor = head(hidden[torch.arange(len(tokens), device=tokens.device), last])
+    return scores.squeeze(-1).float()
