@@ -25,7 +25,7 @@ from data.scorers import load_scorer, scorer_digest
 from data.scratch import remove, sound
 from data.splits import Split, held_out, side_of, split_prompts
 from data.votes import Comparisons
-from rlhf.config import DataConfig, ModelConfig, SourceConfig
+from rlhf.config import DataConfig, SourceConfig
 from rlhf.errors import DataError
 from rlhf.store.artifact import digest, file_digest
 from rlhf.types import Comparison, Completion, Demonstration, Prompt
@@ -228,21 +228,3 @@ def _require(split: Split[T], field: str) -> Split[T]:
 
 def _lacks(field: str, part: str) -> str:
     return f"{field}: no example in the {part} part; give more prompts or change data.test_fraction"
-
-
-def model_path(model: ModelConfig, data: DataConfig) -> str | None:
-    """Where the first weights are: a directory (relative ones may start at the data directory), or a hub id."""
-    if model.path is None:
-        return None
-    for path in (Path(model.path), Path(data.directory or ".") / model.path):
-        if path.is_dir():
-            return str(path)
-    return model.path
-
-
-def model_hash(model: ModelConfig, data: DataConfig) -> str:
-    """Hash of the first weights' files, or of a hub id with its revision."""
-    path = model_path(model, data)
-    if path is None or not Path(path).is_dir():
-        return digest([path, model.revision])
-    return digest([[file.name, file_digest(file)] for file in sorted(Path(path).iterdir()) if file.is_file()])

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from rlhf.config import Recipe
+from stages.lineage import used_by
 from stages.signals import RESUMABLE, STOP
 
 BAD_INPUT = 2  # the exit code of a stage whose user can mend what is wrong
@@ -36,6 +37,8 @@ def visible_gpus() -> int:
 
 def processes_of(recipe: Recipe, stage: str) -> int:
     """How many processes a stage gets here: as many as it says, or as many GPUs as its batch splits over."""
+    if used_by(recipe, stage):
+        return 1  # there is nothing to train
     parallelism = recipe.parallelism_of(stage)
     if parallelism.processes != "auto":
         return parallelism.processes

@@ -20,7 +20,7 @@ from rlhf.store.checkpoint import CheckpointStore, retention_of
 from rlhf.store.turnover import recover
 from rlhf.store.unfinished import hold, is_unfinished
 from stages import preflight
-from stages.lineage import STAGES, lineage_of
+from stages.lineage import STAGES, is_current, lineage_of, used_by
 from stages.room import require_room
 from stages.signals import RESUMABLE, STOP
 
@@ -95,10 +95,10 @@ def check_and_run(recipe: Recipe, run: Path, selection: Selection, say: Callable
     require_own(recipe, run)
     preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage))
     for name in STAGES[chosen[0]].inputs:
-        if name not in chosen:
+        if name not in chosen and not used_by(recipe, name):  # what is used instead, the stage itself takes in
             require_current(recipe, run, name)
     for stage in chosen:
-        if selection.force or not is_complete(recipe, run, stage):
+        if selection.force or not is_current(recipe, run, stage):
             require_room(recipe, stage, run)
             break
     with hold(run) as lock:
@@ -116,12 +116,6 @@ def require_own(recipe: Recipe, run: Path) -> None:
         return  # written by another version; it will be written anew
     if name != recipe.name:
         raise ArtifactError(f"{run}: holds the run of recipe {name}, not {recipe.name}; give another --run")
-
-
-def is_complete(recipe: Recipe, run: Path, stage: str) -> bool:
-    """Whether a stage's result stands and is what the recipe, the data and its inputs now give."""
-    artifact = find_artifact(run / stage)
-    return artifact is not None and artifact.fingerprint == lineage_of(recipe, stage, run).fingerprint
 
 
 def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[str], None], lock: int) -> None:
@@ -148,8 +142,7 @@ def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[s
             options += ["--stop-after", str(selection.stop_after)]
         running = LocalStage(stage_command(stage, path, run, *options), processes_of(recipe, stage), [lock])
         outcome = running.wait(recipe.checkpoint.grace_seconds, say)
-        made = find_artifact(run / stage)
-        complete = made is not None and made.fingerprint == fingerprint
+        complete = is_current(recipe, run, stage)  # asked anew: the stage may have taken in inputs that were missing
         if outcome.code == RESUMABLE or (outcome.signal and complete):
             raise Interrupted(f"{stage} {'is complete' if complete else 'stopped'}")
         if outcome.code:
@@ -192,10 +185,9 @@ def summarize(recipe: Recipe, run: Path) -> dict[str, Any]:
     seconds = {stage: artifact.manifest["seconds"] for stage, artifact in artifacts.items()}
     summary: dict[str, Any] = {"run": recipe.name, "seconds": round(sum(seconds.values()), 2)}
     if "sft" in artifacts:
-        summary["sft"] = {"eval_loss": artifacts["sft"].results["eval_loss"]}
+        summary["sft"] = chosen_figures(artifacts["sft"], "eval_loss")
     if "reward" in artifacts:
-        keys = ("accuracy", "accuracy_ci", "bayes_accuracy")
-        summary["reward"] = {key: artifacts["reward"].results[key] for key in keys}
+        summary["reward"] = chosen_figures(artifacts["reward"], "accuracy", "accuracy_ci", "bayes_accuracy")
     if "ppo" in artifacts:
         summary["ppo"] = {"kl": artifacts["ppo"].results["kl"], "episodes": artifacts["ppo"].results["episodes"]}
         summary["ppo"]["seconds"] = seconds["ppo"]
@@ -203,6 +195,12 @@ def summarize(recipe: Recipe, run: Path) -> dict[str, Any]:
         summary.setdefault("ppo", {}).update(evaluation(artifacts["evaluate"].results))
     summary["stages"] = seconds
     return summary
+
+
+def chosen_figures(artifact: Artifact, *keys: str) -> dict[str, Any]:
+    """Some of a stage's figures, as far as it has them, or what was used in its place."""
+    used = {"use": artifact.manifest["use"]} if "use" in artifact.manifest else {}
+    return used | {key: artifact.results[key] for key in keys if key in artifact.results}
 
 
 def evaluation(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,10 +25,14 @@ def show_summary(summary: Mapping[str, Any], run: Path, console: Console) -> Non
 def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Stage, figure and value of each line."""
     if sft := summary.get("sft"):
-        yield "sft", "held-out loss, nats per token", f"{sft['eval_loss']:.3f}"
+        yield from used("sft", sft)
+        if "eval_loss" in sft:
+            yield "sft", "held-out loss, nats per token", f"{sft['eval_loss']:.3f}"
     if reward := summary.get("reward"):
-        yield "reward", "held-out accuracy", with_interval(reward["accuracy"], reward["accuracy_ci"])
-        if reward["bayes_accuracy"]:
+        yield from used("reward", reward)
+        if "accuracy" in reward:
+            yield "reward", "held-out accuracy", with_interval(reward["accuracy"], reward["accuracy_ci"])
+        if reward.get("bayes_accuracy"):
             share = reward["accuracy"] / reward["bayes_accuracy"]
             yield "", "of the best possible (Bayes)", f"{share:.3f} of {reward['bayes_accuracy']:.3f}"
     ppo = summary.get("ppo", {})
@@ -40,6 +44,12 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "", "second gold", f"{ppo['second_gold_before']:.3f} -> {ppo['second_gold_after']:.3f}"
         yield "", "win rate against SFT", with_interval(ppo["win_rate"], ppo["win_rate_ci"])
         yield "", "KL to SFT, nats per response", f"{ppo['kl']:.2f}"
+
+
+def used(stage: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What was used in a stage's place."""
+    if "use" in figures:
+        yield stage, "used", str(figures["use"])
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:

@@ -4,7 +4,8 @@
     ├── ConfigError     a recipe or an option
     ├── DataError       a record or a file of examples
     ├── ContractError   two artifacts that do not fit together (tokenizer, template, shapes)
-    └── ArtifactError   a model directory or manifest that is missing, damaged or of another run
+    ├── ArtifactError   a model directory or manifest that is missing, damaged or of another run
+    └── RewardError     a reward of one's own that does not answer, or whose answer is no score
 
 The command line turns each of these into its lines on standard error and exit code 2, never into a traceback.
 """
@@ -32,3 +33,7 @@ class ContractError(RLHFError):
 
 class ArtifactError(RLHFError):
     """A model directory or a manifest is missing, damaged or belongs to another run."""
+
+
+class RewardError(RLHFError):
+    """A reward that a recipe names does not answer, or what it answers is no score."""

@@ -69,10 +69,11 @@ def load_reward_model(
     return _prepare(model, tokenization)
 
 
-def load_own_reward_model(path: Path, tokenization: Tokenization, config: ModelConfig) -> nn.Module:
+def load_own_reward_model(path: Path, config: ModelConfig) -> nn.Module:
     """Somebody's reward model: any sequence classifier with one label, or a causal trunk with a head of another name.
 
-    Raises ArtifactError where it gives several labels, or has no head at all.
+    To be frozen: its configuration is left as it is. Raises ArtifactError where it gives several labels, or has no
+    head at all.
     """
     if is_classifier(path, config):
         labels = shape_at(path, config).num_labels
@@ -81,11 +82,11 @@ def load_own_reward_model(path: Path, tokenization: Tokenization, config: ModelC
                 f"model {path}: gives {labels} labels where a reward is one score; give a reward model, or a function "
                 "(package.module:function) that makes one score of them"
             )
-        model = load_pretrained(AutoModelForSequenceClassification, path, config, num_labels=1)
+        model: nn.Module = load_pretrained(AutoModelForSequenceClassification, path, config, num_labels=1)
     else:
         model = load_pretrained(AutoModelForSequenceClassification, path, config, "score.", num_labels=1)
         borrow_head(model, path)
-    return _prepare(model, tokenization)
+    return model
 
 
 def load_value_model(

@@ -118,6 +118,11 @@ def context_of_shape(shape: PretrainedConfig) -> int:
     return int(positions) - (text.pad_token_id + 1 if "roberta" in text.model_type else 0)
 
 
+def vocabulary_at(path: str | Path, config: ModelConfig) -> int:
+    """How many embeddings the model in a directory has."""
+    return int(shape_at(path, config).get_text_config().vocab_size)
+
+
 def is_classifier(path: str | Path, config: ModelConfig) -> bool:
     """Whether a directory holds a sequence classifier, or an adapter that makes one."""
     if base_of_adapter(Path(path)) is not None:

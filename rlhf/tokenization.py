@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from rlhf.config import ModelConfig
 from rlhf.errors import ArtifactError, ContractError
+from rlhf.store.weights import TOKENIZERS, base_of_adapter
 from rlhf.types import Demonstration, Message, Prompt
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -31,9 +32,12 @@ TEMPLATE = (
 
 
 class Tokenization:
-    """A tokenizer with its prompt format and stop token."""
+    """A tokenizer with its prompt format and stop token.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
+    frozen: of a model that is not trained here, whose padding may then be its stop token: masks tell them apart.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: bool, frozen: bool = False) -> None:
         if tokenizer.eos_token_id is None:
             raise ContractError("the tokenizer has no eos token, so no response could end; set one in its directory")
         if chat and not tokenizer.chat_template:
@@ -44,7 +48,7 @@ class Tokenization:
         self.tokenizer = tokenizer
         self.chat = chat
         self.stop_id: int = tokenizer.eos_token_id
-        self.pad_id: int = _pad_id(tokenizer)
+        self.pad_id: int = _pad_id(tokenizer, frozen)
         # Trainers take the padding from the tokenizer, so it must say the same.
         tokenizer.pad_token = str(tokenizer.convert_ids_to_tokens(self.pad_id))
 
@@ -147,27 +151,48 @@ class Tokenization:
         return joined[len(anchor) :] if joined[: len(anchor)] == anchor else self._ids(text, False, literal)
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def _pad_id(tokenizer: PreTrainedTokenizerBase, frozen: bool) -> int:
     """A padding id that is not the stop token, so that no model mistakes an end for padding."""
-    special = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
-    for candidate in (*special, *sorted(tokenizer.added_tokens_decoder, reverse=True)):
+    if frozen:
+        return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    added = sorted(tokenizer.added_tokens_decoder.items(), reverse=True)
+    named = [token_id for token_id, token in added if "pad" in str(token).lower()]
+    special = (tokenizer.pad_token_id, *named, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    for candidate in (*special, *(token_id for token_id, _ in added)):
         if candidate is not None and candidate != tokenizer.eos_token_id:
             return int(candidate)
-    raise ContractError("the tokenizer has no padding token apart from its eos token; add one, for example '<|pad|>'")
+    raise ContractError(
+        "the tokenizer has no padding token apart from its eos token; add one: model.added_tokens=['<|pad|>']"
+    )
 
 
-def load_tokenization(path: str | Path, config: ModelConfig) -> Tokenization:
-    """The tokenizer of a model directory or hub id, with the recipe's prompt format."""
+def load_tokenization(
+    path: str | Path, config: ModelConfig, added: Sequence[str] = (), frozen: bool = False
+) -> Tokenization:
+    """The tokenizer of a model directory or hub id, or of an adapter's base, with the recipe's prompt format.
+
+    added: special tokens that it gets unless it has them. frozen: see Tokenization.
+    """
+    path = tokenizer_home(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+        if new := [token for token in added if token not in tokenizer.get_vocab()]:
+            tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
     except Exception as error:  # the tokenizers library raises no narrower one for a broken file
         reason = str(error).strip().split("\n")[0]
         remedy = "give a directory that holds tokenizer files"
         raise ArtifactError(f"tokenizer {path}: cannot be loaded ({reason}); {remedy}") from error
     chat = config.chat_template == "auto" and bool(tokenizer.chat_template)
-    return Tokenization(tokenizer, chat)
+    return Tokenization(tokenizer, chat, frozen)
+
+
+def tokenizer_home(path: str | Path) -> str | Path:
+    """Where a model's tokenizer is: beside it, or for an adapter that was saved without one beside its base."""
+    if any((Path(path) / name).is_file() for name in TOKENIZERS):
+        return path
+    return base_of_adapter(Path(path)) or path
 
 
 def train_tokenization(texts: Iterable[str], vocab_size: int, context: int) -> Tokenization:

@@ -14,17 +14,18 @@ from rlhf.config import Recipe
 from rlhf.distributed import device, world_size
 from rlhf.engine import Engine
 from rlhf.engine.ddp import DdpEngine, OptimizerOptions
-from rlhf.generation.native import NativeGenerator
 from rlhf.kl import AdaptiveController, Controller, FixedController
-from rlhf.models import add_lora, context_of, load_policy, load_reward_model, load_value_model
+from rlhf.models import add_lora, context_of, is_quantized, load_policy, load_value_model
 from rlhf.ppo.experience import Actors
 from rlhf.randomness import seed_everything
-from rlhf.store.artifact import Artifact
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Prompt
 from stages.context import StageContext
+from stages.frozen import freeze
 from stages.preflight import batch_divides
 from stages.prompts import fitting_prompts
+from stages.rewards import AnyReward, load_reward
+from stages.sampling import native_generator
 
 
 class Cast(NamedTuple):
@@ -65,9 +66,9 @@ def prepare(context: StageContext) -> Cast:
     batch_divides(recipe, "ppo", world_size())
     start = context.inputs["sft"]
     tokenization = load_tokenization(start.model, recipe.model)
-    base = load_policy(start.model, tokenization, recipe.model)
+    base = load_policy(start.model, tokenization, recipe.model, quantized=True)
     prompts = fitting_prompts(context, tokenization, context_of(base))
-    reference = freeze(load_policy(start.model, tokenization, recipe.model), recipe)
+    reference = freeze(load_policy(start.model, tokenization, recipe.model, quantized=True), recipe)
     reward = load_reward(context.inputs["reward"], tokenization, recipe)
     critic = load_critic(reward, context, tokenization)
     if recipe.model.activation_checkpointing:
@@ -76,8 +77,9 @@ def prepare(context: StageContext) -> Cast:
             model.enable_input_require_grads()  # type: ignore[operator]  # with adapters nothing else would need one
     seed_everything(recipe.seed)
     lora = recipe.model.lora
-    policy = DdpEngine((add_lora(base, lora, "policy") if lora else base).to(device()), _options(recipe, "policy"))
-    value = DdpEngine((add_lora(critic, lora, "value") if lora else critic).to(device()), _options(recipe, "value"))
+    base, critic = placed(base), placed(critic)
+    policy = DdpEngine(placed(add_lora(base, lora, "policy") if lora else base), _options(recipe, "policy"))
+    value = DdpEngine(placed(add_lora(critic, lora, "value") if lora else critic), _options(recipe, "value"))
     generator = native_generator(policy.module, tokenization, recipe)
     bfloat16 = recipe.model.dtype == "bfloat16"
     actors = Actors(policy.module, reference, value.module, generator, reward, tokenization, bfloat16)
@@ -90,44 +92,23 @@ def prepare(context: StageContext) -> Cast:
     return Cast(actors, policy, value, kl, prompts)
 
 
-def native_generator(policy: nn.Module, tokenization: Tokenization, recipe: Recipe) -> NativeGenerator:
-    """A sampler of a policy with the recipe's settings."""
-    bfloat16 = recipe.model.dtype == "bfloat16"
-    return NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, recipe.ppo.generation, bfloat16)
-
-
-def load_reward(artifact: Artifact, tokenization: Tokenization, recipe: Recipe) -> RewardModel:
-    """The frozen reward model of an artifact, its scores normalised as the recipe says.
-
-    tokenization: the policy's. A reward model with another one is fed text instead of the policy's tokens.
-    """
-    by_text = bool(tokenization.differing(artifact.manifest["contract"]))
-    own = load_tokenization(artifact.model, recipe.model) if by_text else tokenization
-    own.require(artifact.manifest["contract"], f"the tokenizer in {artifact.model}")
-    model = freeze(load_reward_model(artifact.model, own, recipe.model), recipe)
-    mean, deviation = 0.0, 1.0
-    if recipe.ppo.normalize_scores:
-        mean = artifact.results["score_mean"]
-        deviation = artifact.results["score_deviation"] or 1.0  # 0: all scores equal, nothing to scale
-    return RewardModel(model, own, recipe.ppo.micro_batch_tokens, mean, deviation, by_text)
-
-
-def load_critic(reward: RewardModel, context: StageContext, tokenization: Tokenization) -> nn.Module:
-    """The value model: the reward model's weights, or where that reads other tokens the policy's under a zero head."""
+def load_critic(reward: AnyReward, context: StageContext, tokenization: Tokenization) -> nn.Module:
+    """The value model: the reward model's weights, or where that is none or reads other tokens the policy's, head 0."""
     config = context.recipe.model
-    if not reward.by_text:
-        return load_value_model(context.inputs["reward"].model, tokenization, config, reward.mean, reward.deviation)
-    differing = ", ".join(tokenization.differing(reward.tokenization.contract))
-    context.say(
-        f"the reward model has another tokenizer contract ({differing} differ): it is fed text, and the value model "
-        "starts from the policy"
-    )
-    return load_value_model(context.inputs["sft"].model, tokenization, config)
+    if isinstance(reward, RewardModel) and not reward.by_text:
+        start = context.inputs["reward"].model
+        return load_value_model(start, tokenization, config, reward.mean, reward.deviation, quantized=True)
+    why = "the reward is no model that reads the policy's tokens"
+    if isinstance(reward, RewardModel):
+        differing = ", ".join(tokenization.differing(reward.tokenization.contract))
+        why = f"the reward model has another tokenizer contract ({differing} differ): it is fed text"
+    context.say(f"{why}; the value model starts from the policy")
+    return load_value_model(context.inputs["sft"].model, tokenization, config, quantized=True)
 
 
-def freeze(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """A model on this rank's device that only answers, in the dtype of computation."""
-    return model.to(device(), getattr(torch, recipe.model.dtype)).eval().requires_grad_(False)
+def placed(model: nn.Module) -> nn.Module:
+    """A model on this rank's device; one of few bits is there already."""
+    return model if is_quantized(model) else model.to(device())
 
 
 def _options(recipe: Recipe, role: str) -> OptimizerOptions:

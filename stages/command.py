@@ -17,6 +17,7 @@ from rlhf.distributed import join_process_group
 from rlhf.errors import RLHFError
 from rlhf.randomness import seed_everything
 from rlhf.recipe import load_recipe
+from stages.adoption import adopt_missing
 from stages.context import StageContext, StageOptions
 from stages.signals import Signals, Stopped
 
@@ -43,6 +44,7 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
         join_process_group()  # left by ending: to part from it, each side waits for what the other has still to say
         seed_everything(recipe.seed)
         chosen = StageOptions(run, options.output or run / stage, options.stop_after, options.restart)
+        adopt_missing(recipe, stage, chosen)
         context = StageContext(recipe, stage, chosen, signals)
         try:
             main(context)

@@ -14,11 +14,13 @@ from rlhf.models import context_at, load_policy
 from rlhf.ppo.experience import Actors
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Completion, Prompt
-from stages.cast import freeze, load_reward, native_generator
 from stages.command import run_stage
 from stages.context import StageContext
+from stages.frozen import freeze
 from stages.prompts import fitting_prompts
+from stages.rewards import load_reward
 from stages.rollout import respond
+from stages.sampling import native_generator
 
 SHOWN = 6  # pairs of responses printed to people
 

@@ -11,6 +11,7 @@ from data import sources
 from data.scorers import scorer_digest
 from rlhf.config import Recipe
 from rlhf.store.artifact import Lineage, find_artifact
+from stages.origins import first_model, model_digest, used_digest
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,14 @@ class Needs:
 
 
 def _sft(recipe: Recipe) -> dict[str, Any]:
+    if recipe.sft.use:
+        return {"model": _computation(recipe), "added_tokens": recipe.model.added_tokens}
     return {"model": recipe.model.fingerprint_fields(), "sft": recipe.sft.fingerprint_fields()}
 
 
 def _reward(recipe: Recipe) -> dict[str, Any]:
+    if recipe.reward.use:  # it is examined on responses of the policy
+        return {"model": _computation(recipe), "generation": recipe.ppo.generation.fingerprint_fields()}
     fields = {"model": _computation(recipe), "reward": recipe.reward.fingerprint_fields()}
     if on_policy(recipe):
         fields["generation"] = recipe.ppo.generation.fingerprint_fields()
@@ -58,6 +63,10 @@ STAGES: Mapping[str, Needs] = {
 
 def kinds_of(recipe: Recipe, stage: str) -> tuple[str, ...]:
     """The kinds of examples that a stage reads under a recipe."""
+    if stage == "sft" and recipe.sft.use:
+        return ()
+    if stage == "reward" and recipe.reward.use:
+        return ("comparisons", "prompts") if has_votes(recipe) else ("prompts",)
     if stage == "reward" and not on_policy(recipe):
         return ("comparisons",)  # prompts matter only where responses to them are sampled
     return STAGES[stage].data
@@ -68,13 +77,35 @@ def on_policy(recipe: Recipe) -> bool:
     return any(source.path == sources.ON_POLICY for source in recipe.data.comparisons)
 
 
+def has_votes(recipe: Recipe) -> bool:
+    """Whether there are votes by which to judge a reward that was not trained here: they may have stayed at toy."""
+    toy = [any(s.path == "toy" for s in getattr(recipe.data, kind)) for kind in ("comparisons", "prompts")]
+    return not on_policy(recipe) and (not toy[0] or toy[1])
+
+
+def used_by(recipe: Recipe, stage: str) -> str | None:
+    """What a recipe names in place of a stage, if it does."""
+    name: str | None = {"sft": recipe.sft.use, "reward": recipe.reward.use}.get(stage)
+    return name
+
+
+def is_current(recipe: Recipe, run: Path, stage: str) -> bool:
+    """Whether a stage's result stands and is what the recipe, the data and its inputs now give."""
+    artifact = find_artifact(run / stage)
+    return artifact is not None and artifact.fingerprint == lineage_of(recipe, stage, run).fingerprint
+
+
 def lineage_of(recipe: Recipe, stage: str, run: Path) -> Lineage:
     """A stage's lineage, given the artifacts that now stand in the run directory."""
     needs = STAGES[stage]
     inputs = {name: find_artifact(run / name) for name in needs.inputs}
     data = {kind: sources.content_hash(recipe.data, kind) for kind in kinds_of(recipe, stage)}
     if stage == "sft":
-        data["model"] = sources.model_hash(recipe.model, recipe.data)
+        data["model"] = model_digest(first_model(recipe), recipe.model.revision)
+    if stage == "reward" and recipe.reward.use:
+        data["use"] = used_digest(recipe.reward.use, recipe)
+    if stage == "ppo" and recipe.ppo.held_out.judge:
+        data["judge"] = used_digest(recipe.ppo.held_out.judge, recipe)
     if stage == "evaluate":
         golds = [name for name in (recipe.evaluate.gold, recipe.evaluate.second_gold) if name]
         data |= {name: scorer_digest(name, recipe.data.directory) for name in golds}

@@ -9,8 +9,9 @@ from data.scorers import load_scorer
 from rlhf.config import Recipe
 from rlhf.engine.options import to_training_arguments
 from rlhf.errors import ConfigError, RLHFError
-from stages.lineage import kinds_of
+from stages.lineage import kinds_of, used_by
 from stages.room import weights_of
+from stages.uses import check_uses
 
 
 def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]) -> None:
@@ -26,18 +27,20 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
         except RLHFError as error:
             problems.extend(problem for problem in error.problems if problem not in problems)
 
+    attempt(lambda: check_uses(recipe, stages))
     kinds = list(dict.fromkeys(kind for stage in stages for kind in kinds_of(recipe, stage)))
     attempt(lambda: no_toy_among_real(recipe, kinds))
     for kind in kinds:
         attempt(lambda kind=kind: sources.read(recipe.data, kind, recipe.seed))  # type: ignore[misc]
-    named = [source.labeller for source in recipe.data.comparisons] if "reward" in stages else []
+    labelled = "reward" in stages and not recipe.reward.use
+    named = [source.labeller for source in recipe.data.comparisons] if labelled else []
     named += [recipe.evaluate.gold, recipe.evaluate.second_gold] if "evaluate" in stages else []
     for name in filter(None, named):
         attempt(lambda name=name: load_scorer(name, recipe.data.directory))  # type: ignore[misc]
     for stage in ("sft", "reward", "ppo"):
-        if stage in stages:
+        if stage in stages and not used_by(recipe, stage):
             attempt(lambda stage=stage: batch_divides(recipe, stage, processes(stage)))  # type: ignore[misc]
-    if "sft" in stages:
+    if "sft" in stages and not recipe.sft.use:
         attempt(lambda: weights_of(recipe))
     if problems:
         raise ConfigError(*problems)

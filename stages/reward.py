@@ -16,24 +16,24 @@ import pyarrow as pa
 from data import sources
 from data.mapped import Selection
 from data.splits import Split, is_test
+from reward_models.judging import judge_held_out
 from reward_models.pairs import encode_comparison
-from reward_models.scoring import RewardModel, judge_held_out
+from reward_models.scoring import RewardModel
 from reward_models.trainer import BradleyTerryTrainer, PreferenceCollator, RewardConfig
-from rlhf.analysis.statistics import wilson_interval
 from rlhf.config import SourceConfig
-from rlhf.distributed import gather_objects, rank, world_size
 from rlhf.errors import DataError
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model
-from rlhf.ppo.experience import complete
 from rlhf.randomness import seed_everything
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Comparison, Completion
 from stages import examples
-from stages.cast import freeze, native_generator
+from stages.adoption import adopt_reward
 from stages.command import run_stage
 from stages.context import StageContext
+from stages.frozen import freeze
 from stages.prompts import fitting_prompts
 from stages.rows import IDS, Keeping, Rows, keeping, write_rows
+from stages.sampling import sample
 from stages.trainer import Checkpointed, Report, train
 
 FIGURES = {
@@ -54,11 +54,14 @@ class RewardTrainer(Checkpointed, BradleyTerryTrainer):
 def main(context: StageContext) -> None:
     """Train on comparisons; hand on the reward model and its held-out accuracy."""
     recipe, config = context.recipe, context.recipe.reward
+    if config.use:
+        adopt_reward(context)
+        return
     start = context.inputs["sft"].model
     tokenization = load_tokenization(start, recipe.model)
     votes, bayes_accuracy = comparisons(context, tokenization)
     seed_everything(recipe.seed)  # the head's weights do not depend on what was sampled before
-    base = load_reward_model(start, tokenization, recipe.model)
+    base = load_reward_model(start, tokenization, recipe.model, quantized=True)
     context.say(f"{len(votes.train):,} comparisons, {len(votes.test):,} held out")
     max_length = config.max_length or context_of(base)
     training = encode(votes.train, tokenization, keeping(context, max_length, "training"))
@@ -82,19 +85,8 @@ def main(context: StageContext) -> None:
     trained = trainer.accelerator.unwrap_model(trainer.model)
     judged = Selection([votes.test], held_out_pairs.kept)
     held_out = judge_held_out(RewardModel(trained.eval(), tokenization, SCORING_TOKENS), judged)
-    interval = wilson_interval(held_out.correct, held_out.votes)
-    results = {
-        "accuracy": held_out.accuracy,
-        "accuracy_ci": list(interval),
-        "bayes_accuracy": bayes_accuracy,
-        "votes": held_out.votes,
-        "log_loss": held_out.log_loss,
-        "ece": held_out.calibration_error,
-        "margin": held_out.margin,
-        "score_mean": held_out.score_mean,
-        "score_deviation": held_out.score_deviation,
-        "steps": trainer.state.global_step,
-    }
+    results = held_out.figures() | {"bayes_accuracy": bayes_accuracy, "steps": trainer.state.global_step}
+    interval = results["accuracy_ci"]
     context.tracker.log(trainer.state.global_step, {f"reward/{k}": results[k] for k in ("accuracy", "margin", "ece")})
     context.say(f"held-out accuracy {held_out.accuracy:.3f} (95 % interval {interval[0]:.3f} to {interval[1]:.3f})")
     if bayes_accuracy:
@@ -134,15 +126,8 @@ def sample_pairs(
     wanted = source.count or len(every)
     chosen = [every[order[i % len(every)]] for i in range(wanted)]
     context.say(f"sampling {2 * wanted:,} responses of the SFT model for {source.labeller} to vote on")
-    generator = native_generator(policy, tokenization, recipe)
-    rows = range(rank(), 2 * wanted, world_size())
-    asked = [chosen[row % wanted] for row in rows]
-    tokens = [tokenization.prompt(prompt) for prompt in asked]
-    sampled = generator.sample(tokens, rows, seed=recipe.seed, step=0)
-    # Every rank must see the very same votes, so each takes over what the others sampled.
-    gathered = gather_objects(list(zip(rows, complete(asked, tokens, tokenization, sampled), strict=True)))
-    found = dict(row for part in gathered for row in part)
-    return [(found[row], found[wanted + row]) for row in range(wanted)]
+    found = sample(policy, tokenization, recipe, [*chosen, *chosen])
+    return list(zip(found[:wanted], found[wanted:], strict=True))
 
 
 def encode(comparisons: Sequence[Comparison], tokenization: Tokenization, keeping: Keeping) -> Rows:

@@ -6,10 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-from data import sources
 from rlhf.config import InitConfig, Recipe
 from rlhf.errors import ArtifactError
 from rlhf.store.weights import check_model_directory
+from stages.lineage import used_by
+from stages.origins import first_model
 
 BYTES = 4  # of a weight, and of each of the two moments that AdamW keeps of it
 TRAINED = {"sft": 1, "reward": 1, "ppo": 2, "evaluate": 0}  # models that learn in a stage
@@ -27,7 +28,7 @@ def require_room(recipe: Recipe, stage: str, run: Path) -> None:
     if weights is None:
         return
     learning = 0 if recipe.model.lora else weights  # adapters are small beside the model
-    models = TRAINED[stage]
+    models = 0 if used_by(recipe, stage) else TRAINED[stage]
     needed = BYTES * (min(models, 1) * weights + 2 * 3 * models * learning)
     # What an execution before this one has written is there already.
     needed -= sum(path.stat().st_size for path in (run / stage / "checkpoints").rglob("*") if path.is_file())
@@ -41,7 +42,7 @@ def require_room(recipe: Recipe, stage: str, run: Path) -> None:
 
 def weights_of(recipe: Recipe) -> int | None:
     """The policy's weights, from the recipe or from the files of its first model; None for a hub id."""
-    path = sources.model_path(recipe.model, recipe.data)
+    path = first_model(recipe)
     if path is None:
         return weights_of_init(recipe.model.init)
     return check_model_directory(Path(path)) if Path(path).is_dir() else None

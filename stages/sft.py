@@ -14,14 +14,16 @@ from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from data import sources
 from rlhf.errors import ConfigError
 from rlhf.models import add_lora, context_of, load_policy, new_policy
+from rlhf.pretrained import local_model, vocabulary_at
 from rlhf.tokenization import Tokenization, load_tokenization, train_tokenization
 from rlhf.types import Demonstration
+from stages.adoption import adopt_policy
 from stages.command import run_stage
 from stages.context import StageContext
 from stages.examples import demonstrations
+from stages.origins import first_model
 from stages.prompts import check_prompts_early
 from stages.rows import IDS, Keeping, Rows, keeping, lengths, write_rows
 from stages.trainer import Checkpointed, Report, train
@@ -42,22 +44,28 @@ class SupervisedTrainer(Checkpointed, SFTTrainer):
 def main(context: StageContext) -> None:
     """Train on demonstrations; hand on the policy and its held-out loss."""
     recipe, config = context.recipe, context.recipe.sft
+    if config.use:
+        adopt_policy(context)
+        return
     examples = demonstrations(context)
-    start = sources.model_path(recipe.model, recipe.data)
+    start = first_model(recipe)
+    new_tokens: Sequence[int] = ()
     if start is None:
         texts = (f"{d.prompt.text}\n{d.completion}" for d in examples.train)
         tokenization = train_tokenization(texts, recipe.model.init.vocab_size, recipe.model.init.context)
         model = new_policy(recipe.model.init, tokenization, recipe.model)
     else:
-        tokenization = load_tokenization(start, recipe.model)
-        model = load_policy(start, tokenization, recipe.model)
+        path = local_model(start, recipe.model)
+        tokenization = load_tokenization(path, recipe.model, recipe.model.added_tokens)
+        model = load_policy(path, tokenization, recipe.model, quantized=True)
+        new_tokens = range(vocabulary_at(path, recipe.model), len(tokenization.tokenizer))
     parameters = sum(p.numel() for p in model.parameters())
     context.say(f"{parameters:,} parameters, {len(examples.train):,} demonstrations, {len(examples.test):,} held out")
     check_prompts_early(context, tokenization, context_of(model))
     max_length = config.max_length or context_of(model)
     training = encode(examples.train, tokenization, keeping(context, max_length, "training")).dataset
     held_out = encode(examples.test, tokenization, keeping(context, max_length, "held-out")).dataset
-    policy = add_lora(model, recipe.model.lora, "policy") if recipe.model.lora else model
+    policy = add_lora(model, recipe.model.lora, "policy", new_tokens) if recipe.model.lora else model
 
     def make_trainer(arguments: dict[str, Any], report: Report) -> SupervisedTrainer:
         if config.packing:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from reward_models.scoring import calibration_error
+from reward_models.judging import calibration_error
 from rlhf.analysis.statistics import bootstrap_interval, wilson_interval, wins
 from tests import reference
 

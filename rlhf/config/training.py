@@ -47,7 +47,7 @@ class RewardServerConfig(Section):
 
     batch_size: PositiveInt = 64  # responses per request
     timeout_seconds: PositiveFloat = 60.0  # of one request
-    patience_seconds: PositiveFloat = 600.0  # a server that is away or busy is asked again for so long
+    patience_seconds: Annotated[float, Field(gt=0, le=540)] = 300.0  # asked again while away; collectives end at 600 s
 
 
 class RewardConfig(StageConfig):

@@ -59,8 +59,9 @@ class Artifact:
 
     @property
     def model(self) -> Path:
-        """The model's directory."""
-        return self.directory / "model"
+        """The model's directory; somebody's own where the stage took that instead of training one."""
+        elsewhere = self.manifest.get("refers_to")
+        return Path(elsewhere["path"]) if elsewhere else self.directory / "model"
 
     @property
     def fingerprint(self) -> str:
@@ -130,7 +131,17 @@ def load_artifact(directory: Path) -> Artifact:
             raise ArtifactError(f"{path}: missing; run the stage again with --force")
         if file_digest(path) != checksum:
             raise ArtifactError(f"{path}: damaged (its checksum differs); run the stage again with --force")
+    elsewhere = artifact.manifest.get("refers_to")
+    if elsewhere and referring(Path(elsewhere["path"])) != elsewhere:
+        remedy = "run `rlhf run RECIPE` again"
+        raise ArtifactError(f"{elsewhere['path']}: changed or gone since {directory.name} took it in; {remedy}")
     return artifact
+
+
+def referring(model: Path) -> dict[str, Any]:
+    """What a manifest says of a model that lies elsewhere: its directory and the checksums of its files."""
+    files = sorted(path for path in model.iterdir() if path.is_file()) if model.is_dir() else []
+    return {"path": str(model.absolute()), "checksums": {path.name: file_digest(path) for path in files}}
 
 
 def discard(directory: Path) -> None:

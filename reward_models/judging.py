@@ -1,0 +1,89 @@
+"""How well a reward's scores predict votes that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reward_models.pairs import encode_comparison
+from reward_models.scoring import RewardModel
+from rlhf.analysis.statistics import wilson_interval
+from rlhf.types import Comparison, Completion, Reward
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A reward model against votes it was not trained on; ties are left out of all figures but the score's spread."""
+
+    votes: int
+    correct: int  # the chosen response scored higher
+    log_loss: float  # nats per vote
+    calibration_error: float  # expected calibration error of P(chosen wins), ten bins
+    margin: float  # mean of chosen less rejected
+    score_mean: float  # over all responses
+    score_deviation: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of votes predicted."""
+        return self.correct / max(1, self.votes)
+
+    def figures(self) -> dict[str, Any]:
+        """What a manifest keeps, the accuracy with its 95 % interval."""
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_ci": list(wilson_interval(self.correct, self.votes)),
+            "votes": self.votes,
+            "log_loss": self.log_loss,
+            "ece": self.calibration_error,
+            "margin": self.margin,
+            "score_mean": self.score_mean,
+            "score_deviation": self.score_deviation,
+        }
+
+
+def judge_held_out(model: RewardModel, comparisons: Sequence[Comparison]) -> HeldOut:
+    """Score both responses of held-out comparisons and compare with the votes."""
+    encoded = [encode_comparison(comparison, model.tokenization) for comparison in comparisons]
+    rows = [row["chosen_ids"] for row in encoded] + [row["rejected_ids"] for row in encoded]
+    return held_out_of(model.score_tokens(rows), [comparison.tie for comparison in comparisons])
+
+
+def judge_pairs(reward: Reward, pairs: Sequence[tuple[Completion, Completion]], ties: Sequence[bool]) -> HeldOut:
+    """Any reward's scores of chosen and rejected completions, compared with the votes."""
+    return held_out_of(reward([pair[0] for pair in pairs] + [pair[1] for pair in pairs]), ties)
+
+
+def held_out_of(scores: Tensor, ties: Sequence[bool]) -> HeldOut:
+    """The figures of scores [2 * votes], those of the chosen responses first."""
+    chosen, rejected = scores.chunk(2)
+    difference = (chosen - rejected)[~torch.tensor(list(ties), dtype=torch.bool)]
+    return HeldOut(
+        votes=len(difference),
+        correct=int((difference > 0).sum()),
+        log_loss=float(nn.functional.softplus(-difference).mean()),
+        calibration_error=calibration_error(difference),
+        margin=float(difference.mean()),
+        score_mean=float(scores.mean()),
+        score_deviation=float(scores.std()),
+    )
+
+
+def calibration_error(difference: Tensor, bins: int = 10) -> float:
+    """Expected calibration error (Naeini et al. 2015) of the favoured response's probability, [0.5, 1] in bins.
+
+    difference [votes]: score of the chosen less that of the rejected response, nats.
+    """
+    confidence = torch.sigmoid(difference.abs())
+    right = (difference > 0).float()
+    index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    error = 0.0
+    for b in range(bins):
+        inside = index == b
+        if inside.any():
+            error += float((confidence[inside].mean() - right[inside].mean()).abs() * inside.float().mean())
+    return error

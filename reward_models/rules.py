@@ -1,0 +1,54 @@
+"""A reward that is a function over text: a rule, a classifier of one's own, a call to a service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.errors import RewardError
+from rlhf.types import Completion, Scorer
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """See `rlhf.types.Reward`. Scores are (raw - mean) / deviation; 0 and 1 leave them raw."""
+
+    name: str
+    function: Scorer
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def __call__(self, completions: Sequence[Completion]) -> Tensor:
+        """Scores [batch]. Raises RewardError where the function raises, or gives something else than finite scores."""
+        prompts, responses = [c.prompt.text for c in completions], [c.response for c in completions]
+        try:
+            raw = self.function(prompts, responses)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RewardError(f"reward {self.name}: raised {reason}; mend it, the same command goes on") from error
+        return (scores_of(raw, completions, self.name) - self.mean) / self.deviation
+
+
+def scores_of(raw: Any, completions: Sequence[Completion], name: str) -> Tensor:
+    """One finite score [batch] per completion, or a RewardError that names the first that is none."""
+    try:
+        values = [float(value) for value in raw]
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"reward {name}: gave no list of numbers ({error}); return one score a response") from error
+    if len(values) != len(completions):
+        raise RewardError(
+            f"reward {name}: gave {len(values)} scores for {len(completions)} responses; return one score a response"
+        )
+    scores = torch.tensor(values, dtype=torch.float32)
+    bad = (~scores.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        first = completions[bad[0]]
+        raise RewardError(
+            f"reward {name}: gave {values[bad[0]]} for the response {first.response[:60]!r} to the prompt "
+            f"{first.prompt.text[:60]!r}; every score must be a finite number"
+        )
+    return scores

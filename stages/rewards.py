@@ -1,0 +1,85 @@
+"""The reward of a run: the model that its reward stage trained, or what the recipe names in its place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+from torch import nn
+
+from data.scorers import load_scorer
+from reward_models.client import HttpReward
+from reward_models.encoders import PairClassifier
+from reward_models.rules import FunctionReward
+from reward_models.scoring import RewardModel
+from rlhf.config import Recipe
+from rlhf.heads import head_of
+from rlhf.models import context_of, load_own_reward_model, load_reward_model
+from rlhf.pretrained import local_model
+from rlhf.references import kind_of
+from rlhf.store.artifact import Artifact
+from rlhf.tokenization import Tokenization, load_tokenization
+from stages.frozen import freeze
+from stages.origins import model_place
+
+AnyReward: TypeAlias = RewardModel | PairClassifier | FunctionReward | HttpReward
+
+
+def load_reward(artifact: Artifact, tokenization: Tokenization, recipe: Recipe) -> AnyReward:
+    """The reward that an artifact of the reward stage stands for, its scores normalised as the recipe says.
+
+    tokenization: the policy's. A reward model with another one is fed text instead of the policy's tokens.
+    """
+    used = artifact.manifest.get("use")
+    if used is None:
+        reward: AnyReward = trained_model(artifact, tokenization, recipe)
+    elif kind_of(used) == "model":
+        reward = reward_model(artifact.model, tokenization, recipe)
+    else:
+        reward = named_reward(used, tokenization, recipe)
+    if not recipe.ppo.normalize_scores:
+        return reward
+    deviation = artifact.results["score_deviation"] or 1.0  # 0: all scores equal, nothing to scale
+    return replace(reward, mean=artifact.results["score_mean"], deviation=deviation)
+
+
+def named_reward(name: str, tokenization: Tokenization, recipe: Recipe) -> AnyReward:
+    """A reward by its name in a recipe, with raw scores: a model, the address of a server, package.module:function."""
+    kind = kind_of(name)
+    if kind == "function":
+        return FunctionReward(name, load_scorer(name, recipe.data.directory))
+    if kind == "server":
+        return HttpReward(name, recipe.reward.server)
+    return reward_model(local_model(model_place(name, recipe.data), recipe.model), tokenization, recipe)
+
+
+def trained_model(artifact: Artifact, tokenization: Tokenization, recipe: Recipe) -> RewardModel:
+    """The frozen model of a reward stage of ours."""
+    by_text = bool(tokenization.differing(artifact.manifest["contract"]))
+    own = load_tokenization(artifact.model, recipe.model) if by_text else tokenization
+    own.require(artifact.manifest["contract"], f"the tokenizer in {artifact.model}")
+    model = freeze(load_reward_model(artifact.model, own, recipe.model), recipe)
+    return RewardModel(model, own, recipe.ppo.micro_batch_tokens, by_text=by_text)
+
+
+def reward_model(path: Path, tokenization: Tokenization, recipe: Recipe) -> RewardModel | PairClassifier:
+    """Somebody's reward model: given the policy's tokens where it has the same tokenizer contract, else text."""
+    model = freeze(load_own_reward_model(path, recipe.model), recipe)
+    budget = recipe.ppo.micro_batch_tokens
+    if head_of(model) is None:
+        return pair_classifier(model, path, recipe)
+    own = load_tokenization(path, recipe.model, frozen=True)
+    # Which id fills a row up says nothing of what two models read.
+    by_text = bool(set(tokenization.differing(own.contract)) - {"pad_id"})
+    return RewardModel(model, own, budget, by_text=by_text)
+
+
+def pair_classifier(model: nn.Module, path: Path, recipe: Recipe) -> PairClassifier:
+    """A BERT-like reward model with its own tokenizer."""
+    from transformers import AutoTokenizer
+
+    code = recipe.model.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=code)
+    context = min(context_of(model), tokenizer.model_max_length)
+    return PairClassifier(model, tokenizer, context, recipe.ppo.micro_batch_tokens)

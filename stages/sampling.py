@@ -1,0 +1,40 @@
+"""Responses of a policy to prompts, sampled by all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from rlhf.config import Recipe
+from rlhf.distributed import gather_objects, rank, world_size
+from rlhf.generation.native import NativeGenerator
+from rlhf.models import is_quantized
+from rlhf.ppo.experience import complete
+from rlhf.tokenization import Tokenization
+from rlhf.types import Completion, Prompt
+
+
+def native_generator(policy: nn.Module, tokenization: Tokenization, recipe: Recipe) -> NativeGenerator:
+    """A sampler of a policy with the recipe's settings."""
+    bfloat16 = recipe.model.dtype == "bfloat16"
+    generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, recipe.ppo.generation, bfloat16)
+    # Kernels for weights of few bits round otherwise where a gradient is to come.
+    generator.exact = generator.exact and not is_quantized(policy)
+    return generator
+
+
+def sample(
+    policy: nn.Module, tokenization: Tokenization, recipe: Recipe, prompts: Sequence[Prompt]
+) -> list[Completion]:
+    """One response to each prompt, on every rank; the noise depends on the recipe's seed and the row alone."""
+    generator = native_generator(policy, tokenization, recipe)
+    rows = range(rank(), len(prompts), world_size())
+    found: list[tuple[int, Completion]] = []
+    if len(rows):
+        asked = [prompts[row] for row in rows]
+        tokens = [tokenization.prompt(prompt) for prompt in asked]
+        sampled = generator.sample(tokens, rows, seed=recipe.seed, step=0)
+        found = list(zip(rows, complete(asked, tokens, tokenization, sampled), strict=True))
+    # Every rank must see the very same responses, so each takes over what the others sampled.
+    return [completion for _, completion in sorted(sum(gather_objects(found), []), key=lambda row: row[0])]

@@ -1,0 +1,57 @@
+"""What a recipe names in place of stages, checked before anything runs. Loads no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data.scorers import load_scorer
+from rlhf.config import Recipe
+from rlhf.errors import ConfigError
+from rlhf.references import check_address, kind_of
+from rlhf.store.weights import check_model_directory
+from stages.lineage import STAGES, used_by
+from stages.origins import model_place
+
+HUB_ID = r"[\w.-]+(?:/[\w.-]+)?(?:@[\w.-]+)?"
+
+
+def check_uses(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Raise one error with all that is wrong with what these stages and their inputs use."""
+    problems: list[str] = []
+    for field, name in uses(recipe, stages):
+        try:
+            check_use(field, name, recipe)
+        except ConfigError as error:
+            problems += error.problems
+    if recipe.sft.use and recipe.model.path:
+        unused = f"model.path={recipe.model.path}: is not used beside sft.use={recipe.sft.use}"
+        problems.append(f"{unused}; remove one of them")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def uses(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Fields and names that the stages, or the inputs they take in, use."""
+    concerned = {*stages, *(name for stage in stages for name in STAGES[stage].inputs)}
+    for stage in ("sft", "reward"):
+        if stage in concerned and (name := used_by(recipe, stage)):
+            yield f"{stage}.use", name
+    if "ppo" in stages and recipe.ppo.held_out.judge:
+        yield "ppo.held_out.judge", recipe.ppo.held_out.judge
+
+
+def check_use(field: str, name: str, recipe: Recipe) -> None:
+    """Raise ConfigError, ArtifactError where a name cannot be what its field needs."""
+    kind = kind_of(name)
+    if field == "sft.use" and kind != "model":
+        raise ConfigError(f"{field}={name}: is a {kind}; give a language model's directory or org/name@COMMIT")
+    if kind == "function":
+        load_scorer(name, recipe.data.directory)
+    elif kind == "server":
+        check_address(field, name)
+    elif (place := Path(model_place(name, recipe.data))).is_dir():
+        check_model_directory(place)
+    elif not re.fullmatch(HUB_ID, name) or name.startswith("."):
+        raise ConfigError(f"{field}={name}: no such directory; give one made by save_pretrained, or org/name@COMMIT")
