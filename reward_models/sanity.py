@@ -115,9 +115,10 @@ def spoiled(answers: Sequence[Completion], seed: int) -> dict[str, list[str]]:
         generator.shuffle(words)
         return " ".join(words)
 
-    others = [*answers[1:], *answers[:1]]
+    order = generator.sample(range(len(answers)), len(answers))
+    after = dict(zip(order, [*order[1:], *order[:1]], strict=True))  # no answer is its own other
     return {
         "an empty response": ["" for _ in answers],
-        "an answer to another prompt": [other.response for other in others],
+        "an answer to another prompt": [answers[after[i]].response for i in range(len(answers))],
         "its words in any order": [scrambled(answer.response) for answer in answers],
     }

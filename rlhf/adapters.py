@@ -62,6 +62,16 @@ def quantization_options(config: LoraConfig | None, compute: torch.dtype) -> dic
     return {"quantization_config": bits}
 
 
+def keep_canonical(model: nn.Module) -> None:
+    """On CPUs with AVX-512 bitsandbytes packs 4-bit weights anew, and computes in bfloat16, once in eval mode.
+
+    Then sampling and training would differ, and the packed weights could not be merged; so this is turned off.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # unknown to nn.Module
+
+
 def is_quantized(model: nn.Module) -> bool:
     """Whether a model's linear layers hold few bits: it stays on its device and in its types."""
     return bool(getattr(model, "is_quantized", False))

@@ -13,13 +13,14 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
-from rlhf.adapters import add_lora, is_quantized, merged, quantization_options
+from rlhf.adapters import add_lora, is_quantized, keep_canonical, merged, quantization_options
 from rlhf.config import InitConfig, ModelConfig
 from rlhf.devices import settled
 from rlhf.distributed import device
 from rlhf.errors import ArtifactError
 from rlhf.heads import borrow_head, fresh_head, head_of, sequence_scores, token_classifier
 from rlhf.pretrained import context_at, context_of, is_classifier, load_pretrained, shape_at
+from rlhf.store.weights import base_of_adapter
 from rlhf.tokenization import Tokenization
 
 
@@ -76,13 +77,14 @@ def load_own_reward_model(path: Path, config: ModelConfig) -> nn.Module:
     head at all.
     """
     if is_classifier(path, config):
-        labels = shape_at(path, config).num_labels
+        head = "score." if base_of_adapter(path) else ""
+        labels = 1 if base_of_adapter(path) else shape_at(path, config).num_labels  # an adapter brings its own head
         if labels != 1:
             raise ArtifactError(
                 f"model {path}: gives {labels} labels where a reward is one score; give a reward model, or a function "
                 "(package.module:function) that makes one score of them"
             )
-        model: nn.Module = load_pretrained(AutoModelForSequenceClassification, path, config, num_labels=1)
+        model: nn.Module = load_pretrained(AutoModelForSequenceClassification, path, config, head, num_labels=1)
     else:
         model = load_pretrained(AutoModelForSequenceClassification, path, config, "score.", num_labels=1)
         borrow_head(model, path)
@@ -159,6 +161,7 @@ def _prepare(model: Any, tokenization: Tokenization) -> nn.Module:
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenization.pad_id
         model.generation_config.eos_token_id = tokenization.stop_id
+    keep_canonical(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # a classifier's, which its configuration cannot always turn off
             module.p = 0.0

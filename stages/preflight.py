@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 
 from data import sources
@@ -28,6 +29,7 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
             problems.extend(problem for problem in error.problems if problem not in problems)
 
     attempt(lambda: check_uses(recipe, stages))
+    attempt(lambda: packages_are_there(recipe))
     kinds = list(dict.fromkeys(kind for stage in stages for kind in kinds_of(recipe, stage)))
     attempt(lambda: no_toy_among_real(recipe, kinds))
     for kind in kinds:
@@ -44,6 +46,14 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
         attempt(lambda: weights_of(recipe))
     if problems:
         raise ConfigError(*problems)
+
+
+def packages_are_there(recipe: Recipe) -> None:
+    """Raise ConfigError where the recipe asks for what a package does that is not installed."""
+    lora = recipe.model.lora
+    if lora and lora.quantization and importlib.util.find_spec("bitsandbytes") is None:
+        field = f"model.lora.quantization={lora.quantization}"
+        raise ConfigError(f"{field}: needs bitsandbytes, which is not installed; pip install 'rlhf[quantization]'")
 
 
 def no_toy_among_real(recipe: Recipe, kinds: Sequence[str]) -> None:

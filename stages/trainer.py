@@ -126,6 +126,13 @@ class Report(TrainerCallback):
         return control
 
 
+def keep_float32(model: nn.Module) -> None:
+    """What learns is float32: over weights of few bits TRL rounds adapters and heads to bfloat16."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 class Trained(NamedTuple):
     """A trainer whose training is complete."""
 
@@ -157,6 +164,7 @@ def train(
     with context.progress(max(1, checkpoints.start), checkpoints.start) as progress, checkpoints.training():
         report = Report(context.tracker, progress, names)
         trainer = make_trainer(arguments, report)
+        keep_float32(trainer.model)
         report.trainer = trainer
         trainer.checkpoints = checkpoints
         trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,254 @@
+"""Rewards of one's own: functions in files, servers over HTTP, BERT-like classifiers, and what is examined of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from data.scorers import load_scorer, scorer_digest
+from reward_models.client import HttpReward
+from reward_models.rules import FunctionReward
+from reward_models.sanity import Examination
+from rlhf.config import ModelConfig, Recipe, RewardServerConfig
+from rlhf.errors import ConfigError, RewardError
+from rlhf.references import check_address, kind_of
+from rlhf.types import Completion, Prompt
+from stages.rewards import named_reward
+
+
+def completion(prompt: str, response: str, finished: bool = True) -> Completion:
+    return Completion(Prompt.of_user(prompt), response, (), (), finished)
+
+
+ANSWERS = [completion(f"question {i} ?", "word " * (i + 1) + f"answer {i}") for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("./reward", "model"),
+        ("org/name@0123", "model"),
+        ("runs/a.b/reward/model", "model"),
+        ("http://127.0.0.1:80/score", "server"),
+        ("https://host/score", "server"),
+        ("package.module:function", "function"),
+        ("mine.py:score", "function"),
+    ],
+)
+def test_what_a_name_names(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+def test_addresses_hold_no_secrets() -> None:
+    check_address("reward.use", "http://127.0.0.1:8000/score")
+    with pytest.raises(ConfigError, match="holds a name or password") as raised:
+        check_address("reward.use", "http://me:hunter2@host:80/score")
+    assert "hunter2" not in str(raised.value)
+    with pytest.raises(ConfigError, match="names no host"):
+        check_address("reward.use", "http:///score")
+
+
+def test_a_function_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def score(prompts, responses):\n    return [len(r) for r in responses]\n")
+    (tmp_path / "data.py").write_text("raise RuntimeError('a file must not hide an installed package')\n")
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    for name in ("mine:score", "mine.py:score", f"{tmp_path}/mine.py:score"):
+        assert load_scorer(name, None)(["p"], ["four"]) == [4.0]
+    assert load_scorer("data.toy:gold", None)
+    with pytest.raises(ConfigError, match=r"broken:score: no such function \(ModuleNotFoundError: .*nothing_of_that"):
+        load_scorer("broken:score", None)
+    before = scorer_digest("mine:score", None)
+    (tmp_path / "mine.py").write_text("def score(prompts, responses):\n    return [2 * len(r) for r in responses]\n")
+    assert scorer_digest("mine:score", None) != before
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (lambda prompts, responses: [1.0], "gave 1 scores for 12 responses"),
+        (lambda prompts, responses: [math.nan] * len(responses), "every score must be a finite number"),
+        (lambda prompts, responses: 3.0, "gave no list of numbers"),
+        (lambda prompts, responses: ["good"] * len(responses), "gave no list of numbers"),
+        (lambda prompts, responses: [1 / 0 for _ in responses], "raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_function_that_gives_no_scores_is_one_line(function: Any, problem: str) -> None:
+    with pytest.raises(RewardError, match=problem) as raised:
+        FunctionReward("mine:score", function)(ANSWERS)
+    assert "\n" not in str(raised.value)
+
+
+def examined(score: Callable[[Sequence[str]], Sequence[float]]) -> list[str]:
+    reward = FunctionReward("mine:score", lambda prompts, responses: list(score(responses)))
+    return Examination("mine:score", 1e-3, lambda text: [1] * len(text), 0)(reward, ANSWERS).warnings()
+
+
+def test_an_examination_tells_what_a_reward_prefers() -> None:
+    assert not examined(lambda responses: [float(len(r)) for r in responses])
+    assert any("nothing can be learned" in line for line in examined(lambda responses: [1.0] * len(responses)))
+    (warning,) = examined(lambda responses: [-float(len(r)) for r in responses])
+    assert warning == "prefers an empty response to the answer itself in 100% of 12 probes"
+
+
+@pytest.mark.parametrize(
+    ("score", "how"),
+    [
+        (lambda responses: [len(r) - sum(map(len, responses)) / len(responses) for r in responses], "alone"),
+        (lambda responses: [len(r) + 0.5 * i for i, r in enumerate(responses)], ""),
+    ],
+)
+def test_a_score_that_depends_on_the_batch_is_refused(score: Any, how: str) -> None:
+    with pytest.raises(RewardError, match=f"a batch and .* {how}.*must depend on its own prompt and response"):
+        examined(score)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the test says; keeps what it was asked."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[dict[str, Any]]
+    tokens: list[str | None]
+    answer: Callable[[dict[str, Any]], tuple[int, Any]]
+
+    def do_POST(self) -> None:
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).asked.append(question)
+        type(self).tokens.append(self.headers.get("Authorization"))
+        status, content = type(self).answer(question)
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@contextmanager
+def server(answer: Callable[[dict[str, Any]], tuple[int, Any]]) -> Iterator[tuple[str, type[Handler]]]:
+    handler = type("Own", (Handler,), {"asked": [], "tokens": [], "answer": staticmethod(answer)})
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.server_port}/score", handler
+    finally:
+        listening.shutdown()
+        thread.join()
+        listening.server_close()
+
+
+def lengths(question: dict[str, Any]) -> tuple[int, Any]:
+    return 200, {"scores": [len(response) for response in question["responses"]]}
+
+
+def asked(address: str, **options: Any) -> Tensor:
+    return HttpReward(address, RewardServerConfig(**options))(ANSWERS)
+
+
+LENGTHS = torch.tensor([float(len(c.response)) for c in ANSWERS])
+
+
+def test_a_server_is_asked_in_batches_with_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_REWARD_TOKEN", "secret")
+    with server(lengths) as (address, handler):
+        torch.testing.assert_close(asked(address, batch_size=5), LENGTHS)
+    assert [len(question["responses"]) for question in handler.asked] == [5, 5, 2]
+    assert set(handler.tokens) == {"Bearer secret"}
+    assert handler.asked[0]["messages"][0] == [{"role": "user", "content": "question 0 ?"}]
+    assert handler.asked[0]["prompts"][0] == "question 0 ?" and handler.asked[0]["finished"][0] is True
+
+
+def test_rewards_is_another_word_for_scores() -> None:
+    with server(lambda question: (200, {"rewards": [1.0] * len(question["prompts"])})) as (address, _):
+        assert asked(address).eq(1).all()
+
+
+def test_a_busy_server_is_asked_again() -> None:
+    answers = iter([(503, {}), (429, {}), (200, None)])
+
+    def busy(question: dict[str, Any]) -> tuple[int, Any]:
+        status, _ = next(answers)
+        return lengths(question) if status == 200 else (status, {})
+
+    with server(busy) as (address, handler):
+        torch.testing.assert_close(asked(address), LENGTHS)
+    assert len(handler.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "problem"),
+    [
+        (401, {}, "refused with 401 Unauthorized; set RLHF_REWARD_TOKEN"),
+        (404, {}, "refused with 404 Not Found; mend reward.use or the server"),
+        (200, b"<html>", "the answer must be"),
+        (200, [1, 2], "the answer must be"),
+        (200, {"scores": [1.0]}, "gave 1 scores for 12 responses"),
+        (200, b'{"scores": [NaN, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]}', "gave nan for the response 'word answer 0'"),
+        (500, {}, r"no answer within reward.server.patience_seconds=0.3 \(500 Internal Server Error\)"),
+    ],
+)
+def test_what_is_no_answer_is_one_line(status: int, content: Any, problem: str) -> None:
+    with (
+        server(lambda question: (status, content)) as (address, _),
+        pytest.raises(RewardError, match=problem) as raised,
+    ):
+        asked(address, patience_seconds=0.3)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_server_that_is_away_is_waited_for_and_then_named() -> None:
+    with server(lengths) as (address, _):
+        pass
+    with pytest.raises(RewardError, match="no answer within .*ConnectError"):
+        asked(address, patience_seconds=0.3)
+
+
+def encoder(path: Path) -> BertForSequenceClassification:
+    """A random BERT with one label, and a tokenizer that joins a pair as BERT's does."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "word", "answer", "question", "?", *map(str, range(12))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=24, **special).save_pretrained(path)
+    torch.manual_seed(0)
+    shape = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=24, num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    model = BertForSequenceClassification(shape)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3) if weight.ndim > 1 else None
+    model.save_pretrained(path)
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bert_like_classifier_reads_pairs_of_texts(tmp_path: Path) -> None:
+    theirs = encoder(tmp_path)
+    recipe = Recipe(model=ModelConfig(dtype="float32", attention="sdpa"))
+    reward = named_reward(str(tmp_path), None, recipe)  # type: ignore[arg-type]  # it needs no policy's tokenizer
+    scores = reward(ANSWERS)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    with torch.no_grad():
+        for answer, score in zip(ANSWERS[:8], scores, strict=False):
+            inputs = tokenizer(answer.prompt.text, answer.response, return_tensors="pt")
+            torch.testing.assert_close(theirs(**inputs).logits[0, 0], score, atol=1e-5, rtol=1e-4)
+    assert scores.isfinite().all()  # also of the longest, which lost their ends
+    assert scores.unique().numel() > 8
