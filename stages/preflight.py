@@ -53,7 +53,7 @@ def packages_are_there(recipe: Recipe) -> None:
     lora = recipe.model.lora
     if lora and lora.quantization and importlib.util.find_spec("bitsandbytes") is None:
         field = f"model.lora.quantization={lora.quantization}"
-        raise ConfigError(f"{field}: needs bitsandbytes, which is not installed; pip install 'rlhf[quantization]'")
+        raise ConfigError(f"{field}: needs bitsandbytes; pip install -c constraints.txt -e '.[quantization]'")
 
 
 def no_toy_among_real(recipe: Recipe, kinds: Sequence[str]) -> None:

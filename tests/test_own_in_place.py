@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from running import TINY, rlhf, stage
+from safetensors.torch import load_file
 from test_own_rewards import lengths, server
 
 from rlhf.errors import ArtifactError
@@ -85,6 +86,18 @@ def test_an_adapter_is_merged_into_the_stage(tiny_run: Path, own: Path) -> None:
     made, taken = (own / "made" / "sft" / "model", own / "run" / "sft" / "model")
     assert (taken / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
     assert lineage_of(load_recipe(TINY, [use]), "sft", own / "run").data["model"]
+
+
+def test_qlora_starts_at_its_reference_and_learns(tiny_run: Path, own: Path) -> None:
+    few_bits = "model.lora={rank: 4, alpha: 8.0, quantization: nf4}"
+    uses = [f"sft.use={tiny_run}/sft/model", f"reward.use={tiny_run}/reward/model"]
+    ppo(own / "run", few_bits, *uses)
+    lines = [json.loads(line) for line in (own / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    assert abs(lines[0]["objective/kl"]) < 1e-4 < abs(lines[1]["objective/kl"])  # the reference has as few bits
+    assert lines[0]["policy/clipfrac"] < 0.2
+    before, after = (load_file(f / "model.safetensors") for f in (tiny_run / "sft/model", own / "run/ppo/model"))
+    assert set(before) == set(after)
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
 
 
 def test_votes_judge_a_reward_only_where_there_are_some(tmp_path: Path) -> None:

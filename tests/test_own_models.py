@@ -29,6 +29,7 @@ from rlhf.models import (
     save_model,
     sequence_scores,
 )
+from rlhf.pretrained import local_model
 from rlhf.store.weights import check_model_directory
 from rlhf.tokenization import load_tokenization
 
@@ -236,3 +237,15 @@ def test_a_reward_model_and_a_critic_of_few_bits_have_full_heads(policy: Path) -
         model = load(policy, tiny_tokenization(), config, quantized=True)
         head = head_of(model)
         assert is_quantized(model) and head is not None and head.weight.dtype == torch.float32
+
+
+def test_a_hub_id_is_its_snapshot_in_the_cache(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789" * 4
+    snapshots = tmp_path / "hub" / "models--org--name" / "snapshots"
+    snapshots.mkdir(parents=True)
+    policy.rename(snapshots / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert local_model(f"org/name@{commit}", ModelConfig()) == snapshots / commit
+    assert local_model("org/name", ModelConfig(revision=commit)) == snapshots / commit
+    with pytest.raises(ArtifactError, match=r"model org/other: no such directory, and not to be had from the hub"):
+        local_model("org/other", ModelConfig())
