@@ -189,7 +189,8 @@ def summarize(recipe: Recipe, run: Path) -> dict[str, Any]:
     if "reward" in artifacts:
         summary["reward"] = chosen_figures(artifacts["reward"], "accuracy", "accuracy_ci", "bayes_accuracy")
     if "ppo" in artifacts:
-        summary["ppo"] = {"kl": artifacts["ppo"].results["kl"], "episodes": artifacts["ppo"].results["episodes"]}
+        kept = ("kl", "episodes", "best_step", "best_score", "last_score", "stopped_early")
+        summary["ppo"] = {key: artifacts["ppo"].results[key] for key in kept if key in artifacts["ppo"].results}
         summary["ppo"]["seconds"] = seconds["ppo"]
     if "evaluate" in artifacts:
         summary.setdefault("ppo", {}).update(evaluation(artifacts["evaluate"].results))
@@ -206,7 +207,7 @@ def chosen_figures(artifact: Artifact, *keys: str) -> dict[str, Any]:
 def evaluation(results: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of the evaluate stage that a summary shows."""
     keys = ("gold_before", "gold_after", "gold_gain_ci", "win_rate", "win_rate_ci", "kl", "judge")
-    optional = ("second_gold_before", "second_gold_after")
+    optional = ("second_gold_before", "second_gold_after", "lm_eval")
     return {key: results[key] for key in (*keys, *optional) if key in results}
 
 

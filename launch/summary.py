@@ -38,12 +38,25 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     ppo = summary.get("ppo", {})
     if "episodes" in ppo:
         yield "ppo", "episodes", f"{ppo['episodes']:,} in {ppo['seconds']:.0f} s"
+    if "best_step" in ppo:
+        best = f"{ppo['best_score']:.3f} after step {ppo['best_step']}"
+        yield "", "best held-out score, and the last", f"{best}, {ppo['last_score']:.3f}"
     if "win_rate" in ppo:
         yield "evaluate", ppo["judge"], f"{ppo['gold_before']:.3f} -> {ppo['gold_after']:.3f}"
         if "second_gold_after" in ppo:
             yield "", "second gold", f"{ppo['second_gold_before']:.3f} -> {ppo['second_gold_after']:.3f}"
         yield "", "win rate against SFT", with_interval(ppo["win_rate"], ppo["win_rate_ci"])
         yield "", "KL to SFT, nats per response", f"{ppo['kl']:.2f}"
+    for task, figures in ppo.get("lm_eval", {}).items():
+        for metric, figure in figures["metrics"].items() if not figures["part_of_a_group"] else ():
+            yield "", f"lm-eval {task}, {metric}", change(figure)
+
+
+def change(figure: Mapping[str, Any]) -> str:
+    """A figure before and after, and the difference with its standard error."""
+    error = figure["difference_stderr"]
+    spread = "" if error is None else f" ± {error:.2g}"
+    return f"{figure['before']:.4g} -> {figure['after']:.4g} ({figure['difference']:+.2g}{spread})"
 
 
 def used(stage: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

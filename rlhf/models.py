@@ -20,6 +20,7 @@ from rlhf.distributed import device
 from rlhf.errors import ArtifactError
 from rlhf.heads import borrow_head, fresh_head, head_of, sequence_scores, token_classifier
 from rlhf.pretrained import context_at, context_of, is_classifier, load_pretrained, shape_at
+from rlhf.store.artifact import remove
 from rlhf.store.weights import base_of_adapter
 from rlhf.tokenization import Tokenization
 
@@ -140,6 +141,15 @@ def save_model(model: nn.Module, tokenization: Tokenization, directory: Path) ->
         model = merged(model)
     model.save_pretrained(directory)  # type: ignore[operator]
     tokenization.save(directory)
+
+
+def save_alone(model: nn.Module, tokenization: Tokenization, directory: Path) -> None:
+    """`save_model` without the adapter, so that beside it another model's can lie."""
+    apart = directory.with_name(f".{directory.name}.partial")
+    remove(apart)
+    save_model(model, tokenization, apart / "model")
+    (apart / "model").replace(directory)
+    remove(apart)
 
 
 def _bits(config: ModelConfig, quantized: bool) -> dict[str, Any]:

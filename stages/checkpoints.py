@@ -52,6 +52,11 @@ class Checkpoints:
                 self.end(self.start)
         return self.start
 
+    def surpass(self, score: float | None) -> None:
+        """A checkpoint is the best only above the score of what training started from, which stands elsewhere."""
+        if self._is_best(score):
+            self.best = score
+
     @contextmanager
     def training(self) -> Iterator[None]:
         """While steps are made, signals wait for `after`."""

@@ -16,8 +16,8 @@ from torch import nn
 from rlhf.config import Recipe
 from rlhf.devices import settled_recipe
 from rlhf.distributed import barrier, gather_objects, is_main, world_size
-from rlhf.models import save_model
-from rlhf.store.artifact import PARTIAL, Artifact, Lineage, load_artifact, publish
+from rlhf.models import save_alone, save_model
+from rlhf.store.artifact import PARTIAL, Artifact, Lineage, link_directory, load_artifact, publish
 from rlhf.store.checkpoint import Checkpoint, CheckpointStore, retention_of
 from rlhf.store.turnover import put_back
 from rlhf.store.unfinished import METRICS, Begun, begin, cut_back, hold
@@ -128,13 +128,21 @@ class StageContext:
         results: Mapping[str, Any],
         model: nn.Module | None = None,
         tokenization: Tokenization | None = None,
+        best: nn.Module | None = None,
         **record: Any,
     ) -> None:
-        """Save the model if there is one, close the trackers and make the artifact complete."""
+        """Save the model if there is one, close the trackers and make the artifact complete.
+
+        best: another model to keep in best/, or `model` itself, of which best/ is then a second name.
+        """
         with self.signals.deferred():  # on every rank: one that ended would leave the others waiting for it
             if is_main():
                 if model is not None and tokenization is not None:
                     save_model(model, tokenization, self.partial / "model")
+                    if best is model:
+                        link_directory(self.partial / "model", self.partial / "best")
+                    elif best is not None:
+                        save_alone(best, tokenization, self.partial / "best")
                 self.tracker.close()
                 publish(
                     self.output,

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data.scorers import load_scorer
-from rlhf.analysis.statistics import bootstrap_interval, wins
+from rlhf.analysis.statistics import bootstrap_interval, mean, wins
 from rlhf.config import Recipe
 from rlhf.models import context_at, load_policy
 from rlhf.ppo.experience import Actors
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Completion, Prompt
+from stages.benchmarks import check_benchmarks, run_benchmarks
 from stages.command import run_stage
 from stages.context import StageContext
 from stages.frozen import freeze
@@ -30,6 +31,8 @@ def main(context: StageContext) -> None:
     recipe, config = context.recipe, context.recipe.evaluate
     tokenization = load_tokenization(context.inputs["sft"].model, recipe.model)
     tokenization.require(context.inputs["ppo"].manifest["contract"], "the PPO policy")
+    if config.lm_eval:
+        check_benchmarks(context)
     window = context_at(context.inputs["ppo"].model, recipe.model)
     held_out = fitting_prompts(context, tokenization, window).test
     prompts = [held_out[i % len(held_out)] for i in range(config.prompts)]
@@ -61,6 +64,8 @@ def main(context: StageContext) -> None:
     if config.second_gold:
         results["second_gold_before"] = mean(judge(config.second_gold, before, recipe))
         results["second_gold_after"] = mean(judge(config.second_gold, after, recipe))
+    if config.lm_eval:
+        results["lm_eval"] = run_benchmarks(context, config.lm_eval)
     columns = {
         "prompt": [prompt.text for prompt in prompts],
         "before": [c.response for c in before],
@@ -92,18 +97,14 @@ def answers(
     reward = load_reward(context.inputs["reward"], tokenization, recipe)
     generator = native_generator(policy, tokenization, recipe)
     actors = Actors(policy, reference, None, generator, reward, tokenization)
-    return respond(actors, prompts, recipe.ppo, recipe.seed + 1)
+    found = respond(actors, prompts, recipe.ppo, recipe.seed + 1)
+    return [answer.completion for answer in found], [answer.score for answer in found], [answer.kl for answer in found]
 
 
 def judge(scorer: str, completions: Sequence[Completion], recipe: Recipe) -> list[float]:
     """A scorer's figures for completions."""
     score = load_scorer(scorer, recipe.data.directory)
     return list(score([c.prompt.text for c in completions], [c.response for c in completions]))
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

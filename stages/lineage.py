@@ -11,6 +11,7 @@ from data import sources
 from data.scorers import scorer_digest
 from rlhf.config import Recipe
 from rlhf.store.artifact import Lineage, find_artifact
+from stages.benchmark_tasks import tasks_digest
 from stages.origins import first_model, model_digest, used_digest
 
 
@@ -109,6 +110,8 @@ def lineage_of(recipe: Recipe, stage: str, run: Path) -> Lineage:
     if stage == "evaluate":
         golds = [name for name in (recipe.evaluate.gold, recipe.evaluate.second_gold) if name]
         data |= {name: scorer_digest(name, recipe.data.directory) for name in golds}
+        if recipe.evaluate.lm_eval:
+            data["lm_eval"] = tasks_digest(recipe)
     return Lineage(
         stage=stage,
         fields={

@@ -6,16 +6,18 @@ One step: collect (no gradients), shape rewards, estimate advantages, update, ad
 from __future__ import annotations
 
 from rlhf.advantages import gae, whiten
-from rlhf.distributed import rank, world_size
+from rlhf.distributed import is_main, rank, world_size
 from rlhf.kl import estimate
 from rlhf.ppo.experience import collect
 from rlhf.ppo.shaping import penalize_unfinished, shape_rewards
 from rlhf.ppo.update import Targets, update
 from rlhf.tracking.timer import PhaseTimer
+from stages.best import find_best
 from stages.cast import PromptOrder, prepare
 from stages.command import run_stage
 from stages.context import StageContext
-from stages.rollout import evaluate_held_out, rollout_statistics
+from stages.held_out import HeldOut
+from stages.rollout import rollout_statistics
 from stages.state import PpoState
 
 
@@ -24,13 +26,15 @@ def main(context: StageContext) -> None:
     recipe, config = context.recipe, context.recipe.ppo
     cast = prepare(context)
     actors, policy, value, kl, prompts = cast
-    state, checkpoints = PpoState(cast), context.checkpoints()
-    start = checkpoints.restore(state.load)
+    held_out, checkpoints = HeldOut(context, cast), context.checkpoints()
+    state = PpoState(cast, held_out)
+    step = start = checkpoints.restore(state.load)
     order = PromptOrder(prompts.train, recipe.seed)
     rows = range(rank(), config.prompts_per_step, world_size())
     timer = PhaseTimer()
+    checkpoints.surpass(held_out.evaluate_start())
     with context.progress(config.steps, start) as progress, checkpoints.training():
-        for step in range(start + 1, config.steps + 1):
+        for step in held_out.steps(start):
             with timer.phase("collect"):
                 batch = [order[(step - 1) * config.prompts_per_step + row] for row in rows]
                 experience, _ = collect(batch, rows, actors, config, (recipe.seed, step))
@@ -48,18 +52,19 @@ def main(context: StageContext) -> None:
             state.figures = figures | timer.speed(figures["tokens/response_length"] * config.prompts_per_step)
             context.tracker.log(step, state.figures)
             progress.update(step, {name: figures[f"objective/{name}"] for name in ("scores", "kl", "entropy")})
-            held_out = None
-            if config.evaluate_every and (step % config.evaluate_every == 0 or step == config.steps):
-                held_out = evaluate_held_out(context, actors, prompts.test, step)
-            checkpoints.after(step, state.save, held_out, last=step == config.steps)
+            score = held_out.evaluate(step)
+            checkpoints.after(step, state.save, score, last=held_out.ended(step))
     results = {
         "kl": state.figures["objective/kl"],
         "scores": state.figures["objective/scores"],
-        "episodes": config.steps * config.prompts_per_step,
-        "steps": config.steps,
+        "episodes": step * config.prompts_per_step,
+        "steps": step,
     }
     engine = {"policy": policy.name, "value": value.name}
-    context.finish(results, policy.module, actors.tokenization, engine=engine)
+    best = find_best(context, held_out, policy.module, actors.tokenization) if is_main() else None
+    handed_on = best.policy if best and config.hand_on == "best" else policy.module
+    results |= held_out.results(step, best.evaluation if best else None)
+    context.finish(results, handed_on, actors.tokenization, best.policy if best else None, engine=engine)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from data.scorers import load_scorer
 from rlhf.config import Recipe
 from rlhf.engine.options import to_training_arguments
 from rlhf.errors import ConfigError, RLHFError
+from stages.benchmark_tasks import find_tasks
 from stages.lineage import kinds_of, used_by
 from stages.room import weights_of
 from stages.uses import check_uses
@@ -39,6 +40,8 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
     named += [recipe.evaluate.gold, recipe.evaluate.second_gold] if "evaluate" in stages else []
     for name in filter(None, named):
         attempt(lambda name=name: load_scorer(name, recipe.data.directory))  # type: ignore[misc]
+    if "evaluate" in stages and recipe.evaluate.lm_eval:
+        attempt(lambda: find_tasks(recipe))
     for stage in ("sft", "reward", "ppo"):
         if stage in stages and not used_by(recipe, stage):
             attempt(lambda stage=stage: batch_divides(recipe, stage, processes(stage)))  # type: ignore[misc]

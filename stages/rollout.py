@@ -1,8 +1,9 @@
-"""What a policy does on prompts, as figures: of a training rollout, of fixed held-out prompts, of an evaluation."""
+"""What a policy does on prompts, as figures: of a training rollout, and of fixed prompts sampled with fixed noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,11 +11,19 @@ from torch import Tensor
 from rlhf.config import PpoConfig
 from rlhf.distributed import device, gather_objects, global_sum, rank, world_size
 from rlhf.ppo.experience import Actors, collect
-from rlhf.types import Completion, Experience, Prompt
-from stages.context import StageContext
+from rlhf.types import Completion, Experience, Prompt, Reward
 
-HELD_OUT_PROMPTS = 64  # sampled at each evaluation while training
-HELD_OUT_STEP = 0  # keys the noise of evaluations; training steps count from 1
+EVALUATION_STEP = 0  # keys the noise of evaluations; training steps count from 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A policy's response to one prompt."""
+
+    completion: Completion
+    score: float  # by the reward, normalised
+    judged: float  # by the judge; the score where there is none
+    kl: float  # nats to the reference
 
 
 def rollout_statistics(
@@ -48,40 +57,23 @@ def rollout_statistics(
 
 
 def respond(
-    actors: Actors, prompts: Sequence[Prompt], config: PpoConfig, seed: int
-) -> tuple[list[Completion], list[float], list[float]]:
-    """Completions, normalised scores and KL to the reference (nats) of all prompts, spread over ranks, on every rank.
+    actors: Actors, prompts: Sequence[Prompt], config: PpoConfig, seed: int, judge: Reward | None = None
+) -> list[Answer]:
+    """The answers to all prompts, in their order, sampled and scored by all ranks together and known to each.
 
     The noise depends on seed and row alone, so that two policies are compared on the same draws.
     """
     rows = range(rank(), len(prompts), world_size())
-    found: list[tuple[int, Completion, float, float]] = []
+    found: list[tuple[int, Answer]] = []
     if len(rows):
-        experience, completions = collect([prompts[i] for i in rows], rows, actors, config, (seed, HELD_OUT_STEP))
+        experience, completions = collect([prompts[i] for i in rows], rows, actors, config, (seed, EVALUATION_STEP))
         kl = (experience.old_logprobs - experience.ref_logprobs).masked_fill(~experience.mask, 0.0).sum(-1)
-        found = list(zip(rows, completions, experience.scores.tolist(), kl.tolist(), strict=True))
-    ordered = sorted((row for part in gather_objects(found) for row in part), key=lambda row: row[0])
-    return [row[1] for row in ordered], [row[2] for row in ordered], [row[3] for row in ordered]
+        scores = experience.scores.tolist()
+        judged = judge(completions).tolist() if judge else scores
+        answers = map(Answer, completions, scores, judged, kl.tolist())
+        found = list(zip(rows, answers, strict=True))
+    return [answer for _, answer in sorted((pair for part in gather_objects(found) for pair in part), key=_row)]
 
 
-def evaluate_held_out(context: StageContext, actors: Actors, prompts: Sequence[Prompt], step: int) -> float:
-    """The mean score of the present policy on fixed held-out prompts, always with the same noise.
-
-    Figures and samples go to the tracker.
-    """
-    chosen = prompts[:HELD_OUT_PROMPTS]
-    completions, scores, kl = respond(actors, chosen, context.recipe.ppo, context.recipe.seed)
-    lengths = [len(completion.response_tokens) for completion in completions]
-    rows = [
-        {"step": step, "prompt": c.prompt.text, "response": c.response, "score": score, "kl": nats}
-        for c, score, nats in zip(completions, scores, kl, strict=True)
-    ]
-    context.tracker.table(step, "held-out", rows)
-    count = len(completions)
-    figures = {
-        "eval/scores": sum(scores) / count,
-        "eval/kl": sum(kl) / count,
-        "eval/response_length": sum(lengths) / count,
-    }
-    context.tracker.log(step, figures)
-    return figures["eval/scores"]
+def _row(pair: tuple[int, Answer]) -> int:
+    return pair[0]

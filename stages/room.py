@@ -17,9 +17,9 @@ TRAINED = {"sft": 1, "reward": 1, "ppo": 2, "evaluate": 0}  # models that learn 
 
 
 def require_room(recipe: Recipe, stage: str, run: Path) -> None:
-    """Raise ArtifactError unless the run's disk can be written and has room for a stage's model and two checkpoints.
+    """Raise ArtifactError unless the run's disk can be written and has room for a stage's models and checkpoints.
 
-    Two checkpoints, because an older checkpoint goes only once the newer one is whole.
+    Two checkpoints, because an older checkpoint goes only once the newer one is whole; PPO may keep its best besides.
     """
     place = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
     if not os.access(place, os.W_OK):
@@ -29,14 +29,17 @@ def require_room(recipe: Recipe, stage: str, run: Path) -> None:
         return
     learning = 0 if recipe.model.lora else weights  # adapters are small beside the model
     models = 0 if used_by(recipe, stage) else TRAINED[stage]
-    needed = BYTES * (min(models, 1) * weights + 2 * 3 * models * learning)
+    results, checkpoints = min(models, 1), 2
+    if stage == "ppo" and recipe.ppo.evaluate_every and recipe.checkpoint.keep_best:
+        results, checkpoints = 2, 3
+    needed = BYTES * (results * weights + checkpoints * 3 * models * learning)
     # What an execution before this one has written is there already.
     needed -= sum(path.stat().st_size for path in (run / stage / "checkpoints").rglob("*") if path.is_file())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise ArtifactError(
             f"{run}: {megabytes(free)} free on its disk, but the {stage} stage of a model of {weights:,} weights needs "
-            f"{megabytes(needed)} for its result and two checkpoints; free some or give another --run"
+            f"{megabytes(needed)} for its result and {checkpoints} checkpoints; free some or give another --run"
         )
 
 

@@ -14,13 +14,15 @@ from rlhf.distributed import is_main, rank
 from rlhf.randomness import random_state, set_random_state
 from rlhf.store.artifact import write_json
 from stages.cast import Cast
+from stages.held_out import HeldOut
 
 
 class PpoState:
-    """Policy, value model, their optimizers and schedules, KL controller, every rank's random state, last figures."""
+    """Policy, value model, their optimizers and schedules, KL controller, every rank's random state, evaluations."""
 
-    def __init__(self, cast: Cast) -> None:
+    def __init__(self, cast: Cast, held_out: HeldOut) -> None:
         self.cast = cast
+        self.held_out = held_out
         self.figures: dict[str, float] = {}  # of the last step
 
     def save(self, directory: Path) -> None:
@@ -29,7 +31,8 @@ class PpoState:
         self.cast.value.save(directory / "value")
         torch.save(random_state(), directory / f"random-{rank()}.pt")
         if is_main():
-            write_json(directory / "ppo.json", {"kl": self.cast.kl.state_dict(), "figures": self.figures})
+            state = {"kl": self.cast.kl.state_dict(), "figures": self.figures, "held_out": self.held_out.state()}
+            write_json(directory / "ppo.json", state)
 
     def load(self, directory: Path) -> None:
         """Take up what `save` wrote. A rank that was not there then keeps the seed's random state."""
@@ -39,6 +42,7 @@ class PpoState:
         state = json.loads((directory / "ppo.json").read_text(encoding="utf-8"))
         self.cast.kl.load_state_dict(state["kl"])
         self.figures = state["figures"]
+        self.held_out.load_state(state["held_out"])
         own = directory / f"random-{rank()}.pt"
         if own.is_file():
             set_random_state(torch.load(own, weights_only=True))

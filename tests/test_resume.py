@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,11 @@ STEPS = {"sft": 7, "reward": 6, "ppo": 3}
 
 
 def kill_in_training(stage: str, reference: Path, folder: Path, lines: int, *overrides: str) -> Path:
-    """A run whose stage was killed once its metrics file had so many lines."""
+    """A run whose stage was killed once its metrics file had so many lines of training."""
     run = own_copy(reference, folder, STAGES[: STAGES.index(stage)])
     process = start(stage, str(TINY), EVERY_STEP, *overrides, folder=folder)
-    assert wait_for(lambda: lines_of(run / stage / "metrics.jsonl") >= lines, process)
+    before = 1 if stage == "ppo" else 0  # the evaluation at step 0
+    assert wait_for(lambda: lines_of(run / stage / "metrics.jsonl") >= lines + before, process)
     kill_tree(process)
     assert not (run / stage / "manifest.json").exists()
     return run
@@ -90,11 +92,25 @@ def goes_on_bit_for_bit(stage: str, reference: Path, folder: Path, *overrides: s
     return whole / stage
 
 
-def test_an_adaptive_controller_goes_on(tiny_run: Path, tmp_path: Path) -> None:
-    overrides = ("ppo.kl.controller=adaptive", "ppo.kl.target=0.5", "ppo.kl.horizon=20")
+# A judge of no sense, but always of the same: which policy it finds the best is chance.
+CHANCE = """
+from zlib import crc32
+def score(prompts, responses):
+    return [crc32(f"{salt} {{pair}}".encode()) % 1000 / 1000 for pair in zip(prompts, responses)]
+"""
+
+
+def test_an_adaptive_controller_and_the_best_policy_go_on(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chance.py").write_text(CHANCE.format(salt=1))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    judge = ("ppo.held_out.judge=chance:score", "ppo.evaluate_every=1")
+    overrides = ("ppo.kl.controller=adaptive", "ppo.kl.target=0.5", "ppo.kl.horizon=20", *judge)
     whole = goes_on_bit_for_bit("ppo", tiny_run, tmp_path, *overrides)
     coefficients = {line["objective/kl_coef"] for line in figures(whole) if "objective/kl_coef" in line}
     assert len(coefficients) == STEPS["ppo"]  # it moves, or this test would show nothing
+    assert manifest(whole)["results"]["best_step"] in (1, 2)  # so that it comes from a checkpoint
 
 
 def test_adapters_go_on(tiny_run: Path, tmp_path: Path) -> None:

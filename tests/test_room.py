@@ -36,10 +36,10 @@ def test_arithmetic_counts_the_weights_of_a_fresh_model(shape: dict[str, int], t
     assert count_weights(tmp_path / "model.safetensors") == room.weights_of_init(init) - spared
 
 
-def test_room_is_asked_for_a_model_and_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_asked_for_models_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("demo")
     weights = room.weights_of_init(recipe.model.init)
-    needed = {"sft": 4 * weights * 7, "reward": 4 * weights * 7, "ppo": 4 * weights * 13, "evaluate": 0}
+    needed = {"sft": 4 * weights * 7, "reward": 4 * weights * 7, "ppo": 4 * weights * 20, "evaluate": 0}
     for stage, size in needed.items():
         monkeypatch.setattr(room.shutil, "disk_usage", lambda _, size=size: Usage(0, 0, size))
         room.require_room(recipe, stage, tmp_path / "runs" / "demo")

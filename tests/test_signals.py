@@ -31,10 +31,10 @@ NEVER = "checkpoint.every_steps=null"  # so that each checkpoint comes from a si
 
 
 def running_ppo(reference: Path, folder: Path, *overrides: str) -> tuple[Path, subprocess.Popen[str]]:
-    """A run whose ppo stage has made two steps."""
+    """A run whose ppo stage has been evaluated and has made two steps."""
     run = own_copy(reference, folder, ["sft", "reward"])
     process = start("ppo", str(TINY), NEVER, *overrides, folder=folder)
-    assert wait_for(lambda: lines_of(run / "ppo" / "metrics.jsonl") >= 2, process)
+    assert wait_for(lambda: lines_of(run / "ppo" / "metrics.jsonl") >= 3, process)
     return run, process
 
 
@@ -178,7 +178,7 @@ def test_under_torchrun_too_a_signal_ends_behind_a_checkpoint(tiny_run: Path, tm
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert wait_for(lambda: lines_of(run / "ppo" / "metrics.jsonl") >= 2, process)
+    assert wait_for(lambda: lines_of(run / "ppo" / "metrics.jsonl") >= 3, process)
     os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the agent and its workers at the same time
     out, _ = process.communicate(timeout=60)
     assert process.returncode != 0

@@ -52,14 +52,14 @@ def test_an_interrupted_stage_leaves_one_run_without_a_double_or_a_gap(tiny_run:
     whole = own_copy(tiny_run, tmp_path / "whole", ["sft", "reward"])
     assert rlhf("ppo", str(TINY), ONLINE_OFF, folder=tmp_path / "whole").returncode == 0
     undisturbed = history(whole / "ppo")
-    assert [row["rlhf/step"] for row in undisturbed] == [1, 2, 3]
-    assert all("objective/kl" in row for row in undisturbed)
-    assert ["eval/scores" in row for row in undisturbed] == [False, True, True]
-    assert [any(key.startswith("samples/held-out") for key in row) for row in undisturbed] == [False, True, True]
+    assert [row["rlhf/step"] for row in undisturbed] == [0, 1, 2, 3]
+    assert ["objective/kl" in row for row in undisturbed] == [False, True, True, True]
+    assert ["eval/scores" in row for row in undisturbed] == [True, False, True, True]
+    assert [any(key.startswith("samples/held-out") for key in row) for row in undisturbed] == [True, False, True, True]
 
     killed = own_copy(tiny_run, tmp_path / "killed", ["sft", "reward"])
     process = start("ppo", str(TINY), ONLINE_OFF, EVERY_STEP, folder=tmp_path / "killed")
-    assert wait_for(lambda: lines_of(killed / "ppo" / "metrics.jsonl") >= 3, process)
+    assert wait_for(lambda: lines_of(killed / "ppo" / "metrics.jsonl") >= 4, process)
     kill_tree(process)
     identity = (killed / "ppo" / "wandb" / "id").read_text()
     assert rlhf("ppo", str(TINY), ONLINE_OFF, EVERY_STEP, folder=tmp_path / "killed").returncode == 0

@@ -25,8 +25,9 @@ class Killed(BaseException):
 
 def complete(directory: Path, lineage: Lineage = OLD) -> None:
     begin(directory, lineage)
-    (directory / PARTIAL / "model").mkdir()
-    (directory / PARTIAL / "model" / "weights").write_text(lineage.fingerprint)
+    for name in ("model", "best"):
+        (directory / PARTIAL / name).mkdir()
+        (directory / PARTIAL / name / "weights").write_text(lineage.fingerprint)
     (directory / "metrics.jsonl").write_text("{}\n")
     publish(directory, lineage, {"results": {}})
 
@@ -43,7 +44,8 @@ def holds_complete(place: Path, lineage: Lineage = OLD) -> bool:
     artifact = find_artifact(place)
     if artifact is None or artifact.fingerprint != lineage.fingerprint:
         return False
-    load_artifact(place)
+    weights = [name for name in load_artifact(place).manifest["checksums"] if (place / name).read_text()]
+    assert weights == ["best/weights", "model/weights"]
     return (place / "metrics.jsonl").read_text() == "{}\n"
 
 
@@ -147,8 +149,9 @@ def test_a_published_result_stands_whatever_was_left_to_tidy(tmp_path: Path, mon
     def prepare(directory: Path) -> None:
         complete(directory, OLD)
         begin(directory, NEW)
-        (directory / PARTIAL / "model").mkdir()
-        (directory / PARTIAL / "model" / "weights").write_text("new")
+        for name in ("model", "best"):
+            (directory / PARTIAL / name).mkdir()
+            (directory / PARTIAL / name / "weights").write_text("new")
         (directory / "metrics.jsonl").write_text("{}\n")
 
     def kept(directory: Path) -> bool:

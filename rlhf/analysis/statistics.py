@@ -10,6 +10,19 @@ import numpy as np
 Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean of independent values; 0 for a single one, which says nothing of its spread."""
+    if len(values) < 2:
+        return 0.0
+    centre = mean(values)
+    return math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927); (0, 1) without trials."""
     if trials == 0:

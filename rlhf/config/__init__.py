@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf.config.data import DataConfig, FormatName, PreferenceFormat, PromptFormat, SourceConfig
 from rlhf.config.evaluation import EvaluateConfig, LmEvalConfig
@@ -74,3 +74,12 @@ class Recipe(Section):
         """A stage's own parallelism, or the recipe's."""
         own: ParallelismConfig | None = getattr(self, stage).parallelism
         return own or self.parallelism
+
+    @model_validator(mode="after")
+    def _best_is_kept(self) -> Recipe:
+        if self.ppo.hand_on == "best" and not self.checkpoint.keep_best:
+            raise ValueError(
+                "ppo.hand_on=best with checkpoint.keep_best=false: the best policy would be gone at the end; use "
+                "keep_best=true or hand_on=last"
+            )
+        return self

@@ -13,7 +13,7 @@ from rlhf.config.training import ParallelismConfig
 class LmEvalConfig(Section):
     """Tasks of lm-eval (EleutherAI's language model evaluation harness), to show what alignment cost elsewhere."""
 
-    tasks: Annotated[list[str], Field(min_length=1)]  # names, or files and directories of tasks
+    tasks: Annotated[list[str], Field(min_length=1)]  # names, files (*.yaml), or directories of them (DIRECTORY/)
     limit: PositiveInt | None = None  # examples of each task; null: all
     few_shot: Annotated[int, Field(ge=0)] | None = None  # null: as each task says
     batch_size: PositiveInt = 16

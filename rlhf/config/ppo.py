@@ -74,9 +74,9 @@ class PpoConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     normalize_scores: bool = True  # by the mean and deviation that the reward artifact records
     missing_eos_penalty: NonNegativeFloat = 0.0  # taken off the score of a response that ran out of length
-    evaluate_every: Annotated[int, Field(ge=0)] = 25  # steps; 0: never
+    evaluate_every: Annotated[int, Field(ge=0)] = 25  # steps, and before the first and after the last; 0: never
     held_out: HeldOutConfig = HeldOutConfig()
-    hand_on: Literal["last", "best"] = "last"  # the policy in model/; the best by held-out score is in best/ as well
+    hand_on: Literal["last", "best"] = "last"  # the policy in model/; the best by held-out score is always in best/
     parallelism: Annotated[ParallelismConfig | None, AffectsNothing] = None
 
     @model_validator(mode="after")
@@ -86,5 +86,20 @@ class PpoConfig(Section):
             raise ValueError(
                 f"prompts_per_step={self.prompts_per_step} does not split into minibatches={self.minibatches}; "
                 f"use prompts_per_step={nearest}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated_where_it_matters(self) -> PpoConfig:
+        for name in ("judge", "patience") if not self.evaluate_every else ():
+            if (value := getattr(self.held_out, name)) is not None:
+                raise ValueError(
+                    f"evaluate_every=0 with held_out.{name}={value}: nothing is evaluated while PPO trains; use "
+                    f"evaluate_every=25 or remove held_out.{name}"
+                )
+        if self.hand_on == "best" and not self.evaluate_every:
+            raise ValueError(
+                "hand_on=best with evaluate_every=0: no policy is known to be the best; use evaluate_every=25 or "
+                "hand_on=last"
             )
         return self

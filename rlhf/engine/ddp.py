@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +100,21 @@ class DdpEngine:
     def load(self, directory: Path) -> None:
         """Every rank reads the file."""
         state = torch.load(directory / STATE, map_location=self.device, weights_only=True)
-        with torch.no_grad():
-            for parameter, saved in zip(self.parameters, state["weights"], strict=True):
-                parameter.copy_(saved)
+        _copy(state["weights"], self.parameters)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+
+def load_weights(module: nn.Module, directory: Path) -> None:
+    """Give a model the weights, and nothing else, that the engine of one like it wrote."""
+    state = torch.load(directory / STATE, map_location="cpu", weights_only=True, mmap=True)
+    _copy(state["weights"], [parameter for parameter in module.parameters() if parameter.requires_grad])
+
+
+def _copy(weights: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
+    with torch.no_grad():
+        for parameter, saved in zip(parameters, weights, strict=True):
+            parameter.copy_(saved)
 
 
 def warm_buckets(model: DistributedDataParallel, device: torch.device) -> None:

@@ -1,6 +1,8 @@
 """What a stage hands on: a directory that is complete when it holds `manifest.json`, and says where it came from.
 
     runs/NAME/STAGE/model/          weights (safetensors), configuration, tokenizer: what from_pretrained reads
+                    adapter/        with LoRA, what was merged into it
+                    best/           of PPO, the policy with the best held-out score, in the form of model/
                     manifest.json   fingerprint, inputs, data hashes, recipe, contract, results, checksums
                     metrics.jsonl   figures by step
                     samples/        responses (parquet)
@@ -27,7 +29,7 @@ from rlhf.errors import ArtifactError
 
 FORMAT = 1  # raised when a stage of the same recipe would be written in another way
 MANIFEST = "manifest.json"
-MODELS = ("model", "adapter")
+MODELS = ("model", "adapter", "best")
 CONTENTS = (*MODELS, "samples", "wandb", "checkpoints", "metrics.jsonl")  # what a stage writes besides its manifest
 PARTIAL = ".partial"  # what is being written; its presence marks a stage that has not ended
 PREVIOUS, INTERRUPTED = ".previous", ".interrupted"  # what stood there before; see `rlhf.store.turnover`
@@ -159,6 +161,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def link_directory(source: Path, target: Path) -> None:
+    """Give a directory a second name: its files linked, so that they take no room, or copied where that cannot be."""
+
+    def link(file: str, name: str) -> None:
+        try:
+            os.link(file, name)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, name)
+
+    shutil.copytree(source, target, copy_function=link)
 
 
 def publish(directory: Path, lineage: Lineage, record: Mapping[str, Any]) -> Artifact:

@@ -88,7 +88,7 @@ class CheckpointStore:
         write_json(partial / META, record)
         write_json(partial / CHECKSUMS, checksums(partial, (".",)))
         flush(partial)
-        final = self.directory / f"step-{step:06d}"
+        final = self.final(step)
         remove(final)  # a run that was resumed from before this step writes it again
         partial.replace(final)
         flush_directory(self.directory)
@@ -168,8 +168,9 @@ class CheckpointStore:
         standing = list(standing)
         every = self.retention.every
         keep = {checkpoint.step for checkpoint in standing if every and checkpoint.step % every == 0}
-        scored = [(checkpoint.score, checkpoint.step) for checkpoint in standing if checkpoint.score is not None]
-        return keep | ({max(scored)[1]} if scored and self.retention.best else set())
+        scored = [(checkpoint.score, -checkpoint.step) for checkpoint in standing if checkpoint.score is not None]
+        # The first of equal scores: it is the best at the moment when it is written, whenever others are.
+        return keep | ({-max(scored)[1]} if scored and self.retention.best else set())
 
     def _read(self) -> list[Checkpoint]:
         """What stands, oldest first, by its own account: reading all files for checksums is for loading."""
@@ -188,6 +189,10 @@ class CheckpointStore:
             return []
         named = [(match, path) for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))]
         return [path for _, path in sorted(named, key=lambda pair: int(pair[0][1]))]
+
+    def final(self, step: int) -> Path:
+        """Where a checkpoint stands once it is committed."""
+        return self.directory / f"step-{step:06d}"
 
     def partial(self, step: int) -> Path:
         """Where a checkpoint is written before it is committed."""

@@ -24,6 +24,8 @@ STAGES = ["sft", "reward", "ppo"]
 KILLS = int(os.environ.get("RLHF_SOAK_KILLS", "10"))
 # Longer than in the tiny recipe, so that a random moment falls into training about as often as beside it.
 LONGER = ("sft.epochs=12", "reward.epochs=12", "ppo.steps=30", EVERY_STEP)
+# Of so few prompts chance decides which policy is the best, so that best/ comes from any step.
+LONGER += ("ppo.evaluate_every=3", "ppo.held_out.prompts=3")
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one-process", "two-processes"])
