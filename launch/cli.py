@@ -10,7 +10,10 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from launch.commands import data
+from launch.commands.chat import chat
+from launch.commands.init import init
 from launch.commands.run import run, stage_command
+from launch.commands.schema import schema
 from rlhf.errors import RLHFError
 
 app = typer.Typer(
@@ -25,6 +28,9 @@ app.command("sft")(stage_command("sft", "Supervised fine-tuning on demonstration
 app.command("reward")(stage_command("reward", "Reward model on comparisons, from the SFT model."))  # type: ignore[type-var]
 app.command("ppo")(stage_command("ppo", "PPO of the SFT model against the reward model."))  # type: ignore[type-var]
 app.command("evaluate")(stage_command("evaluate", "The aligned policy against the SFT model."))  # type: ignore[type-var]
+app.command()(init)
+app.command()(schema)
+app.command()(chat)
 app.add_typer(data.app)
 
 

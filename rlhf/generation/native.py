@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class NativeGenerator:
         self.device = next(policy.parameters()).device
         # Below float32 a cached decode and a training forward differ by more than rounding.
         self.exact = not bfloat16
+        # Sees each token as it is sampled: the rows of the batch that still decode, and their new tokens.
+        self.watch: Callable[[Tensor, Tensor], None] | None = None
 
     def load(self, policy: nn.Module) -> None:
         """The weights are shared, so there is nothing to copy."""
@@ -82,6 +84,8 @@ class NativeGenerator:
             responses[live, t] = chosen
             logprobs[live, t] = gather_logprobs(logits, chosen)
             lengths[live] = t + 1
+            if self.watch is not None:
+                self.watch(live, chosen)
             alive = chosen != self.stop_id
             if not alive.all():
                 kept = alive.nonzero().squeeze(-1)

@@ -1,0 +1,1 @@
+"""What `rlhf init` proposes: sizes from the model's shape, the data's lengths, the device's memory. Loads no torch."""

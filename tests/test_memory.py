@@ -1,0 +1,172 @@
+"""The estimate of memory against what torch really saves, and against arithmetic by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+
+from rlhf import memory
+from rlhf.config import InitConfig, LoraConfig
+from rlhf.errors import ArtifactError
+from rlhf.memory import GIB, Computation, RolloutLoad
+from rlhf.models import add_lora
+from rlhf.shapes import Shape, shape_of_config, shape_of_init, shape_of_size
+
+# peft and we use names that transformers is about to change.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+QWEN_05B = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": True,
+}
+WIDE = LlamaConfig(
+    hidden_size=96,
+    intermediate_size=320,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    vocab_size=64,
+)
+
+
+def model_of(config: LlamaConfig, rank: int | None = None) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return add_lora(model, LoraConfig(rank=rank), "policy") if rank else model
+
+
+def saved_bytes(model: torch.nn.Module, rows: int, length: int, bfloat16: bool) -> int:
+    """What the blocks of a model keep for the backward pass, weights apart."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
+        return tensor
+
+    tokens = torch.randint(0, 64, (rows, length))
+    mask = torch.ones_like(tokens)
+    mask[0, :2] = 0
+    trunk = next(
+        module for name, module in model.named_modules() if name.endswith("model") and hasattr(module, "layers")
+    )
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+    ):
+        trunk(input_ids=tokens, attention_mask=mask, use_cache=False)
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("rank", [None, 4])
+@pytest.mark.parametrize(("rows", "length"), [(2, 128), (3, 256)])
+def test_activations_are_what_torch_saves(bfloat16: bool, rank: int | None, rows: int, length: int) -> None:
+    shape = shape_of_config(WIDE.to_dict(), "config.json")
+    how = Computation(bfloat16=bfloat16, checkpointing=False, lora_rank=rank)
+    saved = saved_bytes(model_of(WIDE, rank), rows, length, bfloat16)
+    assert saved == pytest.approx(memory.activations(shape, how, rows, length), rel=0.1)
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_checkpointing_keeps_one_block_and_the_inputs_of_all(bfloat16: bool) -> None:
+    model = model_of(WIDE)
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model.train()
+    shape = shape_of_config(WIDE.to_dict(), "config.json")
+    how = Computation(bfloat16=bfloat16, checkpointing=True)
+    inputs = 2 * 128 * WIDE.hidden_size * 4 * WIDE.num_hidden_layers
+    last_norm = 2 * 2 * 128 * WIDE.hidden_size * 4
+    assert saved_bytes(model, 2, 128, bfloat16) == pytest.approx(inputs + last_norm, rel=0.02)
+    block = 2 * 128 * memory.block_bytes(shape, how, 128)
+    copies = 2 * shape.weights if bfloat16 else 0
+    assert memory.activations(shape, how, 2, 128) == inputs + block + copies
+
+
+def test_the_cache_keeps_float32_also_under_autocast() -> None:
+    model, cache = model_of(WIDE), DynamicCache(config=WIDE)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=torch.ones(2, 5, dtype=torch.long), past_key_values=cache, use_cache=True)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)  # type: ignore[union-attr]
+    shape = shape_of_config(WIDE.to_dict(), "config.json")
+    load = RolloutLoad(prompt=3, response=2, generation_rows=2, micro_batch_tokens=1)
+    how = Computation(bfloat16=True, checkpointing=False, lora_rank=1)
+    choice = max(2 * 64 * memory.SAMPLING_PER_LOGIT, memory.forward(shape, how, 6))
+    assert memory.sampling(shape, how, load) == held + choice
+
+
+def test_weights_and_adapters_are_counted_as_torch_has_them() -> None:
+    shape = shape_of_config(WIDE.to_dict(), "config.json")
+    assert shape.weights == sum(p.numel() for p in model_of(WIDE).parameters())
+    adapted = model_of(WIDE, rank=4)
+    assert shape.adapter_weights(4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_a_known_model_is_counted_right_from_its_config() -> None:
+    shape = shape_of_config(QWEN_05B, "config.json")
+    assert shape.weights == pytest.approx(494_032_768, rel=1e-4)  # what its files hold; its biases are not counted
+    assert (shape.query, shape.key_value, shape.context) == (896, 128, 32_768)
+    assert shape_of_config({"text_config": QWEN_05B}, "config.json") == shape
+
+
+def test_a_shape_from_nothing_and_one_from_a_size() -> None:
+    init = InitConfig(hidden_size=128, layers=3, heads=4, vocab_size=640, context=96)
+    assert shape_of_init(init).weights == 640 * 128 + 3 * (4 * 128**2 + 3 * 128 * init.mlp_size + 256) + 128
+    assert shape_of_size(500_000_000).hidden == 896
+    assert shape_of_size(8_000_000_000).hidden == 4096
+    assert shape_of_size(7_000_000_000).weights == 7_000_000_000
+
+
+def test_a_mixture_of_experts_learns_all_and_visits_few() -> None:
+    experts = {"num_local_experts": 8, "num_experts_per_tok": 2}
+    dense, mixture = (shape_of_config(QWEN_05B | extra, "config.json") for extra in ({}, experts))
+    assert mixture.mlp == 2 * dense.mlp
+    assert mixture.weights - dense.weights == 7 * 24 * 3 * 896 * 4864
+
+
+def test_a_config_without_widths_is_an_error_that_names_them() -> None:
+    with pytest.raises(ArtifactError, match="x/config.json: has no num_hidden_layers or n_layer"):
+        shape_of_config({"hidden_size": 8}, "x/config.json")
+
+
+def test_four_models_by_hand() -> None:
+    """1,000 weights, one block: 16 bytes each that learns, 2 each that answers in bfloat16."""
+    shape = Shape(hidden=10, mlp=20, layers=1, query=10, key_value=5, vocabulary=7, context=64, weights=1000)
+    load = RolloutLoad(prompt=6, response=2, generation_rows=1, micro_batch_tokens=16)
+    full = memory.ppo(shape, shape, Computation(bfloat16=True, checkpointing=False), load)
+    assert full.standing == {"policy": 16_000, "value model": 16_000, "reference": 2000, "reward model": 2000}
+    tokens, logits = 2 * (6 + 2), 2 * 2 * 7
+    kept = 2 * 1000 + tokens * (26 * 10 + 8 * 10 + 8 * 20 + 2 * 8)
+    assert full.passing["policy's update"] == kept + logits * 24
+    assert full.passing["value model's update"] == kept
+    assert full.passing["optimizer"] == 4000
+    assert full.total == 36_000 + kept + logits * 24
+    several = memory.ppo(shape, None, Computation(bfloat16=False, checkpointing=False, processes=2), load)
+    assert several.standing == {"policy": 20_000, "value model": 20_000, "reference": 4000, "reward model": 0}
+
+
+def test_adapters_and_quantised_weights_take_less() -> None:
+    shape = shape_of_size(8_000_000_000)
+    load = RolloutLoad(prompt=512, response=256, generation_rows=32, micro_batch_tokens=2048)
+
+    def total(**options: object) -> float:
+        how = Computation(bfloat16=True, checkpointing=True, **options)  # type: ignore[arg-type]
+        return memory.ppo(shape, shape, how, load).total / GIB
+
+    full, lora, int8 = total(), total(lora_rank=16), total(lora_rank=16, quantization="int8")
+    nf4 = total(lora_rank=16, quantization="nf4")
+    assert full > 256 > lora > int8 > nf4 > 32  # GiB: 2 x 16 + 2 x 2 bytes of 8 billion weights at least
+
+
+def test_not_all_of_a_device_can_be_filled() -> None:
+    assert 0.85 * 24 * GIB < memory.usable(24 * GIB) < 0.9 * 24 * GIB
