@@ -36,7 +36,7 @@ class Computation:
     checkpointing: bool  # activations of one block at a time, the others computed again
     lora_rank: int | None = None  # None: every weight learns
     quantization: Literal["nf4", "int8"] | None = None  # of the weights below the adapters
-    processes: int = 1  # more than one: DDP's buckets hold the gradients once more
+    processes: int = 1  # more than one: DDP's buckets may hold the gradients once more, see `learner`
 
     @property
     def element(self) -> int:
@@ -101,8 +101,8 @@ def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad
     """
     critic = scorer if scorer and scorer.weights > policy.weights else policy
     standing = {
-        "policy": learner(policy, how),
-        "value model": learner(critic, how),
+        "policy": learner(policy, how, bucketed=False),
+        "value model": learner(critic, how, bucketed=False),
         "reference": frozen(policy, how) if how.quantization else policy.weights * how.element,
         "reward model": scorer.weights * how.element if scorer else 0,
     }
@@ -121,10 +121,13 @@ def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad
     )
 
 
-def learner(shape: Shape, how: Computation) -> float:
-    """A model that learns: weights, gradients, moments; with adapters, those of the adapters alone."""
+def learner(shape: Shape, how: Computation, bucketed: bool = True) -> float:
+    """A model that learns: weights, gradients, moments; with adapters, those of the adapters alone.
+
+    bucketed: DDP sends gradients from copies, as in the trainers of SFT and reward; PPO's engine from where they are.
+    """
     learning = trainable(shape, how)
-    buckets = FLOAT32 * learning if how.processes > 1 else 0
+    buckets = FLOAT32 * learning if how.processes > 1 and bucketed else 0
     below = 0.0 if how.lora_rank is None else frozen(shape, how)
     return below + learning * (FLOAT32 + LEARNING) + buckets
 

@@ -104,7 +104,7 @@ _ALL_PATHS = list(_paths(_SCHEMA))
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a file or by the name of a shipped one; every problem becomes a line of one ConfigError."""
     draft, path = _Draft(), Path(path)
-    is_name = not path.suffix and path.name == str(path) and not os.path.isfile(path)
+    is_name = path.name == str(path) and not os.path.isfile(path)
     readable = draft.read(_shipped().get(path.name, path) if is_name else path)
     for text in overrides:
         try:

@@ -39,6 +39,7 @@ class Shape:
     context: int  # tokens
     weights: int  # all of them
     tied: bool = False  # the head is the embedding
+    head: int = 64  # width of one attention head
 
     @property
     def block_weights(self) -> int:
@@ -77,6 +78,7 @@ def shape_of_config(config: Mapping[str, Any], name: str, weights: int | None = 
         context=_optional(config, NAMES["context"]) or UNLIMITED,
         weights=weights or 0,
         tied=bool(config.get("tie_word_embeddings", False)),
+        head=head,
     )
     gates = 2 if config.get("model_type") in UNGATED else 3
     return shape if weights else replace(shape, weights=_count(shape, gates * experts * each))
@@ -94,6 +96,7 @@ def shape_of_init(init: InitConfig) -> Shape:
         context=init.context,
         weights=0,
         tied=True,
+        head=init.hidden_size // init.heads,
     )
     return replace(shape, weights=_count(shape, 3 * init.mlp_size))
 

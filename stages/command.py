@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -127,12 +128,14 @@ def reported(seconds: float = 1.0) -> bool:
 def quiet_libraries() -> None:
     """Only errors of the libraries that train for us reach the terminal; our own figures stand in their place."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    import datasets
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()
+    if importlib.util.find_spec("datasets"):  # PPO and evaluation run without it
+        import datasets
+
+        datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
     logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(trl|transformers|accelerate|peft|torch)\b.*")

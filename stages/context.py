@@ -14,9 +14,11 @@ import psutil
 from torch import nn
 
 from rlhf.config import Recipe
-from rlhf.devices import settled_recipe
+from rlhf.devices import Computation, hardware, settled_recipe, use_plain_float32
 from rlhf.distributed import barrier, gather_objects, is_main, world_size
 from rlhf.models import save_alone, save_model
+from rlhf.recipe_memory import read_shape
+from rlhf.shapes import Shape, shape_of_init
 from rlhf.store.artifact import PARTIAL, Artifact, Lineage, link_directory, load_artifact, publish
 from rlhf.store.checkpoint import Checkpoint, CheckpointStore, retention_of
 from rlhf.store.turnover import put_back
@@ -27,6 +29,7 @@ from rlhf.tracking.console import StageProgress
 from rlhf.types import Tracker
 from stages.checkpoints import Checkpoints
 from stages.lineage import STAGES, lineage_of
+from stages.origins import first_model
 from stages.signals import Signals
 
 
@@ -44,13 +47,16 @@ class StageContext:
     """One execution of one stage."""
 
     def __init__(self, recipe: Recipe, stage: str, options: StageOptions, signals: Signals | None = None) -> None:
-        self.recipe = settled_recipe(recipe)
         self.stage = stage
         self.output = options.output
         self.stop_after = options.stop_after
         self.signals = signals or Signals()
         self.started = psutil.Process().create_time()  # loading the libraries is part of a stage's time
         self.inputs: dict[str, Artifact] = {name: load_artifact(options.run / name) for name in STAGES[stage].inputs}
+        use_plain_float32()
+        self.recipe = settled_recipe(recipe, stage, self._shape(recipe))
+        self.computation = Computation(self.recipe.model, hardware(), world_size())
+        self.say(str(self.computation))
         self.lineage: Lineage = lineage_of(recipe, stage, options.run)
         barrier()  # every rank has read the inputs before the main one makes room
         self.partial = self.output / PARTIAL
@@ -71,6 +77,13 @@ class StageContext:
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
         self.tracker: Tracker = open_tracker(recipe, stage, self.output, begun.resumed) if is_main() else NullTracker()
         barrier()
+
+    def _shape(self, recipe: Recipe) -> Shape | None:
+        """The shape of this stage's models."""
+        if "sft" in self.inputs:
+            return read_shape(self.inputs["sft"].model)
+        start = first_model(recipe)
+        return shape_of_init(recipe.model.init) if start is None else read_shape(start)
 
     def _newest(self) -> Checkpoint | None:
         """The checkpoint to go on from; figures and samples are cut back to it."""
@@ -153,6 +166,7 @@ class StageContext:
                         "results": dict(results),
                         "seconds": self.seconds,
                         "processes": world_size(),
+                        "computation": self.computation.record(),
                         **record,
                     },
                 )

@@ -53,10 +53,17 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
 
 def packages_are_there(recipe: Recipe) -> None:
     """Raise ConfigError where the recipe asks for what a package does that is not installed."""
-    lora = recipe.model.lora
+    lora, problems = recipe.model.lora, []
     if lora and lora.quantization and importlib.util.find_spec("bitsandbytes") is None:
         field = f"model.lora.quantization={lora.quantization}"
-        raise ConfigError(f"{field}: needs bitsandbytes; pip install -c constraints.txt -e '.[quantization]'")
+        problems.append(f"{field}: needs bitsandbytes; pip install -c constraints.txt -e '.[quantization]'")
+    if recipe.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        problems.append(
+            "model.attention=flash_attention_2: the package flash-attn is not installed; install it, or use "
+            "model.attention=auto"
+        )
+    if problems:
+        raise ConfigError(*problems)
 
 
 def no_toy_among_real(recipe: Recipe, kinds: Sequence[str]) -> None:

@@ -61,7 +61,7 @@ class Speaker:
 
     def __init__(self, target: Target, system: str | None) -> None:
         self.label = target.label
-        self.recipe: Recipe = settled_recipe(target.recipe)
+        self.recipe: Recipe = settled_recipe(target.recipe, "evaluate")
         path = local_model(target.model, self.recipe.model)
         self.tokenization: Tokenization = load_tokenization(path, self.recipe.model)
         self.policy: nn.Module = freeze(load_policy(path, self.tokenization, self.recipe.model), self.recipe)
@@ -119,7 +119,7 @@ class Scoring:
 
     def __init__(self, artifact: Artifact, recipe: Recipe) -> None:
         self.artifact = artifact
-        self.recipe = settled_recipe(recipe)
+        self.recipe = settled_recipe(recipe, "evaluate")
         self.loaded: list[tuple[Tokenization, Reward]] = []
 
     def score(self, speaker: Speaker, completion: Completion) -> float:

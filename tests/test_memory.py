@@ -151,8 +151,10 @@ def test_four_models_by_hand() -> None:
     assert full.passing["value model's update"] == kept
     assert full.passing["optimizer"] == 4000
     assert full.total == 36_000 + kept + logits * 24
-    several = memory.ppo(shape, None, Computation(bfloat16=False, checkpointing=False, processes=2), load)
-    assert several.standing == {"policy": 20_000, "value model": 20_000, "reference": 4000, "reward model": 0}
+    two = Computation(bfloat16=False, checkpointing=False, processes=2)
+    several = memory.ppo(shape, None, two, load)
+    assert several.standing == {"policy": 16_000, "value model": 16_000, "reference": 4000, "reward model": 0}
+    assert memory.sft(shape, two, 1, 8).standing == {"policy": 20_000}  # the buckets of TRL's trainers are copies
 
 
 def test_adapters_and_quantised_weights_take_less() -> None:

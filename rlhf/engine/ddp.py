@@ -48,7 +48,10 @@ class DdpEngine:
         if world_size() > 1:
             own = None if self.device.index is None else [self.device.index]
             # The buffers of these models are constants, and sending them would add a collective to every forward.
-            self.wrapped = DistributedDataParallel(module, device_ids=own, broadcast_buffers=False)
+            # Gradients live in the buckets that are sent: beside them they would take as much memory once more.
+            self.wrapped = DistributedDataParallel(
+                module, device_ids=own, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self.name = type(self.wrapped).__name__
         self.options = options
         self.parameters = [p for p in module.parameters() if p.requires_grad]

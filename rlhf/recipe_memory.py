@@ -1,0 +1,59 @@
+"""What the stages of a recipe hold in a device's memory: `rlhf.memory` at a recipe's own sizes. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rlhf import memory
+from rlhf.config import Recipe
+from rlhf.errors import RLHFError
+from rlhf.memory import Computation, Estimate, RolloutLoad
+from rlhf.shapes import Shape, shape_of_config
+
+
+def read_shape(model: str | Path) -> Shape | None:
+    """The shape of the model in a directory; None of a hub id, or where its configuration says too little."""
+    path = Path(model) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return shape_of_config(config, str(path)) if isinstance(config, dict) else None
+    except (OSError, ValueError, RLHFError):
+        return None
+
+
+def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Estimate:
+    """Bytes of one process of a stage at most, under a recipe whose `auto` is settled.
+
+    Rows are taken to be as long as the recipe allows, prompts as long as the longest response, and the reward model to
+    be as large as the policy.
+    """
+    lora = recipe.model.lora
+    how = Computation(
+        bfloat16=recipe.model.dtype == "bfloat16",
+        checkpointing=recipe.model.activation_checkpointing is True,
+        lora_rank=lora.rank if lora else None,
+        quantization=lora.quantization if lora else None,
+        processes=processes,
+    )
+    if stage in ("sft", "reward"):
+        section = recipe.sft if stage == "sft" else recipe.reward
+        share = max(1, section.batch_size // processes)
+        rows = min(section.micro_batch_size or share, share)
+        length = min(section.max_length or shape.context, shape.context)
+        return memory.sft(shape, how, rows, length) if stage == "sft" else memory.reward(shape, how, rows, length)
+    generation = recipe.ppo.generation
+    prompts = max(recipe.ppo.prompts_per_step, recipe.evaluate.prompts)
+    load = RolloutLoad(
+        prompt=generation.max_new_tokens,
+        response=generation.max_new_tokens,
+        generation_rows=min(generation.batch_size, -(-prompts // processes)),
+        micro_batch_tokens=recipe.ppo.micro_batch_tokens,
+    )
+    if stage == "ppo":
+        return memory.ppo(shape, shape, how, load)
+    frozen = shape.weights * how.element
+    return Estimate(
+        {"policy": frozen, "reference": frozen, "reward model": frozen},
+        {"sampling": memory.sampling(shape, how, load)},
+    )
