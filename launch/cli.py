@@ -14,6 +14,7 @@ from launch.commands.chat import chat
 from launch.commands.init import init
 from launch.commands.run import run, stage_command
 from launch.commands.schema import schema
+from launch.commands.sync import sync
 from rlhf.errors import RLHFError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command("evaluate")(stage_command("evaluate", "The aligned policy against th
 app.command()(init)
 app.command()(schema)
 app.command()(chat)
+app.command()(sync)
 app.add_typer(data.app)
 
 

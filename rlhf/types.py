@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -146,6 +146,10 @@ class Tracker(Protocol):
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Record a table of samples."""
+        ...
+
+    def result(self, manifest: Mapping[str, Any]) -> None:
+        """Record what the stage has made, once it is complete."""
         ...
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from rlhf.store.checkpoint import Checkpoint, CheckpointStore, retention_of
 from rlhf.store.turnover import put_back
 from rlhf.store.unfinished import METRICS, Begun, begin, cut_back, hold
 from rlhf.tokenization import Tokenization
-from rlhf.tracking import NullTracker, open_tracker
+from rlhf.tracking import NullTracker, Place, open_tracker
 from rlhf.tracking.console import StageProgress
 from rlhf.types import Tracker
 from stages.checkpoints import Checkpoints
@@ -75,7 +75,9 @@ class StageContext:
             before = self.checkpoint.meta["processes"]
             self.say(f"begun by {before} process(es): with {world_size()} it goes on to rounding, not bit for bit")
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
-        self.tracker: Tracker = open_tracker(recipe, stage, self.output, begun.resumed) if is_main() else NullTracker()
+        inputs = {name: artifact.directory for name, artifact in self.inputs.items()}
+        place = Place(stage, self.output, inputs, begun.resumed)
+        self.tracker: Tracker = open_tracker(self.recipe, place, self.warn) if is_main() else NullTracker()
         barrier()
 
     def _shape(self, recipe: Recipe) -> Shape | None:
@@ -136,6 +138,11 @@ class StageContext:
             self.tracker.close()
             put_back(self.output, self.begun.slot)
 
+    def _tell(self, manifest: Mapping[str, Any]) -> None:
+        """Close the trackers with what was made, before it is complete: a complete stage is not taken up again."""
+        self.tracker.result(manifest)
+        self.tracker.close()
+
     def finish(
         self,
         results: Mapping[str, Any],
@@ -156,20 +163,16 @@ class StageContext:
                         link_directory(self.partial / "model", self.partial / "best")
                     elif best is not None:
                         save_alone(best, tokenization, self.partial / "best")
-                self.tracker.close()
-                publish(
-                    self.output,
-                    self.lineage,
-                    {
-                        "recipe": self.recipe.model_dump(),
-                        "contract": tokenization.contract if tokenization else None,
-                        "results": dict(results),
-                        "seconds": self.seconds,
-                        "processes": world_size(),
-                        "computation": self.computation.record(),
-                        **record,
-                    },
-                )
+                manifest = {
+                    "recipe": self.recipe.model_dump(),
+                    "contract": tokenization.contract if tokenization else None,
+                    "results": dict(results),
+                    "seconds": self.seconds,
+                    "processes": world_size(),
+                    "computation": self.computation.record(),
+                    **record,
+                }
+                publish(self.output, self.lineage, manifest, self._tell)
                 self.store.finish()
                 self.lock.close()
             barrier()

@@ -10,6 +10,7 @@ from data.scorers import load_scorer
 from rlhf.config import Recipe
 from rlhf.engine.options import to_training_arguments
 from rlhf.errors import ConfigError, RLHFError
+from rlhf.tracking.services import require_packages
 from stages.benchmark_tasks import find_tasks
 from stages.lineage import kinds_of, used_by
 from stages.room import weights_of
@@ -45,6 +46,7 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
     for stage in ("sft", "reward", "ppo"):
         if stage in stages and not used_by(recipe, stage):
             attempt(lambda stage=stage: batch_divides(recipe, stage, processes(stage)))  # type: ignore[misc]
+    attempt(lambda: require_packages(recipe.tracking))
     if "sft" in stages and not recipe.sft.use:
         attempt(lambda: weights_of(recipe))
     if problems:

@@ -19,7 +19,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +30,15 @@ from rlhf.errors import ArtifactError
 FORMAT = 1  # raised when a stage of the same recipe would be written in another way
 MANIFEST = "manifest.json"
 MODELS = ("model", "adapter", "best")
-CONTENTS = (*MODELS, "samples", "wandb", "checkpoints", "metrics.jsonl")  # what a stage writes besides its manifest
+CONTENTS = (
+    *MODELS,
+    "samples",
+    "wandb",
+    "tensorboard",
+    "mlflow",
+    "checkpoints",
+    "metrics.jsonl",
+)  # what a stage writes besides its manifest
 PARTIAL = ".partial"  # what is being written; its presence marks a stage that has not ended
 PREVIOUS, INTERRUPTED = ".previous", ".interrupted"  # what stood there before; see `rlhf.store.turnover`
 REMOVED = ".removed"  # what is being removed
@@ -175,8 +183,13 @@ def link_directory(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=link)
 
 
-def publish(directory: Path, lineage: Lineage, record: Mapping[str, Any]) -> Artifact:
-    """Move a stage's model into place, then write the manifest; see the module's docstring."""
+def publish(
+    directory: Path,
+    lineage: Lineage,
+    record: Mapping[str, Any],
+    tell: Callable[[Mapping[str, Any]], None] = lambda manifest: None,
+) -> Artifact:
+    """Move a stage's model into place, tell of it, then write the manifest; see the module's docstring."""
     for name in MODELS:
         if (directory / PARTIAL / name).is_dir():
             (directory / PARTIAL / name).replace(directory / name)
@@ -190,6 +203,7 @@ def publish(directory: Path, lineage: Lineage, record: Mapping[str, Any]) -> Art
         "environment": environment(),
         "checksums": checksums(directory, MODELS),
     }
+    tell(manifest)
     write_json(directory / MANIFEST, manifest)
     tidy(directory)
     return Artifact(directory, manifest)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlhf.store.samples import write_samples
 
@@ -29,6 +30,9 @@ class JsonlTracker:
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """One parquet file."""
         write_samples(self.directory / "samples" / f"{name}-{step:06d}.parquet", rows)
+
+    def result(self, manifest: Mapping[str, Any]) -> None:
+        """Nothing: the manifest is a file itself."""
 
     def close(self) -> None:
         """Close the file."""

@@ -1,111 +1,130 @@
-"""Weights & Biases: one group per run, one W&B run per stage."""
+"""Weights & Biases: one group per run, one W&B run per stage, artifacts from stage to stage.
+
+The W&B run keeps its id in STAGE/wandb/id. Online it is resumed, and steps that the server has are not sent twice.
+Offline a run cannot be gone on with, so its file is written once more, whole.
+"""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pyarrow.parquet
 import wandb
 
-from rlhf.config import Recipe
-from rlhf.store.artifact import write_text
-from rlhf.types import Tracker
+from rlhf.config import WandbConfig
+from rlhf.tracking.artifacts import log_lineage
+from rlhf.tracking.entries import Entry, Line, Table
+from rlhf.tracking.public import public
+from rlhf.tracking.services import Job, forget_sent, note_sent
 
-logger = logging.getLogger(__name__)
+STAGING = "artifacts"
+INIT_SECONDS = 90.0  # W&B's own default; it waits in a process of its own
 
 
-class WandbTracker:
-    """Sends figures and tables to an open W&B run; `rlhf/step` is the step axis of all of them.
+class WandbService:
+    """The W&B run of a stage; `rlhf/step` is the step axis of all figures."""
 
-    known: the last step that the run has already, from an execution before this one; -1 for none. Resumed stages repeat
-    the steps behind their checkpoint with the same figures, and those are not sent again.
-    """
+    name = "wandb"
 
-    def __init__(self, run: Any, known: int = -1) -> None:
-        self.run = run
-        self.known = known
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.config = WandbConfig(**job.tracking["wandb"])
+        self.remote = self.config.mode == "online"
+        self.identity = job.ids[self.name]
+        self.run: Any = None
+        self.known = -1  # the last step that the run has already
+        self.taken: set[int | Path] = set()  # lines and tables that the open run was given
+        self.failed: Exception | None = None  # why some samples could not be logged
+
+    def open(self) -> None:
+        """Start the run of the stage, or go on with it. An open run stays open: W&B itself brings it to the server."""
+        if self.run is not None:
+            return
+        own = self.job.folder(self.name)
+        forget_sent(self.job, self.name)
+        for earlier in (*offline_runs(own), own / STAGING):  # what they hold is sent again, whole
+            shutil.rmtree(earlier, ignore_errors=True)
+        # Where artifacts wait until they are sent: offline that may be long, and on another machine.
+        os.environ.setdefault("WANDB_DATA_DIR", str(own.resolve()))
+        self.start(
+            wandb.init(
+                project=self.config.project,
+                entity=self.config.entity,
+                group=self.job.name,
+                name=f"{self.job.name}-{self.job.stage}",
+                id=self.identity,
+                resume="allow" if self.remote else None,
+                job_type=self.job.stage,
+                dir=os.path.abspath(self.job.directory),  # the service that writes may have another working folder
+                mode="online" if self.remote else "offline",
+                config=public(self.job.recipe),
+                settings=self.settings(),
+            )
+        )
+
+    def settings(self) -> wandb.Settings:
+        """Quiet, bounded, and recording the use of the machine by the stage instead of ours."""
+        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
+        settings.program = f"-m stages.{self.job.stage}"
+        if self.job.process:
+            settings.x_stats_pid = self.job.process
+        if self.remote:
+            settings.finish_timeout, settings.finish_timeout_raises = self.job.seconds, True
+        return settings
+
+    def start(self, run: Any) -> None:
+        """Log to an open W&B run behind the steps that it has."""
+        self.run, self.known = run, run.starting_step - 1
         run.define_metric("rlhf/step")
         run.define_metric("*", step_metric="rlhf/step")
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics of a step."""
-        if step > self.known:
-            self.run.log({"rlhf/step": step, **metrics}, step=step)
-        elif step == self.known:  # the closing figures of a stage stand at its last step, which the run may have
-            self.run.summary.update(metrics)
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Figures and tables of steps that the run does not have."""
+        for entry in entries:
+            place = entry.path if isinstance(entry, Table) else entry.number
+            if place in self.taken:
+                continue
+            self.taken.add(place)
+            if isinstance(entry, Line):
+                self._send_line(entry)
+                continue
+            try:
+                self._send_table(entry)
+            except Exception as error:  # figures are worth more than samples: they go on
+                self.failed = error
 
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Record a table of samples."""
-        if step > self.known:
-            columns: list[str | int] = list(rows[0]) if rows else []
-            table = wandb.Table(columns=columns, data=[[row[str(column)] for column in columns] for row in rows])
-            self.run.log({"rlhf/step": step, f"samples/{name}": table}, step=step)
+    def _send_line(self, line: Line) -> None:
+        if line.step > self.known:
+            row = {"rlhf/step": line.step, "_timestamp": line.time, **line.figures}
+            self.run.log(row, step=line.step)
+        elif line.step == self.known:  # the closing figures of a stage stand at its last step, which the run may have
+            self.run.summary.update(dict(line.figures))
 
-    def close(self) -> None:
-        """Flush and end the run."""
-        self.run.finish()
+    def _send_table(self, entry: Table) -> None:
+        rows = entry.rows()
+        columns: list[str | int] = list(rows[0]) if rows else []
+        table = wandb.Table(columns=columns, data=[[row[str(column)] for column in columns] for row in rows])
+        key = f"samples/{entry.name}"
+        if entry.step > self.known:
+            self.run.log({"rlhf/step": entry.step, key: table}, step=entry.step)
+        else:  # the run has the row that names this file; a kill may have taken the file, which it has under this name
+            table.bind_to_run(self.run, key, entry.step)  # type: ignore[no-untyped-call]
 
-    def replay(self, directory: Path) -> None:
-        """Send what the stage's own files have and the run does not: a kill takes what was still on its way."""
-        tables: dict[int, list[Path]] = {}
-        for path in sorted((directory / "samples").glob("*-*.parquet")):
-            tables.setdefault(int(path.stem.rpartition("-")[2]), []).append(path)
-        path = directory / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for step, group in groupby(map(json.loads, lines), lambda line: int(line["step"])):
-            for line in group:
-                self.log(step, {key: value for key, value in line.items() if key not in ("step", "time")})
-            for path in tables.pop(step, []):
-                self.table(step, path.stem.rpartition("-")[0], pyarrow.parquet.read_table(path).to_pylist())
-
-
-def open_wandb(recipe: Recipe, stage: str, directory: Path, resumed: bool) -> Tracker:
-    """Start the W&B run of a stage, or go on with it under the id that the stage's directory keeps.
-
-    A run that cannot start is said once and costs no figure, for jsonl has them.
-    """
-    from rlhf.tracking import NullTracker
-
-    mode, own = _mode(recipe), directory / "wandb"
-    identity = own / "id"
-    try:
-        own.mkdir(parents=True, exist_ok=True)
-        if not (resumed and identity.is_file()):
-            write_text(identity, uuid.uuid4().hex[:8])
-        run_id = identity.read_text(encoding="utf-8")
-        if mode == "offline":  # such a run cannot be gone on with, so it is written once more, whole
-            for earlier in own.glob(f"offline-run-*-{run_id}"):
-                shutil.rmtree(earlier)
-        run = wandb.init(
-            project=recipe.tracking.wandb.project,
-            group=recipe.name,
-            name=f"{recipe.name}-{stage}",
-            id=run_id,
-            resume=None if mode == "offline" else "allow",
-            job_type=stage,
-            dir=directory.absolute(),  # the service that writes may have another working folder
-            mode=mode,
-            config=recipe.model_dump(),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        tracker = WandbTracker(run, run.starting_step - 1)
-        tracker.replay(directory)
-    except Exception as error:  # whatever the network or the service raises must not end a training
-        logger.warning("tracking.wandb: no run could be started (%s); metrics.jsonl has all figures", error)
-        return NullTracker()
-    return tracker
+    def finish(self, result: Mapping[str, Any] | None) -> None:
+        """Link the stage's artifacts if it is complete, and end the run."""
+        if result is not None:
+            log_lineage(self.run, self.job, result, upload=self.config.models)
+            self.run.summary["rlhf/fingerprint"] = result["fingerprint"]
+        self.run.finish()  # TimeoutError where not everything was taken in time
+        wandb.teardown()
+        if self.failed is not None:
+            raise RuntimeError(f"figures are there, samples are not: {self.failed}")
+        note_sent(self.job, self.name, "online" if self.remote else "offline")
 
 
-def _mode(recipe: Recipe) -> Literal["online", "offline", "disabled"]:
-    mode = recipe.tracking.wandb.mode
-    if mode == "auto":
-        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    return mode
+def offline_runs(own: Path) -> list[Path]:
+    """The directories of offline runs of a stage."""
+    return sorted(own.glob("offline-run-*"))
