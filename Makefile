@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
-.PHONY: help demo test check test-services soak clean
+.PHONY: help install demo test check test-services soak docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/.installed ## the environment with the package and its pinned dependencies: .venv
 
 demo: $(VENV)/.installed ## train the toy example from demonstrations to an aligned policy: make demo ARGS="seed=1"
 	$(BIN)/rlhf run stages/recipes/demo.yaml $(ARGS)
@@ -28,6 +30,9 @@ test-services: $(VENV)/.installed-dev ## tests against services
 
 soak: $(VENV)/.installed-dev ## long tests
 	@$(PYTEST) -q -m soak $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no tests are marked soak yet"; }
+
+docs: $(VENV)/.installed-dev ## the documentation as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove the environment, caches and build files; runs/ stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from typer.exceptions import Abort, TyperException
 
 from launch.commands import data
 from launch.commands.chat import chat
+from launch.commands.curves import curves
 from launch.commands.init import init
 from launch.commands.run import run, stage_command
 from launch.commands.schema import schema
@@ -33,6 +34,7 @@ app.command()(init)
 app.command()(schema)
 app.command()(chat)
 app.command()(sync)
+app.command()(curves)
 app.add_typer(data.app)
 
 

@@ -206,7 +206,9 @@ def test_what_is_no_task_is_one_line(tasks: Path, tmp_path: Path, monkeypatch: p
     assert not any("\n" in line for line in found)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (line,) = problems(tmp_path, "tasks/")
-    assert line.startswith("evaluate.lm_eval: the package lm-eval is not installed; pip install 'rlhf[eval]'")
+    assert line.startswith(
+        "evaluate.lm_eval: the package lm-eval is not installed; run pip install -e '.[eval]' in the clone"
+    )
 
 
 @pytest.mark.soak  # lm-eval reads some fifteen thousand files to know its own tasks

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from launch.commands.curves import draw_behind_summary
 from launch.pipeline import Interrupted, Selection, StageFailed, run_chain, summarize, write_summary
 from launch.summary import show_summary
 from rlhf.config import Recipe
@@ -75,6 +76,7 @@ def run_selection(recipe: Recipe, run_directory: Path | None, selection: Selecti
     summary = summarize(recipe, directory)
     write_summary(summary, directory)
     show_summary(summary, directory, console)
+    console.print(draw_behind_summary(directory), highlight=False, soft_wrap=True)
 
 
 def resolve(recipe: str, overrides: list[str] | None, data_directory: str | None) -> Recipe:
