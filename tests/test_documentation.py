@@ -31,6 +31,8 @@ MOMENT = re.compile(r"^rlhf (?!.*[|;&>]).*(--help|--dry-run)\b|^rlhf (data show|
 
 # What cannot be run as it stands: what is run instead, and why.
 INSTEAD: dict[str, tuple[str, str]] = {
+    "make demo": ("make -C $REPOSITORY -n demo", "takes five minutes"),
+    "make test": ("make -C $REPOSITORY -n test", "would call itself"),
     "make install": ("make -C $REPOSITORY -n install", "fetches packages"),
     "make docs": ("make -C $REPOSITORY -n docs", "test_site_builds does it"),
     "python3 -m venv .venv": ("python3 -m venv --without-pip .venv", "pip is not needed for what follows"),
@@ -45,6 +47,34 @@ INSTEAD: dict[str, tuple[str, str]] = {
     ". .venv/bin/activate": (
         'test -f "$(dirname "$(command -v rlhf)")/activate"',
         "the environment is that of the tests",
+    ),
+    "hf download Qwen/Qwen2.5-0.5B-Instruct --local-dir DATA/Qwen2.5-0.5B-Instruct": ("hf download --help", "no hub"),
+    "hf download Anthropic/hh-rlhf --repo-type dataset --local-dir DATA/hh-rlhf --include "
+    "helpful-base/train.jsonl.gz --include harmless-base/train.jsonl.gz": ("hf download --help", "no hub"),
+    "rlhf run qwen2.5-0.5b-hh --data-dir DATA": (
+        "rlhf run qwen2.5-0.5b-hh --data-dir DATA --dry-run",
+        "needs a GPU; tests/test_recipes_shipped.py runs it shrunk",
+    ),
+    "rlhf run qwen2.5-1.5b-ultrafeedback --data-dir DATA": (
+        "rlhf run qwen2.5-1.5b-ultrafeedback --data-dir DATA --dry-run",
+        "needs eight GPUs; tests/test_recipes_shipped.py runs it shrunk",
+    ),
+    "torchrun --nproc-per-node 8 -m stages.ppo --recipe qwen2.5-1.5b-ultrafeedback --run-dir "
+    "runs/qwen2.5-1.5b-ultrafeedback": (
+        "python -m stages.ppo --help",
+        "needs eight GPUs; that of README.md runs on two processes",
+    ),
+    "python tests/gpu/check.py --table gpu.md": (
+        "python $REPOSITORY/tests/gpu/check.py --help",
+        "needs a GPU; tests/test_gpu_check.py runs it on a CPU",
+    ),
+    "python tests/gpu/check.py --size half-billion --table gpu.md": (
+        "python $REPOSITORY/tests/gpu/check.py --help",
+        "needs a GPU",
+    ),
+    "rlhf sync demo tracking.mlflow.uri=http://127.0.0.1:5000": (
+        "rlhf sync demo tracking.mlflow.uri=mlruns",
+        "no server listens there; tests/test_tracking_mlflow.py has one",
     ),
     "rlhf init": ("rlhf init --help", "asks a person"),
     "rlhf run demo": ("rlhf run demo --dry-run", "takes five minutes"),
