@@ -1,0 +1,88 @@
+"""The estimate of memory against what torch allocates at a real model's size, on tensors without storage."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from rlhf import memory
+from rlhf.logprobs import response_logprobs
+from rlhf.memory import POLICY_PER_LOGIT, Computation
+from rlhf.shapes import shape_of_config
+from tests.test_memory import QWEN_05B as QWEN
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of the storages that operations make, alive and at most; on fake tensors, so that no memory is needed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+
+    @property
+    def now(self) -> int:
+        return sum(self.alive.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_iter(made) if isinstance(leaf, Tensor)):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.alive and key not in self.weights:
+                self.alive[key] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, key, None)
+        self.peak = max(self.peak, self.now)
+        return made
+
+
+def taken(layers: int, half: bool, checkpointed: bool) -> tuple[int, int, int]:
+    """Bytes kept of a forward of 8 rows of 256 + 256 tokens, its peak, and the weights."""
+    config = Qwen2Config(**{**QWEN, "num_hidden_layers": layers})
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()  # type: ignore[no-untyped-call]
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        tokens, mask = torch.zeros(8, 512, dtype=torch.long), torch.ones(8, 512, dtype=torch.bool)
+        with Allocated(model) as allocated, torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logprobs = response_logprobs(model, tokens, mask, 256, 1.0)
+            kept = allocated.now
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        del logprobs
+    return kept, allocated.peak, weights
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_activations_are_counted_as_torch_takes_them_at_real_size(half: bool, checkpointed: bool) -> None:
+    """A layer of Qwen2.5-0.5B, without padding, whose mask is not kept then."""
+    two, four = (taken(layers, half, checkpointed) for layers in (2, 4))
+    measured = (four[0] - two[0]) / 2
+    if half:  # autocast's copies of the weights
+        measured -= 2 * (four[2] - two[2]) / 2
+    how = Computation(bfloat16=half, checkpointing=checkpointed, lora_rank=16)  # whose copies are counted elsewhere
+    small, large = (shape_of_config({**QWEN, "num_hidden_layers": layers}, "config.json") for layers in (2, 4))
+    counted = (memory.activations(large, how, 8, 512) - memory.activations(small, how, 8, 512)) / 2
+    if half and not checkpointed:
+        counted -= 2 * (large.weights - small.weights) / 2
+    assert counted == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_logits_take_no_more_than_is_counted(half: bool) -> None:
+    kept, peak, _ = taken(1, half, False)
+    logits = 8 * 256 * 151_936
+    found = (peak - kept + 4 * logits) / logits  # of the logits, the backward keeps one copy in float32
+    assert found == pytest.approx(18 if half else 20, rel=0.03)
+    assert found < POLICY_PER_LOGIT
