@@ -24,6 +24,11 @@ def fitting_prompts(context: StageContext, tokenization: Tokenization, window: i
     Raises ConfigError with the longest that does not fit, unless data.too_long=drop: then those are left out and said.
     """
     room = context.recipe.ppo.generation.max_new_tokens
+    if room >= window:
+        raise ConfigError(
+            f"ppo.generation.max_new_tokens={room} leaves no room for a prompt in the model's context of {window}; use "
+            f"less than max_new_tokens={window}"
+        )
     split = examples.prompts(context)
     train, test = (_fitting(part, context, tokenization, window - room) for part in (split.train, split.test))
     if not len(train) or not len(test):
@@ -39,7 +44,8 @@ def check_prompts_early(context: StageContext, tokenization: Tokenization, windo
 
     Only where the recipe has prompts that belong to its demonstrations; SFT alone needs none.
     """
-    if toy_among_real(context.recipe, ("demonstrations", "prompts")):
+    read = ("prompts",) if context.recipe.sft.use else ("demonstrations", "prompts")
+    if toy_among_real(context.recipe, read):
         return
     with suppress(DataError):  # who wants no PPO may have no such file; for the whole chain it has been read before
         fitting_prompts(context, tokenization, window)
