@@ -187,8 +187,16 @@ def test_one_prompt_can_be_followed_through_the_steps(tiny_run: Path) -> None:
         assert line["eval/scores_stderr"] == pytest.approx((scores.std() / len(scores) ** 0.5).item())
         assert line["eval/response_length"] == pytest.approx(sum(columns["tokens"]) / len(scores))
         assert line["eval/finished"] == pytest.approx(sum(columns["finished"]) / len(scores))
-    assert len(seen[0][1]) == 64
+    assert seen[0][0] == list(range(64))
     assert seen[0] == seen[1] == seen[2]
+
+
+def test_a_policy_that_does_not_move_answers_the_same(tiny_run: Path, tmp_path: Path) -> None:
+    overrides = ["ppo.steps=2", "ppo.evaluate_every=1", "ppo.learning_rate=0"]
+    output = stage("ppo", TINY, tiny_run, tmp_path / "ppo", overrides)
+    tables = [pyarrow.parquet.read_table(path).drop(["step"]) for path in sorted((output / "samples").glob("*"))]
+    assert len(tables) == 3
+    assert tables[0] == tables[1] == tables[2]
 
 
 def test_the_best_is_never_worse_than_the_last(tiny_run: Path, tiny_run_of_two: Path) -> None:

@@ -8,6 +8,7 @@ stage; then the same recipe with patience, handing on the best. The table is pri
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from running import ROOT, rlhf
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 RECIPE = str(ROOT / "tests" / "recipes" / "over-optimisation.yaml")
-SEEDS = (311, 312, 313)
+SEEDS = (321, 322, 323)
 EARLY = ("ppo.held_out.patience=3", "ppo.hand_on=best")
 COLUMNS = "| seed | policy | step | judge | reward | KL, nats | gold by evaluate | steps made |"
 
@@ -41,7 +42,11 @@ def both(seed: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return whole, run(seed, folder / f"early-{seed}", *EARLY)
 
 
-def test_the_best_is_kept_where_the_judge_falls_while_the_reward_rises(tmp_path: Path) -> None:
+def test_the_best_is_kept_where_the_judge_falls_while_the_reward_rises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = str(ROOT / "tests")  # where tests/flawed.py, the recipe's reward, is found
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([own, os.environ.get("PYTHONPATH", "")]))
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = dict(zip(SEEDS, pool.map(lambda seed: both(seed, tmp_path), SEEDS), strict=True))
     print(f"\n{COLUMNS}\n|{' --- |' * COLUMNS.count(' | ')} --- |")
