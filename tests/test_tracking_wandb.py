@@ -135,12 +135,12 @@ def test_what_was_offline_is_uploaded_later_and_once(server: WandbServer, tiny_r
     done = sync(run_directory, OFFLINE)  # nothing of the run was tracked: the sync makes up for it
     assert done.returncode == 0, done.stderr
     assert "ppo: wandb: sent" in done.stdout
-    assert len(server.runs) == 3 and steps(server.runs[(stage / "wandb" / "id").read_text()]) == [1, 2, 3]
+    assert len(server.runs) == 3 and steps(server.runs[(stage / "wandb" / "id").read_text()]) == [0, 1, 2, 3]
     received = {run.name: run.received for run in server.runs.values()}
     assert "ppo: wandb: has everything" in sync(run_directory, OFFLINE).stdout
     (stage / "wandb" / "sent").unlink()  # as if nobody had noted it
     assert sync(stage, OFFLINE).returncode == 0
-    assert steps(server.runs[(stage / "wandb" / "id").read_text()]) == [1, 2, 3]
+    assert steps(server.runs[(stage / "wandb" / "id").read_text()]) == [0, 1, 2, 3]
     assert {run.name for run in server.runs.values()} == received.keys()
     run = server.runs[(stage / "wandb" / "id").read_text()]
     assert used(server, run) == {"tiny-prompts", "tiny-sft", "tiny-reward"}
