@@ -45,19 +45,20 @@ class HttpReward:
         """Scores [batch]. Raises RewardError where the server stays away, refuses, or its answer is no scores."""
         size = self.config.batch_size
         parts = [torch.empty(0)]
+        deadline = time.monotonic() + self.config.patience_seconds
         with httpx.Client(timeout=self.config.timeout_seconds, headers=headers()) as client:
             for start in range(0, len(completions), size):
                 batch = completions[start : start + size]
-                parts.append(scores_of(self._asked(client, batch), batch, self.address))
+                parts.append(scores_of(self._asked(client, batch, deadline), batch, self.address))
         return (torch.cat(parts) - self.mean) / self.deviation
 
-    def _asked(self, client: httpx.Client, batch: Sequence[Completion]) -> Any:
+    def _asked(self, client: httpx.Client, batch: Sequence[Completion], deadline: float) -> Any:
         """What the server gives for a batch, asked again while it is away or busy."""
-        deadline = time.monotonic() + self.config.patience_seconds
         question, pause, said = body(batch), 0.1, False
         while True:
             try:
-                answer = client.post(self.address, json=question)
+                left = max(deadline - time.monotonic(), 1.0)
+                answer = client.post(self.address, json=question, timeout=min(self.config.timeout_seconds, left))
                 reason = f"{answer.status_code} {answer.reason_phrase}"
                 if answer.status_code not in BUSY:
                     return self._scores(answer)

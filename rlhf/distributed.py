@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -107,6 +109,22 @@ def main_first(hours: float = 24.0) -> Iterator[None]:
     finally:
         if is_main():
             dist.barrier(group)
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What the main process makes of some work that may take hours, on every rank; its error is everybody's."""
+    made: T | None = None
+    error: Exception | None = None
+    with main_first():
+        if is_main():
+            try:
+                made = work()
+            except Exception as failure:
+                error = failure
+    made, error = gather_objects((made, error))[0]
+    if error is not None:
+        raise error
+    return cast(T, made)
 
 
 @functools.cache

@@ -10,6 +10,8 @@
 The command line turns each of these into its lines on standard error and exit code 2, never into a traceback.
 """
 
+from __future__ import annotations
+
 
 class RLHFError(Exception):
     """Base of all errors that a user can mend; `problems` holds one line each."""
@@ -17,6 +19,10 @@ class RLHFError(Exception):
     def __init__(self, *problems: str) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+    def __reduce__(self) -> tuple[type[RLHFError], tuple[str, ...]]:
+        """Its problems stay apart on the way to other processes."""
+        return type(self), self.problems
 
 
 class ConfigError(RLHFError):

@@ -17,9 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 from rlhf.errors import ArtifactError
 from rlhf.logprobs import position_ids
 from rlhf.pretrained import tensor_named
-
-# Heads of reward models that are no sequence classifiers: TRL's value head, DeepSpeed-Chat's, and what others chose.
-FOREIGN_HEADS = r"(?:.*\.)?(?:v_head(?:\.summary)?|value_head|reward_head|rm_head|rank_head|regression_head|score_head)"
+from rlhf.store.weights import FOREIGN_HEADS
 
 
 def head_of(model: nn.Module) -> nn.Linear | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from reward_models.judging import judge_pairs
 from reward_models.sanity import TOLERANCE, Examination, Sanity
 from reward_models.scoring import RewardModel
 from rlhf.config import Recipe
-from rlhf.distributed import is_main
+from rlhf.distributed import from_main, is_main
 from rlhf.errors import ArtifactError
 from rlhf.models import context_at, context_of, load_policy
 from rlhf.pretrained import local_model, vocabulary_at
@@ -36,19 +36,20 @@ from stages.origins import first_model, model_place
 from stages.prompts import check_prompts_early, fitting_prompts
 from stages.rewards import AnyReward, named_reward
 from stages.sampling import sample
+from stages.signals import Signals
 from stages.uses import check_uses
 
 PROBED = 64  # responses of the policy on which a reward is examined
 JUDGED = 1000  # held-out votes at most
 
 
-def adopt_missing(recipe: Recipe, stage: str, options: StageOptions) -> None:
+def adopt_missing(recipe: Recipe, stage: str, options: StageOptions, signals: Signals | None = None) -> None:
     """Take in what a stage's inputs are to be replaced by, unless that was done before; every rank calls."""
     for name in STAGES[stage].inputs:
         if used_by(recipe, name) and not is_current(recipe, options.run, name):
             check_uses(recipe, [name])
-            context = StageContext(recipe, name, StageOptions(options.run, options.run / name))
-            importlib.import_module(f"stages.{name}").main(context)
+            context = StageContext(recipe, name, StageOptions(options.run, options.run / name), signals)
+            context.carry_out(importlib.import_module(f"stages.{name}").main)
 
 
 def adopt_policy(context: StageContext) -> None:
@@ -77,23 +78,30 @@ def adopt_reward(context: StageContext) -> None:
     """Examine the reward of `reward.use` on responses of the policy, and hand it on."""
     recipe, name = context.recipe, context.recipe.reward.use or ""
     tokenization = load_tokenization(context.inputs["sft"].model, recipe.model)
-    sampled = responses_of_policy(context, tokenization)
-    reward = named_reward(name, tokenization, recipe)
+    sampled, votes = responses_of_policy(context, tokenization), held_out_votes(context)
+    asked: list[AnyReward] = []
+
+    def examine() -> dict[str, Any]:
+        asked.append(named_reward(name, tokenization, recipe))
+        exact = recipe.model.dtype if kind_of(name) == "model" else "float32"
+        seen = Examination(name, TOLERANCE[exact], tokenization.response, recipe.seed)(asked[0], sampled)
+        for warning in seen.warnings():
+            context.warn(f"reward.use={name}: {warning}")
+        return (judged(context, asked[0], votes, tokenization) if votes else {}) | figures(seen)
+
     context.say(f"using {name}, examined on {len(sampled)} responses of the policy")
-    exact = recipe.model.dtype if kind_of(name) == "model" else "float32"
-    seen = Examination(name, TOLERANCE[exact], tokenization.response, recipe.seed)(reward, sampled)
-    for warning in seen.warnings():
-        context.warn(f"reward.use={name}: {warning}")
-    results = judged(context, reward, tokenization) | figures(seen)
+    # By one rank: a server is asked once, and what one rank cannot use the others do not take for complete.
+    results = from_main(examine) | {"bayes_accuracy": votes.bayes_accuracy if votes else None}
     record: dict[str, Any] = {"use": name, "engine": {}}
     if kind_of(name) != "model":
         context.finish(results, **record)
         return
     path = local_model(model_place(name, recipe.data), recipe.model)
+    reward = asked[0] if asked else None
     own = reward.tokenization if isinstance(reward, RewardModel) else None
-    if own is not None and base_of_adapter(path) is not None:
-        reward.model.config.pad_token_id = own.pad_id  # type: ignore[union-attr]
-        context.finish(results, reward.model, own, **record)  # type: ignore[union-attr]
+    if isinstance(reward, RewardModel) and base_of_adapter(path) is not None:
+        reward.model.config.pad_token_id = reward.tokenization.pad_id  # type: ignore[union-attr]
+        context.finish(results, reward.model, own, **record)
     else:
         context.finish(results, None, own, **record, refers_to=referring(path))
 
@@ -107,19 +115,30 @@ def responses_of_policy(context: StageContext, tokenization: Tokenization) -> li
     return sample(policy, tokenization, recipe, asked)
 
 
-def judged(context: StageContext, reward: AnyReward, tokenization: Tokenization) -> dict[str, Any]:
-    """How the reward predicts held-out votes, if there are any: the figures of a reward stage."""
-    recipe = context.recipe
-    if not has_votes(recipe):
-        return {}
+class Votes(NamedTuple):
+    """Held-out votes, and the accuracy of a judge who knows the truth, if that is known."""
+
+    comparisons: list[Comparison]
+    bayes_accuracy: float | None
+
+
+def held_out_votes(context: StageContext) -> Votes | None:
+    """The votes by which a reward is judged; None where the recipe has none."""
+    if not has_votes(context.recipe):
+        return None
     split, bayes_accuracy = examples.comparisons(context, sources.EMPTY)
-    votes = [split.test[i] for i in range(min(JUDGED, len(split.test)))]
-    held_out = judge_pairs(reward, [both(vote, tokenization) for vote in votes], [vote.tie for vote in votes])
-    results = held_out.figures() | {"bayes_accuracy": bayes_accuracy}
+    return Votes([split.test[i] for i in range(min(JUDGED, len(split.test)))], bayes_accuracy)
+
+
+def judged(context: StageContext, reward: AnyReward, votes: Votes, tokenization: Tokenization) -> dict[str, Any]:
+    """How the reward predicts held-out votes: the figures of a reward stage."""
+    pairs = [both(vote, tokenization) for vote in votes.comparisons]
+    held_out = judge_pairs(reward, pairs, [vote.tie for vote in votes.comparisons])
+    results = held_out.figures()
     low, high = results["accuracy_ci"]
     context.say(f"held-out accuracy {held_out.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})")
     if high < 0.5:
-        context.warn(f"reward.use={recipe.reward.use}: prefers what people rejected; is its sign turned?")
+        context.warn(f"reward.use={context.recipe.reward.use}: prefers what people rejected; is its sign turned?")
     return results
 
 

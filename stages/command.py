@@ -45,16 +45,8 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
         join_process_group()  # left by ending: to part from it, each side waits for what the other has still to say
         seed_everything(recipe.seed)
         chosen = StageOptions(run, options.output or run / stage, options.stop_after, options.restart)
-        adopt_missing(recipe, stage, chosen)
-        context = StageContext(recipe, stage, chosen, signals)
-        try:
-            main(context)
-        except RLHFError:
-            context.give_up()
-            raise
-        except Stopped:
-            context.tracker.close()
-            raise
+        adopt_missing(recipe, stage, chosen, signals)
+        StageContext(recipe, stage, chosen, signals).carry_out(main)
     except RLHFError as error:
         report(error.problems)
         code = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch import nn
 
 from rlhf.config import Recipe
 from rlhf.devices import Computation, hardware, settled_recipe, use_plain_float32
-from rlhf.distributed import barrier, gather_objects, is_main, world_size
+from rlhf.distributed import barrier, gather_objects, is_main, main_first, world_size
+from rlhf.errors import RLHFError
 from rlhf.models import save_alone, save_model
 from rlhf.recipe_memory import read_shape
 from rlhf.shapes import Shape, shape_of_init
@@ -30,7 +31,7 @@ from rlhf.types import Tracker
 from stages.checkpoints import Checkpoints
 from stages.lineage import STAGES, lineage_of
 from stages.origins import first_model
-from stages.signals import Signals
+from stages.signals import Signals, Stopped
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,17 @@ class StageContext:
             self.tracker.close()
             put_back(self.output, self.begun.slot)
 
+    def carry_out(self, main: Callable[[StageContext], None]) -> None:
+        """Run a stage's main function; what stood here returns where the user's input cannot be used."""
+        try:
+            main(self)
+        except RLHFError:
+            self.give_up()
+            raise
+        except Stopped:
+            self.tracker.close()
+            raise
+
     def _tell(self, manifest: Mapping[str, Any]) -> None:
         """Close the trackers with what was made, before it is complete: a complete stage is not taken up again."""
         self.tracker.result(manifest)
@@ -155,7 +167,8 @@ class StageContext:
 
         best: another model to keep in best/, or `model` itself, of which best/ is then a second name.
         """
-        with self.signals.deferred():  # on every rank: one that ended would leave the others waiting for it
+        # Deferred on every rank, for one that ended would leave the others waiting; these wait as long as it takes.
+        with self.signals.deferred(), main_first():
             if is_main():
                 if model is not None and tokenization is not None:
                     save_model(model, tokenization, self.partial / "model")
@@ -175,4 +188,3 @@ class StageContext:
                 publish(self.output, self.lineage, manifest, self._tell)
                 self.store.finish()
                 self.lock.close()
-            barrier()

@@ -74,7 +74,9 @@ class HeldOut:
 
     def evaluate_start(self) -> float | None:
         """The score of the policy before the first step, evaluated now if no checkpoint has it."""
-        return self.evaluations[0].score if self.evaluations else self.evaluate(0)
+        if not self.evaluations:
+            return self.evaluate(0)
+        return None if math.isnan(self.evaluations[0].score) else self.evaluations[0].score
 
     def evaluate(self, step: int) -> float | None:
         """Evaluate the present policy if that is due after a step: its score, higher is better, else None."""

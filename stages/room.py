@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rlhf.config import InitConfig, Recipe
 from rlhf.errors import ArtifactError
-from rlhf.store.weights import check_model_directory
+from rlhf.store.weights import base_of_adapter, check_model_directory
 from stages.lineage import used_by
-from stages.origins import first_model
+from stages.origins import first_model, model_place
 
 BYTES = 4  # of a weight, and of each of the two moments that AdamW keeps of it
 TRAINED = {"sft": 1, "reward": 1, "ppo": 2, "evaluate": 0}  # models that learn in a stage
@@ -28,7 +28,9 @@ def require_room(recipe: Recipe, stage: str, run: Path) -> None:
     if weights is None:
         return
     learning = 0 if recipe.model.lora else weights  # adapters are small beside the model
-    models = 0 if used_by(recipe, stage) else TRAINED[stage]
+    models = TRAINED[stage]
+    if used_by(recipe, stage):
+        models, learning = (1 if is_copied(recipe, stage) else 0), 0
     results, checkpoints = min(models, 1), 2
     if stage == "ppo" and recipe.ppo.evaluate_every and recipe.checkpoint.keep_best:
         results, checkpoints = 2, 3
@@ -41,6 +43,12 @@ def require_room(recipe: Recipe, stage: str, run: Path) -> None:
             f"{run}: {megabytes(free)} free on its disk, but the {stage} stage of a model of {weights:,} weights needs "
             f"{megabytes(needed)} for its result and {checkpoints} checkpoints; free some or give another --run"
         )
+
+
+def is_copied(recipe: Recipe, stage: str) -> bool:
+    """Whether what is used in a stage's place is written anew: an adapter merged, or a model with more tokens."""
+    place = Path(model_place(used_by(recipe, stage) or "", recipe.data))
+    return base_of_adapter(place) is not None or (stage == "sft" and bool(recipe.model.added_tokens))
 
 
 def weights_of(recipe: Recipe) -> int | None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from data.scorers import load_scorer
 from rlhf.config import Recipe
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, RLHFError
 from rlhf.references import check_address, kind_of
-from rlhf.store.weights import check_model_directory
+from rlhf.store.weights import check_model_directory, check_reward_model
 from stages.lineage import STAGES, used_by
 from stages.origins import model_place
 
-HUB_ID = r"[\w.-]+(?:/[\w.-]+)?(?:@[\w.-]+)?"
+HUB_ID = r"[\w.-]+/[\w.-]+@[\w.-]+"
 
 
 def check_uses(recipe: Recipe, stages: Sequence[str]) -> None:
@@ -23,7 +23,7 @@ def check_uses(recipe: Recipe, stages: Sequence[str]) -> None:
     for field, name in uses(recipe, stages):
         try:
             check_use(field, name, recipe)
-        except ConfigError as error:
+        except RLHFError as error:
             problems += error.problems
     if recipe.sft.use and recipe.model.path:
         unused = f"model.path={recipe.model.path}: is not used beside sft.use={recipe.sft.use}"
@@ -53,5 +53,7 @@ def check_use(field: str, name: str, recipe: Recipe) -> None:
         check_address(field, name)
     elif (place := Path(model_place(name, recipe.data))).is_dir():
         check_model_directory(place)
+        if field != "sft.use":
+            check_reward_model(field, place)
     elif not re.fullmatch(HUB_ID, name) or name.startswith("."):
         raise ConfigError(f"{field}={name}: no such directory; give one made by save_pretrained, or org/name@COMMIT")

@@ -13,7 +13,7 @@ from running import TINY, rlhf, stage
 from safetensors.torch import load_file
 from test_own_rewards import lengths, server
 
-from rlhf.errors import ArtifactError
+from rlhf.errors import ArtifactError, RewardError
 from rlhf.recipe import load_recipe
 from rlhf.store.artifact import find_artifact, load_artifact
 from stages.adoption import adopt_missing
@@ -66,6 +66,17 @@ def test_two_models_of_ones_own(tiny_run: Path, own: Path) -> None:
     assert load_artifact(own / "run" / "sft").model == tiny_run / "sft" / "model"
 
 
+def test_a_reward_that_fails_leaves_the_trained_one(tiny_run: Path, own: Path) -> None:
+    shutil.copytree(tiny_run, own / "run")
+    before = load_artifact(own / "run" / "reward").fingerprint
+    (own / "mine.py").write_text("def score(prompts, responses):\n    raise RuntimeError('no')\n")
+    options = StageOptions(own / "run", own / "run" / "ppo")
+    with pytest.raises(RewardError, match="raised RuntimeError: no"):
+        adopt_missing(load_recipe(TINY, ["reward.use=mine:score"]), "ppo", options)
+    assert load_artifact(own / "run" / "reward").fingerprint == before
+    assert not (own / "run" / "reward" / ".previous").exists()
+
+
 def test_what_is_referred_to_must_stay(tiny_run: Path, own: Path) -> None:
     shutil.copytree(tiny_run / "sft" / "model", own / "policy")
     overrides = ["sft.use=policy", "reward.use=mine:score"]
@@ -115,13 +126,18 @@ def problems(own: Path, *overrides: str) -> str:
     return str(raised.value)
 
 
-def test_what_cannot_be_used_is_said_before_anything_runs(own: Path) -> None:
+def test_what_cannot_be_used_is_said_before_anything_runs(tiny_run: Path, own: Path) -> None:
     assert "sft.use=mine:score: is a function; give a language model" in problems(own, "sft.use=mine:score")
-    assert "sft.use=./nowhere: no such directory" in problems(own, "sft.use=./nowhere")
+    for name in ("./nowhere", "models/typo", "typo"):
+        assert f"sft.use={name}: no such directory" in problems(own, f"sft.use={name}")
+    shutil.copytree(tiny_run / "sft" / "model", own / "policy")
+    assert "reward.use=policy: no head that gives one score" in problems(own, "reward.use=policy")
+    assert "ppo.held_out.judge=policy: no head" in problems(own, "ppo.held_out.judge=policy", "ppo.evaluate_every=1")
+    assert "reward.use=" not in problems(own, f"reward.use={tiny_run}/reward/model", "sft.use=typo")
     assert "reward.use=http://a:b@c" not in problems(own, "reward.use=http://a:b@c/score")
     assert "mine:other: no such function" in problems(own, "reward.use=mine:other")
-    both = problems(own, "sft.use=org/name", "model.path=org/other")
-    assert both == "model.path=org/other: is not used beside sft.use=org/name; remove one of them"
+    both = problems(own, "sft.use=org/name@012", "model.path=org/other")
+    assert both == "model.path=org/other: is not used beside sft.use=org/name@012; remove one of them"
 
 
 @pytest.mark.services

@@ -47,7 +47,9 @@ class RewardServerConfig(Section):
 
     batch_size: PositiveInt = 64  # responses per request
     timeout_seconds: PositiveFloat = 60.0  # of one request
-    patience_seconds: Annotated[float, Field(gt=0, le=540)] = 300.0  # asked again while away; collectives end at 600 s
+    # For so long a server that is away is asked again, for all batches of a call together: a reward's and a judge's
+    # patience must end before the other ranks' in a collective do, at 600 s.
+    patience_seconds: Annotated[float, Field(gt=0, le=270)] = 240.0
 
 
 class RewardConfig(StageConfig):

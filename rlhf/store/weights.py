@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from rlhf.errors import ArtifactError
 REMEDY = "give a directory made by save_pretrained"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 ADAPTER = "adapter_config.json"
+# Heads of reward models that are no sequence classifiers: TRL's value head, DeepSpeed-Chat's, and what others chose.
+FOREIGN_HEADS = r"(?:.*\.)?(?:v_head(?:\.summary)?|value_head|reward_head|rm_head|rank_head|regression_head|score_head)"
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the format
 
 
@@ -31,6 +34,37 @@ def check_model_directory(directory: Path) -> int | None:
     if not any((directory / name).is_file() for name in TOKENIZERS):
         raise ArtifactError(f"{directory}: no tokenizer ({', '.join(TOKENIZERS)}); {REMEDY}")
     return sum(count_weights(path) for path in weight_files(directory))
+
+
+def check_reward_model(field: str, directory: Path) -> None:
+    """Raise ArtifactError where a model directory cannot give one score: a language model, or several labels."""
+    if base_of_adapter(directory) is not None:
+        return  # an adapter brings its own head
+    config = read_json(directory / "config.json")
+    given = f"{field}={directory}"
+    if not any("SequenceClassification" in str(name) for name in config.get("architectures") or []):
+        if not any(re.fullmatch(FOREIGN_HEADS + r"\.weight", name) for name in tensor_names(directory)):
+            raise ArtifactError(
+                f"{given}: no head that gives one score (a language model?); give a reward model, or train one on "
+                "data.comparisons by leaving it out"
+            )
+        return
+    labels = config.get("num_labels") or len(config.get("id2label") or (0, 1))  # the library's default is two
+    if labels != 1:
+        raise ArtifactError(
+            f"{given}: gives {labels} labels where a reward is one score; give a reward model, or a function "
+            "(package.module:function) that makes one score of them"
+        )
+
+
+def tensor_names(directory: Path) -> list[str]:
+    """The names of a model's weights, from the headers of their files."""
+    names: list[str] = []
+    for path in weight_files(directory):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            names += json.loads(file.read(length))
+    return names
 
 
 def base_of_adapter(directory: Path) -> str | None:
