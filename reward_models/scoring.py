@@ -26,10 +26,14 @@ class RewardModel:
     by_text: bool = False  # the policy has another tokenizer, so completions are rendered and encoded again
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
-        """Scores [batch], by default of the very tokens that were sampled: encoding them again could change them."""
+        """Scores [batch], by default of the very tokens that were sampled: encoding them again could change them.
+
+        Where prompt and response exceed the reward model's context, the beginning is cut off.
+        """
         if self.by_text:
             return self.score_tokens([self.encode(completion) for completion in completions])
-        return self.score_tokens([[*c.prompt_tokens, *c.response_tokens] for c in completions])
+        context = context_of(self.model)
+        return self.score_tokens([[*c.prompt_tokens, *c.response_tokens][-context:] for c in completions])
 
     def encode(self, completion: Completion) -> list[int]:
         """A completion in the reward model's own template and tokens, its beginning cut off to fit the context."""

@@ -78,23 +78,27 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def merged(model: PeftModel) -> nn.Module:
-    """The full model in float32 that computes what adapters and frozen weights together computed."""
+    """The full model in float32, on the CPU, that computes what adapters and frozen weights together computed.
+
+    A device that held few bits need not have room for more: it computes one layer at a time. Nothing of `model` is to
+    be used afterwards.
+    """
     base: Any = model.get_base_model()
     for name, module in list(model.named_modules()):
         # peft would round the sum to few bits again; so these layers are merged here, and the rest by peft.
         if hasattr(module, "get_delta_weight") and is_few_bits(getattr(module, "base_layer", None)):
             weight = dequantize_module_weight(module.base_layer).float() + module.get_delta_weight("default").float()
             bias = module.base_layer.bias
-            full = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
-            with torch.no_grad():
-                full.weight.copy_(weight)
-                if bias is not None:
-                    full.bias.copy_(bias)
+            full = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")  # filled below
+            full.weight = nn.Parameter(weight.detach().cpu())
+            if bias is not None:
+                full.bias = nn.Parameter(bias.detach().float().cpu())
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, full)
     if is_quantized(base):
         del base.config.quantization_config
         base.is_quantized, base.hf_quantizer = False, None
+    model.to("cpu")
     whole: nn.Module = model.merge_and_unload()
     return whole
 

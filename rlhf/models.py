@@ -5,6 +5,7 @@ All dropout is off in every model, in training too: PPO's ratio must come from t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlhf.devices import settled
 from rlhf.distributed import device
 from rlhf.errors import ArtifactError
 from rlhf.heads import borrow_head, fresh_head, head_of, sequence_scores, token_classifier
-from rlhf.pretrained import context_at, context_of, is_classifier, load_pretrained, shape_at
+from rlhf.pretrained import context_at, context_of, declared_stops, is_classifier, load_pretrained, shape_at
 from rlhf.store.artifact import remove
 from rlhf.store.weights import base_of_adapter
 from rlhf.tokenization import Tokenization
@@ -49,11 +50,12 @@ def load_policy(
     """A causal language model from a directory or hub id, or an adapter's directory.
 
     quantized: in few bits where the recipe has adapters over such weights. A tokenizer with more tokens than the model
-    has embeddings makes these grow; each new row is the mean of the others.
+    has embeddings makes these grow; each new row is the mean of the others. Ids that its generation_config.json stops
+    at are kept there behind the tokenizer's stop token; here a response ends at that one alone.
     """
     model = load_pretrained(AutoModelForCausalLM, path, config, **_bits(config, quantized))
     grow_embeddings(model, len(tokenization.tokenizer))
-    return _prepare(model, tokenization)
+    return _prepare(model, tokenization, declared_stops(path, config))
 
 
 def load_reward_model(
@@ -74,9 +76,10 @@ def load_reward_model(
 def load_own_reward_model(path: Path, config: ModelConfig) -> nn.Module:
     """Somebody's reward model: any sequence classifier with one label, or a causal trunk with a head of another name.
 
-    To be frozen: its configuration is left as it is. Raises ArtifactError where it gives several labels, or has no
-    head at all.
+    To be frozen: its configuration is left as it is, and any attention will do (DeBERTa knows eager alone). Raises
+    ArtifactError where it gives several labels, or has no head at all.
     """
+    kind = AutoModelForSequenceClassification
     if is_classifier(path, config):
         head = "score." if base_of_adapter(path) else ""
         labels = 1 if base_of_adapter(path) else shape_at(path, config).num_labels  # an adapter brings its own head
@@ -85,9 +88,9 @@ def load_own_reward_model(path: Path, config: ModelConfig) -> nn.Module:
                 f"model {path}: gives {labels} labels where a reward is one score; give a reward model, or a function "
                 "(package.module:function) that makes one score of them"
             )
-        model: nn.Module = load_pretrained(AutoModelForSequenceClassification, path, config, head, num_labels=1)
+        model: nn.Module = load_pretrained(kind, path, config, head, any_attention=True, num_labels=1)
     else:
-        model = load_pretrained(AutoModelForSequenceClassification, path, config, "score.", num_labels=1)
+        model = load_pretrained(kind, path, config, "score.", any_attention=True, num_labels=1)
         borrow_head(model, path)
     return model
 
@@ -165,12 +168,14 @@ def _require_head(model: nn.Module, path: str | Path) -> nn.Linear:
     return head
 
 
-def _prepare(model: Any, tokenization: Tokenization) -> nn.Module:
+def _prepare(model: Any, tokenization: Tokenization, declared: Sequence[int] = ()) -> nn.Module:
+    stop = tokenization.stop_id
+    others = [token for token in dict.fromkeys(declared) if token != stop]
     model.config.pad_token_id = tokenization.pad_id
-    model.config.eos_token_id = tokenization.stop_id
+    model.config.eos_token_id = stop
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenization.pad_id
-        model.generation_config.eos_token_id = tokenization.stop_id
+        model.generation_config.eos_token_id = [stop, *others] if others else stop
     keep_canonical(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # a classifier's, which its configuration cannot always turn off

@@ -28,6 +28,8 @@ from rlhf.store.weights import ADAPTER, base_of_adapter, weight_files
 REMEDY = "give a directory made by save_pretrained"
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # nothing that could run
 UNLIMITED = 2**20  # tokens, of architectures that have no table of positions
+ATTENTIONS = ("flash_attention_2", "sdpa", "eager")  # each can stand in for those before it
+REFUSED = re.compile(r"does not support (Flash Attention|an attention implementation)")  # by an architecture
 
 
 def local_model(name: str, config: ModelConfig) -> Path:
@@ -50,14 +52,17 @@ def local_model(name: str, config: ModelConfig) -> Path:
     return Path(found)
 
 
-def load_pretrained(kind: Any, path: str | Path, config: ModelConfig, head: str = "", **options: Any) -> Any:
+def load_pretrained(
+    kind: Any, path: str | Path, config: ModelConfig, head: str = "", any_attention: bool = False, **options: Any
+) -> Any:
     """A model of an Auto class with all its weights found, an adapter merged, and dropout off before it is built.
 
-    head: prefix of the weights that may be missing, because a fresh head follows. Weights are float32 unless `options`
-    say otherwise. Raises ArtifactError.
+    head: prefix of the weights that may be missing, because a fresh head follows. any_attention: an architecture that
+    refuses the recipe's attention gets the next that it knows. Weights are float32 unless `options` say otherwise.
+    Raises ArtifactError.
     """
     if (base := base_of_adapter(Path(path))) is not None:
-        model = load_pretrained(kind, local_model(base, config), config, head, **options)
+        model = load_pretrained(kind, local_model(base, config), config, head, any_attention, **options)
         try:
             return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
         except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
@@ -67,14 +72,46 @@ def load_pretrained(kind: Any, path: str | Path, config: ModelConfig, head: str 
         shape = AutoConfig.from_pretrained(path, **origin(config), **labels)
         for part in (shape, shape.get_text_config()):
             turn_off_dropout(part)
-        given = {"dtype": torch.float32, "attn_implementation": settled(config).attention, **options}
-        model, found = kind.from_pretrained(path, config=shape, output_loading_info=True, **given, **origin(config))
+        given = {"config": shape, "dtype": torch.float32, **options, **origin(config)}
+        attention = settled(config).attention
+        model, found = _with_attention(kind, path, attention, any_attention, given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"model {path}: cannot be loaded ({first_line(error)}); {REMEDY}") from error
     missing = sorted(name for name in found["missing_keys"] if not (head and name.startswith(head)))
     if missing:
         raise ArtifactError(f"model {path}: lacks {len(missing)} weights, {missing[0]} among them; {REMEDY}")
     return model
+
+
+def _with_attention(
+    kind: Any, path: str | Path, attention: str, any_attention: bool, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A model and what was found of it, with an attention or, if any will do, the first behind it that it knows."""
+    following = ATTENTIONS[ATTENTIONS.index(attention) + 1 :] if any_attention else ()
+    try:
+        model, found = kind.from_pretrained(path, output_loading_info=True, attn_implementation=attention, **options)
+    except ValueError as error:
+        if not following or not REFUSED.search(str(error)):
+            raise
+        return _with_attention(kind, path, following[0], True, options)
+    return model, found
+
+
+def declared_stops(path: str | Path, config: ModelConfig) -> list[int]:
+    """The ids that end a response according to a directory's generation_config.json, of an adapter its base's.
+
+    None where it has no such file or names none. Raises ArtifactError where the file is no JSON object.
+    """
+    file = Path(path) / "generation_config.json"
+    if not file.is_file():
+        base = base_of_adapter(Path(path))
+        return [] if base is None else declared_stops(local_model(base, config), config)
+    try:
+        declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{file}: cannot be read ({first_line(error)}); {REMEDY}") from error
+    ids = declared if isinstance(declared, list) else [declared]
+    return [token for token in ids if isinstance(token, int)]
 
 
 def origin(config: ModelConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rlhf.config import Recipe
 from rlhf.distributed import from_main, is_main
 from rlhf.errors import ArtifactError
 from rlhf.models import context_at, context_of, load_policy
-from rlhf.pretrained import local_model, vocabulary_at
+from rlhf.pretrained import declared_stops, local_model, vocabulary_at
 from rlhf.references import kind_of
 from rlhf.store.artifact import referring
 from rlhf.store.weights import base_of_adapter
@@ -57,6 +57,7 @@ def adopt_policy(context: StageContext) -> None:
     recipe = context.recipe
     path = local_model(first_model(recipe) or "", recipe.model)
     tokenization = load_tokenization(path, recipe.model, recipe.model.added_tokens)
+    warn_of_stops(context, tokenization, path)
     check_prompts_early(context, tokenization, context_at(path, recipe.model))
     model, parameters = None, 0
     if is_main():  # one copy: all ranks' would fill the machine's memory
@@ -157,6 +158,18 @@ def figures(seen: Sanity) -> dict[str, Any]:
     spread = float(seen.scores.std()) if len(seen.scores) > 1 else 0.0
     probes = {name: round(share, 4) for name, share in seen.preferred.items()}
     return {"score_mean": float(seen.scores.mean()), "score_deviation": spread, "preferred_to": probes}
+
+
+def warn_of_stops(context: StageContext, tokenization: Tokenization, path: Path) -> None:
+    """Say it where a model declares that a response ends elsewhere than at the tokenizer's stop token alone."""
+    declared, stop = declared_stops(path, context.recipe.model), tokenization.stop_id
+    if set(declared) - {stop}:
+        named = [str(token) for token in tokenization.tokenizer.convert_ids_to_tokens([*declared, stop])]
+        context.warn(
+            f"{path}: its generation_config.json ends responses at eos_token_id={declared} ({' '.join(named[:-1])}), "
+            f"here they end at the tokenizer's eos_token {stop} ({named[-1]}) alone; if that is not what ends a turn, "
+            "set eos_token in tokenizer_config.json to the token that does"
+        )
 
 
 def require_finite_logits(model: nn.Module, tokenization: Tokenization, path: Path) -> None:

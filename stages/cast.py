@@ -15,7 +15,7 @@ from rlhf.distributed import device, world_size
 from rlhf.engine import Engine
 from rlhf.engine.ddp import DdpEngine, OptimizerOptions
 from rlhf.kl import AdaptiveController, Controller, FixedController
-from rlhf.models import add_lora, context_of, is_quantized, load_policy, load_value_model
+from rlhf.models import add_lora, context_at, context_of, is_quantized, load_policy, load_value_model
 from rlhf.ppo.experience import Actors
 from rlhf.randomness import seed_everything
 from rlhf.tokenization import Tokenization, load_tokenization
@@ -93,17 +93,26 @@ def prepare(context: StageContext) -> Cast:
 
 
 def load_critic(reward: AnyReward, context: StageContext, tokenization: Tokenization) -> nn.Module:
-    """The value model: the reward model's weights, or where that is none or reads other tokens the policy's, head 0."""
-    config = context.recipe.model
-    if isinstance(reward, RewardModel) and not reward.by_text:
+    """The value model: the reward model's weights, or the policy's with a head of zeros.
+
+    The latter where the reward is no model, reads other tokens, or cannot attend to as many as the policy: its scores
+    are then of a row's end, but a value is wanted at every token.
+    """
+    config, policy = context.recipe.model, context.inputs["sft"].model
+    room = context_at(policy, config)
+    shorter = isinstance(reward, RewardModel) and context_of(reward.model) < room
+    if isinstance(reward, RewardModel) and not reward.by_text and not shorter:
         start = context.inputs["reward"].model
         return load_value_model(start, tokenization, config, reward.mean, reward.deviation, quantized=True)
     why = "the reward is no model that reads the policy's tokens"
-    if isinstance(reward, RewardModel):
+    if isinstance(reward, RewardModel) and not reward.by_text:
+        seen = context_of(reward.model)
+        why = f"the reward model's context of {seen:,} tokens is shorter than the policy's of {room:,}"
+    elif isinstance(reward, RewardModel):
         differing = ", ".join(tokenization.differing(reward.tokenization.contract))
         why = f"the reward model has another tokenizer contract ({differing} differ): it is fed text"
     context.say(f"{why}; the value model starts from the policy")
-    return load_value_model(context.inputs["sft"].model, tokenization, config, quantized=True)
+    return load_value_model(policy, tokenization, config, quantized=True)
 
 
 def placed(model: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from rlhf.models import add_lora, context_of, load_policy, new_policy
 from rlhf.pretrained import local_model, vocabulary_at
 from rlhf.tokenization import Tokenization, load_tokenization, train_tokenization
 from rlhf.types import Demonstration
-from stages.adoption import adopt_policy
+from stages.adoption import adopt_policy, warn_of_stops
 from stages.command import run_stage
 from stages.context import StageContext
 from stages.examples import demonstrations
@@ -57,6 +57,7 @@ def main(context: StageContext) -> None:
     else:
         path = local_model(start, recipe.model)
         tokenization = load_tokenization(path, recipe.model, recipe.model.added_tokens)
+        warn_of_stops(context, tokenization, path)
         model = load_policy(path, tokenization, recipe.model, quantized=True)
         new_tokens = range(vocabulary_at(path, recipe.model), len(tokenization.tokenizer))
     parameters = sum(p.numel() for p in model.parameters())

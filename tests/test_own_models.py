@@ -15,7 +15,7 @@ from test_models import INIT, LORA, ROWS, right_padded, tiny_policy, tiny_tokeni
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf.adapters import is_quantized
+from rlhf.adapters import is_few_bits, is_quantized, merged
 from rlhf.config import ModelConfig
 from rlhf.errors import ArtifactError, ContractError
 from rlhf.heads import head_of
@@ -201,8 +201,43 @@ def test_a_tokenizer_without_padding_is_told_how_to_get_one(policy: Path) -> Non
     assert load_tokenization(policy, ModelConfig(), frozen=True).pad_id == tokenization.stop_id
 
 
+def spied(adapted: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Records when a model with adapters is moved and when peft merges it; all of few bits is merged before."""
+    order: list[str] = []
+    to, merge = adapted.to, adapted.merge_and_unload
+
+    def moving(place: str) -> Any:
+        assert not any(is_few_bits(module) for module in adapted.modules())
+        order.append(f"to {place}")
+        return to(place)
+
+    def merging() -> Any:
+        order.append("merge")
+        return merge()
+
+    monkeypatch.setattr(adapted, "to", moving)
+    monkeypatch.setattr(adapted, "merge_and_unload", merging)
+    return order
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_merging_needs_no_room_for_the_whole_model_on_the_gpu(tmp_path: Path) -> None:
+    save_model(tiny_policy(hidden_size=512, layers=8), tiny_tokenization(), tmp_path)
+    config = ModelConfig(lora=LORA.model_copy(update={"quantization": "nf4"}))
+    model = load_policy(tmp_path, tiny_tokenization(), config, quantized=True)
+    adapted: Any = add_lora(model, LORA, "policy").to("cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    whole = merged(adapted)
+    full = sum(weight.nbytes for weight in whole.parameters())
+    assert {weight.device.type for weight in [*whole.parameters(), *whole.buffers()]} == {"cpu"}
+    assert torch.cuda.max_memory_allocated() - before < full / 4
+
+
 @pytest.mark.parametrize("bits", ["nf4", "int8"])
-def test_weights_of_few_bits_learn_by_adapters_and_are_merged(bits: str, tmp_path: Path) -> None:
+def test_weights_of_few_bits_learn_by_adapters_and_are_merged(
+    bits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wide = INIT.model_copy(update={"hidden_size": 64})
     save_model(tiny_policy(hidden_size=64), tiny_tokenization(), tmp_path / "policy")
     assert wide.hidden_size == 64
@@ -225,7 +260,9 @@ def test_weights_of_few_bits_learn_by_adapters_and_are_merged(bits: str, tmp_pat
     assert losses[-1] < 0.7 * losses[0]
     with torch.no_grad():
         expected = adapted.train()(input_ids=tokens).logits
+    order = spied(adapted, monkeypatch)
     save_model(adapted, tiny_tokenization(), tmp_path / "merged")
+    assert order == ["to cpu", "merge"]
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert {weight.dtype for weight in plain.parameters()} == {torch.float32}
     torch.testing.assert_close(plain(tokens).logits, expected, atol=1e-4, rtol=1e-3)
