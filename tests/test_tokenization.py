@@ -112,7 +112,7 @@ def test_a_tokenizer_that_pads_with_its_end_gets_another_padding() -> None:
     tokenizer.pad_token = tokenizer.eos_token
     tokenization = Tokenization(tokenizer, chat=True)
     assert tokenization.pad_id == tokenizer.pad_token_id != tokenizer.eos_token_id
-    assert tokenization.tokenizer.convert_ids_to_tokens(tokenization.pad_id) == "<|assistant|>"
+    assert tokenization.tokenizer.convert_ids_to_tokens(tokenization.pad_id) == "<|pad|>"  # named as one
 
 
 def test_a_tokenizer_without_padding_or_end_is_refused() -> None:
