@@ -47,7 +47,11 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "", "second gold", f"{ppo['second_gold_before']:.3f} -> {ppo['second_gold_after']:.3f}"
         yield "", "win rate against SFT", with_interval(ppo["win_rate"], ppo["win_rate_ci"])
         yield "", "KL to SFT, nats per response", f"{ppo['kl']:.2f}"
-    for task, figures in ppo.get("lm_eval", {}).items():
+    benchmarks = ppo.get("lm_eval", {})
+    if isinstance(benchmarks.get("error"), str):
+        yield "", "lm-eval", f"failed: {benchmarks['error']}"
+        return
+    for task, figures in benchmarks.items():
         for metric, figure in figures["metrics"].items() if not figures["part_of_a_group"] else ():
             yield "", f"lm-eval {task}, {metric}", change(figure)
 

@@ -64,8 +64,13 @@ class HttpReward:
                     return self._scores(answer)
             except httpx.TransportError as error:
                 reason = f"{type(error).__name__}: {error}"
-            except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+            except httpx.InvalidURL as error:
                 raise RewardError(f"reward {self.address}: {error}; mend reward.use") from error
+            except httpx.DecodingError as error:  # not what its Content-Encoding says
+                raise RewardError(
+                    f"reward {self.address}: gave an answer that cannot be decoded ({error}); the answer must be "
+                    '{"scores": [number, ...]}'
+                ) from error
             if time.monotonic() + pause > deadline:
                 raise RewardError(
                     f"reward {self.address}: no answer within reward.server.patience_seconds="

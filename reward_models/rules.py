@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ class FunctionReward:
 def scores_of(raw: Any, completions: Sequence[Completion], name: str) -> Tensor:
     """One finite score [batch] per completion, or a RewardError that names the first that is none."""
     try:
+        if isinstance(raw, str | bytes | Mapping):  # which float() would read letter by letter, key by key
+            raise TypeError(f"a {type(raw).__name__}")
         values = [float(value) for value in raw]
     except (TypeError, ValueError) as error:
         raise RewardError(f"reward {name}: gave no list of numbers ({error}); return one score a response") from error

@@ -51,15 +51,25 @@ def check_benchmarks(context: StageContext) -> None:
 
 
 def run_benchmarks(context: StageContext, config: LmEvalConfig) -> dict[str, Any]:
-    """By task and metric: before and after with standard errors, and their difference; on the main rank alone."""
+    """By task and metric: before and after with standard errors, and their difference; on the main rank alone.
+
+    What fails here is told and kept as {"error": one line}: the rest of the evaluation is worth having without it.
+    """
     compared: dict[str, Any] = {}
+    problem: str | None = None
     with main_first(), context.progress(2) as progress:
         if is_main():
-            before = evaluate_model(context, "sft", config)
-            progress.update(1, {})
-            after = evaluate_model(context, "ppo", config)
-            progress.update(2, {})
-            compared = compare(before, after, aggregations(context))
+            try:
+                before = evaluate_model(context, "sft", config)
+                progress.update(1, {})
+                after = evaluate_model(context, "ppo", config)
+                progress.update(2, {})
+                compared = compare(before, after, aggregations(context))
+            except Exception as error:  # whatever a task's own code, its data or lm-eval raises
+                problem = f"{type(error).__name__}: {one_line(error)}"
+    if problem := first(gather_objects(problem)):
+        context.warn(f"{FIELD}: failed ({problem}); to try again, remove {context.output} and run the same command")
+        return {"error": problem}
     context.tracker.log(0, dict(flat(compared)))
     return compared
 

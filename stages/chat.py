@@ -9,10 +9,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rlhf.errors import RLHFError
+from rlhf.references import kind_of
 from stages.command import quiet_libraries
 from stages.dialogue import Display, JsonDisplay, PlainDisplay, TerminalDisplay
 from stages.speakers import Answer, Scoring, Settings, Speaker
@@ -119,15 +120,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", action="append", default=[])
     parser.add_argument("--conversation", action="store_true")
     parser.add_argument("--no-scores", action="store_true")
+    parser.add_argument("--reward", action="store_true")
+    parser.add_argument("--trust-remote-code", action="store_true")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
 def begin(options: argparse.Namespace, display: Display) -> Chat:
     """Load the models."""
-    targets = [find_target(options.target, options.stage)]
+    code = options.trust_remote_code
+    targets = [find_target(options.target, options.stage, code)]
     if options.against:
-        targets.append(find_target(options.against))
+        targets.append(find_target(options.against, trust_remote_code=code))
     speakers = [Speaker(target, options.system) for target in targets]
     generation = targets[0].recipe.ppo.generation
     from_run = targets[0].run is not None
@@ -137,15 +141,23 @@ def begin(options: argparse.Namespace, display: Display) -> Chat:
         max_new_tokens=options.max_new_tokens or (generation.max_new_tokens if from_run else LONGEST),
         top_p=generation.top_p,
     )
-    scoring = None if options.no_scores else scoring_of(targets)
+    scoring = None if options.no_scores else scoring_of(targets, options.reward, display.say)
     return Chat(speakers, settings, display, scoring)
 
 
-def scoring_of(targets: list[Target]) -> Scoring | None:
-    """The reward of the first target whose run has one: both are scored alike."""
+def scoring_of(targets: list[Target], named: bool, say: Callable[[str], None]) -> Scoring | None:
+    """The reward of the first target whose run has one: both are scored alike.
+
+    named: whether a function or a server may be asked that a run's manifest names: a run may be somebody else's, and
+    its manifest must neither run code here nor send the conversation away.
+    """
     for target in targets:
         if artifact := target.reward:
-            return Scoring(artifact, target.recipe)
+            used = artifact.manifest.get("use")
+            if used is None or named or kind_of(used) == "model":
+                return Scoring(artifact, target.recipe)
+            say(f"no scores: the reward of {target.label} is the {kind_of(used)} {used}; --reward asks it")
+            return None
     return None
 
 

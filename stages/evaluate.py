@@ -5,9 +5,10 @@ Judged by the gold scorer that no other stage sees, or by the reward model where
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from data.scorers import load_scorer
+from reward_models.rules import FunctionReward
 from rlhf.analysis.statistics import bootstrap_interval, mean, wins
 from rlhf.config import Recipe
 from rlhf.models import context_at, load_policy
@@ -66,22 +67,10 @@ def main(context: StageContext) -> None:
         results["second_gold_after"] = mean(judge(config.second_gold, after, recipe))
     if config.lm_eval:
         results["lm_eval"] = run_benchmarks(context, config.lm_eval)
-    columns = {
-        "prompt": [prompt.text for prompt in prompts],
-        "before": [c.response for c in before],
-        "after": [c.response for c in after],
-        "gold_before": gold_before,
-        "gold_after": gold_after,
-        "score_before": score_before,
-        "score_after": score_after,
-        "kl": kl,
-    }
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     context.tracker.log(0, {f"evaluate/{k}": v for k, v in results.items() if isinstance(v, float)})
-    context.tracker.table(0, "side-by-side", rows)
-    for row in rows[:SHOWN]:
-        context.say(f"{row['prompt']!r}\n  before {row['gold_before']:.2f}  {row['before']!r}")
-        context.say(f"  after  {row['gold_after']:.2f}  {row['after']!r}")
+    figures = {"gold_before": gold_before, "gold_after": gold_after}
+    figures |= {"score_before": score_before, "score_after": score_after, "kl": kl}
+    show(context, before, after, figures)
     context.finish(results)
 
 
@@ -102,9 +91,29 @@ def answers(
 
 
 def judge(scorer: str, completions: Sequence[Completion], recipe: Recipe) -> list[float]:
-    """A scorer's figures for completions."""
-    score = load_scorer(scorer, recipe.data.directory)
-    return list(score([c.prompt.text for c in completions], [c.response for c in completions]))
+    """A scorer's figures for completions. Raises RewardError where it gives something else."""
+    found: list[float] = FunctionReward(scorer, load_scorer(scorer, recipe.data.directory))(completions).tolist()
+    return found
+
+
+def show(
+    context: StageContext,
+    before: Sequence[Completion],
+    after: Sequence[Completion],
+    figures: Mapping[str, Sequence[float]],
+) -> None:
+    """Both responses to each prompt with their figures: all as a table, the first ones to people."""
+    columns: dict[str, Sequence[object]] = {
+        "prompt": [c.prompt.text for c in before],
+        "before": [c.response for c in before],
+        "after": [c.response for c in after],
+        **figures,
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    context.tracker.table(0, "side-by-side", rows)
+    for row in rows[:SHOWN]:
+        context.say(f"{row['prompt']!r}\n  before {row['gold_before']:.2f}  {row['before']!r}")
+        context.say(f"  after  {row['gold_after']:.2f}  {row['after']!r}")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,25 @@ def test_local_tasks_before_and_after_by_two_processes(
     assert figures["lm_eval/text/bits_per_byte_after"] == bits["after"]
 
 
+def test_a_task_that_breaks_while_it_runs_is_told_and_kept(
+    tasks: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tasks / "text.yaml").unlink()
+    with (tasks / "answers.py").open("a") as file:
+        file.write("def score(doc, results):\n    raise KeyError('no such\\nletter')\n")
+    with (tasks / "colours.yaml").open("a") as file:
+        file.write("process_results: !function answers.score\n")
+    run = own_copy(tiny_run, tmp_path, ["sft", "reward", "ppo"])
+    done = rlhf("evaluate", str(TINY), f"evaluate.lm_eval={{tasks: [{tasks}/], batch_size: 4}}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if "lm_eval" in line]
+    assert warning.startswith("evaluate: warning: evaluate.lm_eval: failed (KeyError: ") and "to try again" in warning
+    found = manifest(run / "evaluate")["results"]
+    assert found["lm_eval"] == {"error": found["lm_eval"]["error"]} and 0 <= found["win_rate"] <= 1
+    assert "failed: KeyError: " in done.stdout and "Traceback" not in done.stdout + done.stderr
+
+
 def aggregate(values: list[tuple[float, int]]) -> float:
     return math.exp(-sum(nats for nats, _ in values) / sum(words for _, words in values))
 
@@ -207,7 +226,7 @@ def test_what_is_no_task_is_one_line(tasks: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (line,) = problems(tmp_path, "tasks/")
     assert line.startswith(
-        "evaluate.lm_eval: the package lm-eval is not installed; run pip install -e '.[eval]' in the clone"
+        "evaluate.lm_eval: the package lm-eval is not installed; pip install -c constraints.txt -e '.[eval]'"
     )
 
 

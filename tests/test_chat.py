@@ -18,7 +18,7 @@ import pytest
 from running import ROOT, rlhf
 
 from rlhf.config import ModelConfig
-from rlhf.errors import ArtifactError, DataError
+from rlhf.errors import ArtifactError, ConfigError, DataError
 from rlhf.tokenization import load_tokenization
 from rlhf.types import Message
 from stages.chat import Chat, scoring_of
@@ -98,6 +98,28 @@ def test_a_recipe_of_another_version_is_said(folder: Path) -> None:
         find_target("tiny/sft")
 
 
+def test_a_manifest_runs_no_code_and_sends_nothing(folder: Path) -> None:
+    """Of a directory that came from elsewhere, unless the flags say so."""
+    for stage in ("ppo", "reward"):
+        path = folder / "runs" / "tiny" / stage / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["recipe"]["model"]["trust_remote_code"] = True
+        manifest["recipe"]["data"]["directory"] = str(folder)
+        manifest["use"] = "theirs.py:score" if stage == "reward" else None
+        path.write_text(json.dumps(manifest))
+    (folder / "theirs.py").write_text("raise RuntimeError('their code runs')\n")
+    for name in ("tiny", "tiny:best", "runs/tiny/ppo/model"):
+        assert not find_target(name).recipe.model.trust_remote_code
+        assert find_target(name, trust_remote_code=True).recipe.model.trust_remote_code
+    said: list[str] = []
+    assert scoring_of([find_target("tiny")], False, said.append) is None
+    assert said == ["no scores: the reward of tiny/ppo is the function theirs.py:score; --reward asks it"]
+    asked = scoring_of([find_target("tiny")], True, said.append)
+    assert asked is not None
+    with pytest.raises(ConfigError, match="theirs.py:score: no such function .RuntimeError: their code runs"):
+        load_reward(asked.artifact, load_tokenization(folder / "runs/tiny/sft/model", ModelConfig()), asked.recipe)
+
+
 def test_a_full_context_drops_the_oldest_turns(tiny_run: Path) -> None:
     tokenization = load_tokenization(tiny_run / "sft" / "model", ModelConfig())
     talk = Conversation(tokenization, window=60, system="be kind")
@@ -168,7 +190,7 @@ class Impatient(PlainDisplay):
 def test_a_stopped_answer_is_forgotten_and_a_reset_repeats(folder: Path) -> None:
     targets = [find_target("tiny")]
     display = Impatient()
-    chat = Chat([Speaker(targets[0], None)], Settings(0, 1.0, 16), display, scoring_of(targets))
+    chat = Chat([Speaker(targets[0], None)], Settings(0, 1.0, 16), display, scoring_of(targets, False, print))
     with pytest.raises(KeyboardInterrupt):
         chat.turn(PROMPT)
     assert chat.speakers[0].conversation.turns == [] and chat.step == 0

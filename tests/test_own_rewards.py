@@ -25,6 +25,7 @@ from rlhf.config import ModelConfig, Recipe, RewardServerConfig
 from rlhf.errors import ConfigError, RewardError
 from rlhf.references import check_address, kind_of
 from rlhf.types import Completion, Prompt
+from stages.evaluate import judge
 from stages.rewards import named_reward
 
 
@@ -58,6 +59,14 @@ def test_addresses_hold_no_secrets() -> None:
     assert "hunter2" not in str(raised.value)
     with pytest.raises(ConfigError, match="names no host"):
         check_address("reward.use", "http:///score")
+    check_address("reward.use", "http://host/score?model=big&monkey=1")
+    for key in ("token", "api_key", "ACCESS_TOKEN", "X-Amz-Signature", "apikey", "sig"):
+        with pytest.raises(ConfigError, match=f"http://host:80/score.{key}=...: holds a secret in {key}") as raised:
+            check_address("reward.use", f"http://host:80/score?model=big&{key}=hunter2")
+        assert "hunter2" not in str(raised.value)
+    with pytest.raises(ConfigError, match="is no address") as raised:
+        check_address("reward.use", "http://me:hunter2@host:port/score")
+    assert "hunter2" not in str(raised.value)
 
 
 def test_a_function_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +90,9 @@ def test_a_function_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (lambda prompts, responses: [1.0], "gave 1 scores for 12 responses"),
         (lambda prompts, responses: [math.nan] * len(responses), "every score must be a finite number"),
         (lambda prompts, responses: 3.0, "gave no list of numbers"),
+        (lambda prompts, responses: "123456789012", "gave no list of numbers .a str"),
+        (lambda prompts, responses: b"123456789012", "gave no list of numbers .a bytes"),
+        (lambda prompts, responses: dict.fromkeys(range(12), 1.0), "gave no list of numbers .a dict"),
         (lambda prompts, responses: ["good"] * len(responses), "gave no list of numbers"),
         (lambda prompts, responses: [1 / 0 for _ in responses], "raised ZeroDivisionError: division by zero"),
     ],
@@ -88,6 +100,15 @@ def test_a_function_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_function_that_gives_no_scores_is_one_line(function: Any, problem: str) -> None:
     with pytest.raises(RewardError, match=problem) as raised:
         FunctionReward("mine:score", function)(ANSWERS)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("given", ["[math.nan] * len(responses)", "[1.0]", "1 / 0"])
+def test_a_gold_scorer_is_checked_like_a_reward(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gold.py").write_text(f"import math\ndef score(prompts, responses):\n    return {given}\n")
+    with pytest.raises(RewardError, match="^reward gold.py:score: ") as raised:
+        judge("gold.py:score", ANSWERS, Recipe())
     assert "\n" not in str(raised.value)
 
 
@@ -121,6 +142,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     asked: list[dict[str, Any]]
     tokens: list[str | None]
+    encoding = "identity"
     answer: Callable[[dict[str, Any]], tuple[int, Any]]
 
     def do_POST(self) -> None:
@@ -131,6 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Encoding", self.encoding)
         self.end_headers()
         self.wfile.write(body)
 
@@ -176,6 +199,14 @@ def test_a_server_is_asked_in_batches_with_the_token(monkeypatch: pytest.MonkeyP
 def test_rewards_is_another_word_for_scores() -> None:
     with server(lambda question: (200, {"rewards": [1.0] * len(question["prompts"])})) as (address, _):
         assert asked(address).eq(1).all()
+
+
+def test_an_answer_that_cannot_be_decoded_is_one_line() -> None:
+    with server(lambda question: (200, b"no gzip at all")) as (address, handler):
+        handler.encoding = "gzip"
+        with pytest.raises(RewardError, match="gave an answer that cannot be decoded .*the answer must be") as raised:
+            asked(address)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_busy_server_is_asked_again() -> None:

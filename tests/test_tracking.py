@@ -19,8 +19,9 @@ import pytest
 from away import AWAY, away
 from tracked import MANIFEST, log_steps, open_at
 
+from launch.commands.sync import recipe_to_sync
 from rlhf.config import Recipe
-from rlhf.errors import ConfigError
+from rlhf.errors import ArtifactError, ConfigError
 from rlhf.recipe import load_recipe
 from rlhf.tracking import Trackers
 from rlhf.tracking.entries import Entries, Entry, Line, Table
@@ -28,6 +29,7 @@ from rlhf.tracking.jsonl import JsonlTracker
 from rlhf.tracking.public import flattened, public
 from rlhf.tracking.sender import Feeder, settle
 from rlhf.tracking.services import Job
+from rlhf.tracking.sync import destination
 from stages import preflight
 
 TINY = Path(__file__).parent / "recipes" / "tiny.yaml"
@@ -133,7 +135,7 @@ def test_a_tracker_whose_package_is_missing_is_said_before_any_stage(monkeypatch
     with pytest.raises(ConfigError) as caught:
         preflight.check(recipe, ["ppo"], lambda stage: 1)
     assert [line.partition(":")[0] for line in caught.value.problems] == ["tracking.tensorboard", "tracking.mlflow"]
-    assert all('pip install "' in line for line in caught.value.problems)
+    assert all("pip install -c constraints.txt -e '.[" in line for line in caught.value.problems)
 
 
 @pytest.mark.parametrize("how", [*AWAY[:2], *(pytest.param(how, marks=pytest.mark.services) for how in AWAY[2:])])
@@ -248,3 +250,20 @@ def test_a_sender_that_is_gone_is_said(tmp_path: Path) -> None:
     tracker.close()
     (line,) = said
     assert line.startswith("tracking: not everything was sent") and f"`rlhf sync {tmp_path}`" in line
+
+
+def test_a_lone_stage_of_another_version_is_one_line(tmp_path: Path) -> None:
+    recipe = load_recipe(TINY).model_dump(mode="json") | {"unheard_of": 1}
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "environment": {}, **MANIFEST, "recipe": recipe}))
+    with pytest.raises(ArtifactError, match="its recipe is of another version .unheard_of: .*; send it with") as caught:
+        recipe_to_sync(tmp_path, [])
+    assert "\n" not in str(caught.value)
+
+
+def test_where_things_are_sent_is_said_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(TINY, ["tracking.mlflow={uri: 'https://host:5000/base?token=hunter2'}"])
+    monkeypatch.setenv("WANDB_BASE_URL", "https://me:hunter2@own-host")
+    found = {service: destination(service, recipe, tmp_path) for service in ("wandb", "mlflow", "tensorboard")}
+    assert found["mlflow"] == "https://host:5000/base" and found["tensorboard"] == f"{tmp_path}/tensorboard"
+    assert found["wandb"] == "https://***@own-host"

@@ -31,13 +31,20 @@ def chat(
         bool, typer.Option("--conversation", help="The prompts are the turns of one conversation.")
     ] = False,
     no_scores: Annotated[bool, typer.Option("--no-scores", help="Leave the reward alone.")] = False,
+    reward: Annotated[
+        bool, typer.Option("--reward", help="Ask the function or the server that the run names as its reward.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with a model, whatever its run says.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each prompt, for programs.")] = False,
 ) -> None:
     """Talk to a model in the terminal, side by side with another, each answer with its score.
 
     RUN is a run's directory or its name under runs/: its aligned policy, or what is complete of it. RUN/sft is a stage,
     RUN:best the policy with the best held-out score. MODEL is a directory or org/name@COMMIT. The score is that of the
-    run's reward, as PPO saw it; KL is the log-probability of the answer less that under the other model.
+    run's reward, as PPO saw it, where that is a model (else with --reward); KL is the log-probability of the answer
+    less that under the other model.
 
     Without a terminal, each line of standard input is a prompt of its own.
 
@@ -64,7 +71,13 @@ def chat(
     }
     command += [f"--{name}={value}" for name, value in given.items() if value is not None]
     command += [f"--prompt={text}" for text in prompt or ()]
-    flags = {"conversation": conversation, "no-scores": no_scores, "json": as_json}
+    flags = {
+        "conversation": conversation,
+        "no-scores": no_scores,
+        "reward": reward,
+        "trust-remote-code": trust_remote_code,
+        "json": as_json,
+    }
     command += [f"--{name}" for name, wanted in flags.items() if wanted]
     sys.stdout.flush()
     os.execve(sys.executable, command, stage_environment(1))

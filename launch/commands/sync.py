@@ -11,8 +11,10 @@ from launch.commands.run import Overrides
 from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError, RLHFError
 from rlhf.recipe import load_recipe
+from rlhf.store.artifact import find_artifact
+from rlhf.store.recipes import recipe_of
 from rlhf.store.unfinished import METRICS, hold
-from rlhf.tracking.sync import manifest_recipe, sync_stage
+from rlhf.tracking.sync import destination, sync_stage
 from stages.lineage import STAGES
 
 
@@ -40,7 +42,7 @@ def sync(
         raise ArtifactError(f"{directory}: no stage with a {METRICS} here; give a run directory or one stage's")
     problems = []
     for path in found:
-        recipe = recipe_of(path, list(overrides or []))
+        recipe = recipe_to_sync(path, list(overrides or []))
         with hold(path):
             outcomes = list(sync_stage(recipe, path, path.name, seconds))
         if not outcomes:
@@ -49,7 +51,8 @@ def sync(
             if outcome.problem:
                 problems.append(f"{path}: tracking.{outcome.service}: {outcome.problem}; the same command tries again")
             else:
-                typer.echo(f"{path.name}: {outcome.service}: {'sent' if outcome.sent else 'has everything'}")
+                sent = f"sent to {destination(outcome.service, recipe, path)}"
+                typer.echo(f"{path.name}: {outcome.service}: {sent if outcome.sent else 'has everything'}")
     if problems:
         raise RLHFError(*problems)
 
@@ -61,14 +64,14 @@ def stages_of(directory: Path) -> list[Path]:
     return [(directory / stage).resolve() for stage in STAGES if (directory / stage / METRICS).is_file()]
 
 
-def recipe_of(directory: Path, overrides: list[str]) -> Recipe:
+def recipe_to_sync(directory: Path, overrides: list[str]) -> Recipe:
     """The recipe of a stage's run, or where it lies alone, of its manifest."""
     path = directory.parent / "recipe.yaml"
     if path.is_file():
         return load_recipe(path, overrides)
-    recipe = manifest_recipe(directory)
-    if recipe is None:
+    artifact = find_artifact(directory)
+    if artifact is None:
         raise ArtifactError(f"{directory}: neither {path} nor a manifest says where its figures go; resume it first")
     if overrides:
         raise ConfigError(f"{overrides[0]}: {directory} lies outside of a run, and its recipe cannot be overridden")
-    return recipe
+    return recipe_of(artifact, "send it with the version of rlhf that made it")

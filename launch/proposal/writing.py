@@ -80,7 +80,8 @@ def _model(proposal: Proposal) -> Iterator[str]:
     elif sizes.training == "lora":
         yield f"  lora: {{rank: {RANK}, alpha: {2.0 * RANK}}}  # adapters: all weights with moments do not fit"
     else:
-        yield "  # Adapters over 4-bit weights, or else they do not fit; needs `pip install bitsandbytes`."
+        yield "  # Adapters over 4-bit weights, or else they do not fit; needs bitsandbytes:"
+        yield "  # pip install -c constraints.txt -e '.[quantization]'"
         yield f"  lora: {{rank: {RANK}, alpha: {2.0 * RANK}, quantization: nf4}}"
 
 

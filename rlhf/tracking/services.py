@@ -117,8 +117,10 @@ def require_packages(tracking: TrackingConfig) -> None:
         "tensorboard": ("tensorboard", tracking.tensorboard),
         "mlflow": ("mlflow-skinny", tracking.mlflow is not None),
     }
+    extras = {"wandb": ".", "tensorboard": ".[tensorboard]", "mlflow": ".[mlflow]"}  # W&B comes with the rest
     missing = [
-        f'tracking.{name}: the package {package} is missing; pip install "{package}", or turn it off'
+        f"tracking.{name}: the package {package} is missing; pip install -c constraints.txt -e '{extras[name]}', or "
+        "turn it off"
         for name, (package, on) in wanted.items()
         if on and importlib.util.find_spec(name) is None
     ]

@@ -6,7 +6,7 @@ no library of a service: these run as child processes.
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from typing import Any
 from rlhf.config import Recipe
 from rlhf.store.artifact import find_artifact
 from rlhf.tracking.background import end_sender, start_sender
+from rlhf.tracking.public import public
 from rlhf.tracking.services import Job, note_sent, remembered_ids, require_packages, sent_to, wanted
 
 
@@ -107,7 +108,12 @@ def _upload(run: Path, settings: Any, seconds: float) -> str | None:
     return said[-1].removeprefix("wandb: ").strip() if said else f"wandb sync ended with code {done.returncode}"
 
 
-def manifest_recipe(directory: Path) -> Recipe | None:
-    """The recipe that a complete stage was made by, from its manifest."""
-    artifact = find_artifact(directory)
-    return Recipe.model_validate_json(json.dumps(artifact.manifest["recipe"])) if artifact else None
+def destination(service: str, recipe: Recipe, directory: Path) -> str:
+    """Where a tracker's figures go, a server or a directory, without what gives access to it."""
+    if service == "tensorboard":
+        return str(directory / service)
+    if service == "wandb":
+        address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai, if `wandb login` chose no other"
+    else:
+        address = recipe.tracking.mlflow.address if recipe.tracking.mlflow else ""
+    return str(public(address.partition("?")[0]))
