@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from running import TINY, rlhf
 from tracked import MANIFEST, cut_back, log_steps, open_at
 from wandb_records import OfflineRun, read_offline_run
 from wandb_server import Run, WandbServer
+
+from rlhf.store.artifact import file_digest
 
 OFFLINE, ONLINE = "tracking.wandb.mode=offline", "tracking.wandb.mode=online"
 
@@ -67,6 +71,28 @@ def assert_complete(run: OfflineRun, directory: Path) -> None:
     own = manifest(directory / "sft")["checksums"]  # what a stage uses is what the other has made, by its checksums
     assert {entry.path: entry.digest for entry in run.artifacts["tiny-sft"].manifest.contents} == own
     assert any({"memory_percent", "proc.memory.rssMB"} <= names for names in run.system)
+
+
+def test_models_are_uploaded_where_the_recipe_says_so(tmp_path: Path) -> None:
+    weights = tmp_path / "sft" / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    made = {**MANIFEST, "stage": "sft", "checksums": {"model/model.safetensors": file_digest(weights)}}
+    (tmp_path / "sft" / "manifest.json").write_text(json.dumps(made))
+    stage, said = tmp_path / "ppo", list[str]()
+    tracker = open_at(stage, [OFFLINE, "tracking.wandb.models=true"], said=said)
+    log_steps(tracker, 1, 1)
+    (stage / "model").mkdir()
+    (stage / "model" / "model.safetensors").write_bytes(b"other")
+    tracker.result(MANIFEST)
+    tracker.close()
+    assert said == []
+    run = read_offline_run(stage)
+    assert (run.used, run.made) == (["tiny-prompts", "tiny-sft"], ["tiny-ppo"])
+    for name, path in (("tiny-sft", weights), ("tiny-ppo", stage / "model" / "model.safetensors")):
+        (entry,) = run.artifacts[name].manifest.contents
+        assert (entry.path, entry.local_path, entry.ref) == ("model/model.safetensors", str(path), "")
+        assert entry.digest == base64.b64encode(hashlib.md5(path.read_bytes()).digest()).decode()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from rlhf.tracking.services import Job, Service, services_of
 
 POLL_SECONDS = 1.0  # between two looks at the stage's files
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0  # seconds before a service that failed is tried again
-AWAY_SECONDS = 1.0  # at the end, for an answer of a server that has failed before
+AWAY_SECONDS = 1.0  # at the end, for an answer of a server that has failed before, unless that took longer itself
 LOCAL_SECONDS = 60.0  # at the end, for files of this machine and for loading libraries
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -41,8 +41,10 @@ class Feeder(threading.Thread):
         self.result: Mapping[str, Any] | None = None
         self.closing = threading.Event()
         self.waiting_since: float | None = None  # in a call that may be waiting for a server
+        self.called = 0.0  # seconds of the latest call that has ended
         self.answered = False  # the server, to the latest call that has ended
         self.failures = 0
+        self.silent = False  # the latest failure was that no answer came, so another try would take as long
         self.problem: str | None = "nothing was sent"
         self.sent = 0  # entries
 
@@ -58,11 +60,11 @@ class Feeder(threading.Thread):
             except Exception as error:  # whatever a network or a library raises
                 self.answered = False
                 self.failures += 1
+                self.silent = self.called > AWAY_SECONDS
                 self.problem = one_line(error)
                 print(f"{self.service.name}: {self.problem}", file=sys.stderr, flush=True)
-            if last:
+            if last or (self.closing.wait(pause) and self.silent):
                 return
-            self.closing.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _feed(self) -> None:
@@ -87,8 +89,9 @@ class Feeder(threading.Thread):
         try:
             yield
         finally:
+            self.called = time.monotonic() - self.waiting_since
             self.waiting_since = None
-        self.answered = True
+        self.answered, self.silent = True, False
 
     def close(self, result: Mapping[str, Any] | None) -> None:
         """The stage has ended: send the rest."""
@@ -105,7 +108,7 @@ class Feeder(threading.Thread):
         waiting_since = self.waiting_since
         if self.answered or waiting_since is None:
             return False
-        return now - waiting_since > (AWAY_SECONDS if self.failures else job.patience)
+        return self.silent or now - waiting_since > (AWAY_SECONDS if self.failures else job.patience)
 
 
 def one_line(error: BaseException) -> str:
