@@ -63,7 +63,7 @@ def assert_complete(run: OfflineRun, directory: Path) -> None:
     assert [name for name in run.made if "held-out" not in name] == ["tiny-ppo"]
     made = run.artifacts["tiny-ppo"]
     content = manifest(directory / "ppo")
-    assert (made.type, made.aliases) == ("model", ["latest", content["fingerprint"][:12]])
+    assert (made.type, set(made.aliases)) == ("model", {"latest", content["fingerprint"][:12]})
     assert {entry.path: entry.digest for entry in made.manifest.contents} == content["checksums"]
     assert all(entry.ref == f"file://{directory / 'ppo' / entry.path}" for entry in made.manifest.contents)
     metadata = json.loads(made.metadata)
