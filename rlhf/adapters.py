@@ -40,6 +40,22 @@ def add_lora(model: nn.Module, config: LoraConfig, kind: str, new_tokens: Sequen
     return adapted
 
 
+class AdapterOff(nn.Module):
+    """A model as it was before its adapters: the reference of a policy that started with fresh ones.
+
+    Right only where nothing below the adapters learns; saves the reference's weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's output without what its adapters add."""
+        with self.model.disable_adapter():  # type: ignore[operator]
+            return self.model(**inputs)
+
+
 def quantization_options(config: LoraConfig | None, compute: torch.dtype) -> dict[str, Any]:
     """What loads the weights below the adapters in few bits; nothing where the recipe wants none.
 

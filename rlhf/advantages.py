@@ -30,16 +30,56 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, advantages + values
 
 
-def whiten(x: Tensor, mask: Tensor) -> Tensor:
+def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """What follows each token: G_t = r_t + gamma * G_{t+1}, the advantages of REINFORCE++ before normalisation.
+
+    Hu et al. 2025, "REINFORCE++", eq. 5-6: no value model; the step's mean over all tokens is the baseline. rewards,
+    mask [batch, response]; 0 under a False mask.
+    """
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)[0]
+
+
+def rloo(rewards: Tensor, mask: Tensor, group: int) -> Tensor:
+    """REINFORCE with a leave-one-out baseline: a response's reward less the mean of the others to its prompt.
+
+    Kool et al. 2019; Ahmadian et al. 2024, "Back to Basics", eq. 7. rewards, mask [batch, response]; each `group` >= 2
+    rows in turn answer one prompt. A response is one action, so all its tokens carry the same; 0 under a False mask.
+    """
+    totals = rewards.masked_fill(~mask, 0.0).sum(-1).view(-1, group)
+    others = (totals.sum(-1, keepdim=True) - totals) / (group - 1)
+    return _spread(totals - others, mask)
+
+
+def grpo(rewards: Tensor, mask: Tensor, group: int) -> Tensor:
+    """Rewards standardised among the responses to one prompt (Shao et al. 2024, "DeepSeekMath", section 4.1.2).
+
+    A = (R - mean) / deviation, with Bessel's correction; responses that all score the same teach nothing. Arguments
+    and result as in `rloo`. Dividing by the deviation weighs prompts by how much their responses agree, so that the
+    optimum is another one (Liu et al. 2025, "Understanding R1-Zero-like training").
+    """
+    totals = rewards.masked_fill(~mask, 0.0).sum(-1).view(-1, group)
+    centred = totals - totals.mean(-1, keepdim=True)
+    return _spread(centred / (totals.std(-1, keepdim=True) + 1e-6), mask)
+
+
+def _spread(advantages: Tensor, mask: Tensor) -> Tensor:
+    return advantages.reshape(-1, 1).expand_as(mask).masked_fill(~mask, 0.0)
+
+
+def whiten(x: Tensor, mask: Tensor, *, shift: bool = True, scale: bool = True) -> Tensor:
     """Zero mean and unit deviation over the True positions of all ranks; 0 elsewhere.
 
-    x, mask [batch, response]. Two sums in float64, so that the result does not depend on how rows are spread. With
-    fewer than two positions in all, or no spread, the mean is taken off and nothing is scaled.
+    x, mask [batch, response]. shift: take the mean off; scale: divide by the deviation. Two sums in float64, so that
+    the result does not depend on how rows are spread. With fewer than two positions in all, or no spread, nothing is
+    scaled.
     """
     selected = x.masked_fill(~mask, 0.0).double()
     count, total = global_sum(torch.stack([mask.sum().double(), selected.sum()])).unbind()
     mean = total / count.clamp(min=1)
     centred = (selected - mean).masked_fill(~mask, 0.0)
+    kept = centred if shift else selected
+    if not scale:
+        return kept.to(x.dtype)
     variance = global_sum(centred.square().sum()) / (count - 1).clamp(min=1)
-    scale = torch.where(variance > 1e-16, variance.rsqrt(), torch.ones_like(variance))
-    return (centred * scale).to(x.dtype)
+    factor = torch.where(variance > 1e-16, variance.rsqrt(), torch.ones_like(variance))
+    return (kept * factor).to(x.dtype)

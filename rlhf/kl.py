@@ -15,6 +15,9 @@ def estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: Estimator) -> Tensor:
     logprobs, ref_logprobs [batch, response] nats; the result has the same shape. With r = p_ref / p
     (Schulman 2020, "Approximating KL divergence"):
     k1 = -log r, unbiased; k2 = (log r)^2 / 2, biased, lower variance; k3 = r - 1 - log r, unbiased, never negative.
+
+    That is their value. Their gradient as a loss, in expectation over the policy's own samples: k1 zero, k2 that of
+    the KL, k3 that of the reverse KL(reference || policy), which agrees near the reference alone.
     """
     log_ratio = ref_logprobs - logprobs
     if kind == "k1":

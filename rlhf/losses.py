@@ -1,4 +1,4 @@
-"""The three losses of classic RLHF; pure functions of tensors.
+"""The losses of classic RLHF; pure functions of tensors.
 
 The PPO losses divide by the number of response tokens in the whole optimizer step, over ranks and micro-batches, so
 that the losses of micro-batches add up to the step's, however it was cut.
@@ -6,11 +6,13 @@ that the losses of micro-batches add up to the step's, however it was cut.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from rlhf.kl import Estimator, estimate
 
 
 class PolicyLoss(NamedTuple):
@@ -29,18 +31,36 @@ class ValueLoss(NamedTuple):
 
 
 def ppo_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float, n_tokens: Tensor | float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float,
+    n_tokens: Tensor | float,
+    *,
+    clip_high: float | None = None,
+    ratio: Literal["token", "sequence"] = "token",
+    weights: Tensor | None = None,
 ) -> PolicyLoss:
-    """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimise.
+    """Clipped surrogate (Schulman et al. 2017, eq. 7), to minimise: the ratio is held in [1 - clip, 1 + clip_high].
 
     logprobs, old_logprobs, advantages, mask [batch, response], mask True = response. n_tokens: True positions in the
-    whole step, over ranks and micro-batches.
+    whole step, over ranks and micro-batches. clip_high: None for `clip`; larger leaves rare tokens room to become
+    likely (Yu et al. 2025, "DAPO", eq. 10). ratio: of each token, or for all tokens of a response its geometric mean
+    (Zheng et al. 2025, "GSPO", eq. 7; the gradient stays each token's, eq. 15). weights [batch, response]: of
+    importance, constants.
     """
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
     advantages = advantages.masked_fill(~mask, 0.0)
-    ratio = log_ratio.exp()
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    if weights is not None:
+        advantages = advantages * weights.masked_fill(~mask, 0.0)
+    exponent = log_ratio
+    if ratio == "sequence":
+        mean = log_ratio.detach().sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+        exponent = (mean + log_ratio - log_ratio.detach()).masked_fill(~mask, 0.0)
+    factor = exponent.exp()
+    unclipped = -advantages * factor
+    clipped = -advantages * factor.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
     loss = torch.maximum(unclipped, clipped).sum() / n_tokens
     with torch.no_grad():
         clip_fraction = (clipped > unclipped).sum() / n_tokens
@@ -49,20 +69,33 @@ def ppo_policy_loss(
     return PolicyLoss(loss, clip_fraction, approx_kl)
 
 
+def kl_loss(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kind: Estimator, n_tokens: Tensor | float) -> Tensor:
+    """The KL penalty as a loss, before its coefficient: the estimates' mean over the step's tokens.
+
+    logprobs, ref_logprobs, mask [batch, response]; n_tokens as in `ppo_policy_loss`. Raises ValueError on k1: its
+    gradient is the score function, whose expectation is zero. That of k2 is the KL's; that of k3 is the reverse KL's,
+    so that it holds a policy less the further it is away (docs/ppo.md).
+    """
+    if kind == "k1":
+        raise ValueError("kind='k1' as a loss has an expected gradient of zero; use k2, or k1 in the reward")
+    return estimate(logprobs, ref_logprobs, kind).masked_fill(~mask, 0.0).sum() / n_tokens
+
+
 def ppo_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float, n_tokens: Tensor | float
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None, n_tokens: Tensor | float
 ) -> ValueLoss:
     """Clipped squared error (Schulman et al. 2017, as in the authors' code), to minimise.
 
-    0.5 * max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2). values, old_values, returns, mask
-    [batch, response]. n_tokens as in `ppo_policy_loss`.
+    0.5 * max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2); clip None: 0.5 * (V - R)^2. values, old_values,
+    returns, mask [batch, response]. n_tokens as in `ppo_policy_loss`.
     """
     values = values.masked_fill(~mask, 0.0)
     old_values = old_values.masked_fill(~mask, 0.0)
     returns = returns.masked_fill(~mask, 0.0)
-    clipped_values = old_values + (values - old_values).clamp(-clip, clip)
     unclipped = (values - returns).square()
-    clipped = (clipped_values - returns).square()
+    if clip is None:
+        return ValueLoss(0.5 * unclipped.sum() / n_tokens, torch.zeros_like(unclipped.sum().detach()))
+    clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
     loss = 0.5 * torch.maximum(unclipped, clipped).sum() / n_tokens
     return ValueLoss(loss, (clipped > unclipped).sum().detach() / n_tokens)
 

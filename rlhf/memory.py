@@ -93,17 +93,18 @@ def reward(shape: Shape, how: Computation, pairs: int, length: int) -> Estimate:
     )
 
 
-def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad) -> Estimate:
-    """The four models of PPO: policy and value model learn, reference and reward model answer.
+def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad, critic: bool = True) -> Estimate:
+    """The models of PPO: policy and value model learn, reference and reward model answer.
 
-    scorer: the reward model; None: a rule or a server. The value model starts from it, or from the policy where it
-    reads other tokens: the larger of the two is counted.
+    scorer: the reward model; None: a rule or a server. critic: whether a value model of its own takes part. It starts
+    from the reward model, or from the policy where that reads other tokens: the larger of the two is counted. With
+    adapters the reference is the policy without them.
     """
-    critic = scorer if scorer and scorer.weights > policy.weights else policy
+    values = scorer if scorer and scorer.weights > policy.weights else policy
     standing = {
         "policy": learner(policy, how, bucketed=False),
-        "value model": learner(critic, how, bucketed=False),
-        "reference": frozen(policy, how) if how.quantization else policy.weights * how.element,
+        "value model": learner(values, how, bucketed=False) if critic else 0,
+        "reference": policy.weights * how.element if how.lora_rank is None else 0,
         "reward model": scorer.weights * how.element if scorer else 0,
     }
     length = load.prompt + load.response
@@ -115,7 +116,7 @@ def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad
             "sampling": sampling(policy, how, load),
             "log-probs": forward(policy, how, rows * length) + response * policy.vocabulary * POLICY_PER_LOGIT,
             "policy's update": activations(policy, how, rows, length) + response * policy.vocabulary * POLICY_PER_LOGIT,
-            "value model's update": activations(critic, how, rows, length),
+            "value model's update": activations(values, how, rows, length) if critic else 0,
             "optimizer": optimizer(policy, how),
         },
     )

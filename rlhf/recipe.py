@@ -259,12 +259,12 @@ def _hint(parent: str, key: object, siblings: Iterable[str]) -> str:
     name, path = _join("", key), _join(parent, key)
     if path in _ALL_PATHS:
         return f"write {': {'.join(path.split('.'))}: ...{'}' * path.count('.')}"
-    if close := difflib.get_close_matches(name, siblings, n=1):
-        return f"did you mean {_join(parent, close[0])}?"
     spelt = {known.replace("_", "."): known for known in _ALL_PATHS}
     ending = [known for other, known in spelt.items() if f".{other}".endswith("." + name.replace("_", "."))]
-    near = [known for known in ending if known.startswith(f"{parent}.")] or ending
-    near = near or [spelt[close] for close in difflib.get_close_matches(path.replace("_", "."), spelt, 1, 0.85)]
+    near = [known for known in ending if parent and known.startswith(f"{parent}.")]
+    if not near and (close := difflib.get_close_matches(name, siblings, n=1)):
+        return f"did you mean {_join(parent, close[0])}?"
+    near = near or ending or [spelt[key] for key in difflib.get_close_matches(path.replace("_", "."), spelt, 1, 0.85)]
     if near:
         return f"did you mean {' or '.join(near[:3])}?"
     return f"known keys{' of ' + parent if parent else ''}: {', '.join(siblings)}"

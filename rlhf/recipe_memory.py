@@ -43,7 +43,7 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
         length = min(section.max_length or shape.context, shape.context)
         return memory.sft(shape, how, rows, length) if stage == "sft" else memory.reward(shape, how, rows, length)
     generation = recipe.ppo.generation
-    prompts = max(recipe.ppo.prompts_per_step, recipe.evaluate.prompts)
+    prompts = max(recipe.ppo.responses_per_step, recipe.evaluate.prompts)
     load = RolloutLoad(
         prompt=generation.max_new_tokens,
         response=generation.max_new_tokens,
@@ -51,7 +51,7 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
         micro_batch_tokens=recipe.ppo.micro_batch_tokens,
     )
     if stage == "ppo":
-        return memory.ppo(shape, shape, how, load)
+        return memory.ppo(shape, shape, how, load, critic=recipe.ppo.has_critic)
     frozen = shape.weights * how.element
     return Estimate(
         {"policy": frozen, "reference": frozen, "reward model": frozen},

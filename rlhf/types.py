@@ -6,7 +6,7 @@ Torch is imported for type checkers alone, so that the launcher can use the noun
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class Sampled:
     """A generator's answer to a batch of prompts; row i answers prompt i."""
 
     responses: Tensor  # [batch, response] ids, right-padded
-    logprobs: Tensor  # [batch, response] nats at the sampling temperature, 0 where mask is False
+    logprobs: Tensor  # [batch, response] nats at the sampling temperature, untruncated, 0 where mask is False
+    sampler_logprobs: Tensor  # [batch, response] nats of the distribution that was sampled from: with top-p, higher
     mask: Tensor  # [batch, response] bool, True up to and including the stop token
     finished: Tensor  # [batch] bool, a stop token was sampled
 
@@ -95,11 +96,13 @@ class Experience:
     attention_mask: Tensor  # [batch, prompt + response] bool
     rows: Tensor  # [batch] index of each row in the step's global batch
     mask: Tensor  # [batch, response] bool, True up to and including the stop token
-    old_logprobs: Tensor  # [batch, response] nats, sampling policy at its temperature
+    old_logprobs: Tensor  # [batch, response] nats, sampling policy at its temperature, as a training forward has it
+    sampler_logprobs: Tensor  # [batch, response] nats, as the sampler had it: equal where it is exact and truncates not
     ref_logprobs: Tensor  # [batch, response] nats, reference at the same temperature
     values: Tensor  # [batch, response] value of the state before each response token
     scores: Tensor  # [batch] reward model output
     finished: Tensor  # [batch] bool
+    terms: Mapping[str, Tensor] = field(default_factory=dict)  # scores [batch] of each reward, where there are several
 
     @property
     def response_length(self) -> int:

@@ -107,6 +107,8 @@ def lineage_of(recipe: Recipe, stage: str, run: Path) -> Lineage:
         data["use"] = used_digest(recipe.reward.use, recipe)
     if stage == "ppo" and recipe.ppo.held_out.judge:
         data["judge"] = used_digest(recipe.ppo.held_out.judge, recipe)
+    if stage == "ppo":
+        data |= {f"reward {i}": used_digest(term.use, recipe) for i, term in enumerate(recipe.ppo.rewards)}
     if stage == "evaluate":
         golds = [name for name in (recipe.evaluate.gold, recipe.evaluate.second_gold) if name]
         data |= {name: scorer_digest(name, recipe.data.directory) for name in golds}

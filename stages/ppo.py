@@ -5,12 +5,10 @@ One step: collect (no gradients), shape rewards, estimate advantages, update, ad
 
 from __future__ import annotations
 
-from rlhf.advantages import gae, whiten
-from rlhf.distributed import is_main, rank, world_size
-from rlhf.kl import estimate
-from rlhf.ppo.experience import collect
-from rlhf.ppo.shaping import penalize_unfinished, shape_rewards
-from rlhf.ppo.update import Targets, update
+from rlhf.distributed import is_main
+from rlhf.ppo.experience import collect, own_rows
+from rlhf.ppo.targets import find_targets
+from rlhf.ppo.update import update
 from rlhf.tracking.timer import PhaseTimer
 from stages.best import find_best
 from stages.cast import PromptOrder, prepare
@@ -25,31 +23,28 @@ def main(context: StageContext) -> None:
     """Train the policy against the reward model; hand on the policy."""
     recipe, config = context.recipe, context.recipe.ppo
     cast = prepare(context)
-    actors, policy, value, kl, prompts = cast
+    actors, policy, value, kl, running, prompts = cast
     held_out, checkpoints = HeldOut(context, cast), context.checkpoints()
     state = PpoState(cast, held_out)
     step = start = checkpoints.restore(state.load)
     order = PromptOrder(prompts.train, recipe.seed)
-    rows = range(rank(), config.prompts_per_step, world_size())
+    rows = own_rows(config)
     timer = PhaseTimer()
     checkpoints.surpass(held_out.evaluate_start())
     with context.progress(config.steps, start) as progress, checkpoints.training():
         for step in held_out.steps(start):
+            key = (recipe.seed, step)
             with timer.phase("collect"):
-                batch = [order[(step - 1) * config.prompts_per_step + row] for row in rows]
-                experience, _ = collect(batch, rows, actors, config, (recipe.seed, step))
+                asked = [(step - 1) * config.prompts_per_step + row // config.responses_per_prompt for row in rows]
+                experience, _ = collect([order[position] for position in asked], rows, actors, config, key)
             with timer.phase("update"):
-                divergence = estimate(experience.old_logprobs, experience.ref_logprobs, config.kl.estimator)
-                scores = penalize_unfinished(experience.scores, experience.finished, config.missing_eos_penalty)
-                rewards = shape_rewards(scores, divergence, experience.mask, kl.coef)
-                advantages, returns = gae(rewards, experience.values, experience.mask, config.gamma, config.lam)
-                targets = Targets(whiten(advantages, experience.mask), returns)
-                statistics = update(policy, value, experience, targets, config, (recipe.seed, step))
-            figures = rollout_statistics(experience, rewards, returns, divergence) | statistics
-            figures["objective/kl_coef"] = kl.coef
-            kl.update(figures["objective/kl"], config.prompts_per_step)
-            actors.generator.load(policy.module)
-            state.figures = figures | timer.speed(figures["tokens/response_length"] * config.prompts_per_step)
+                targets = find_targets(experience, config, kl.coef, running)
+                warm = step > config.value_warmup_steps
+                statistics = update(policy, value, experience, targets, config, key, learn_policy=warm)
+            figures = rollout_statistics(experience, targets) | statistics | {"objective/kl_coef": kl.coef}
+            kl.update(figures["objective/kl"], config.responses_per_step)
+            actors.generator.load(actors.policy)
+            state.figures = figures | timer.speed(figures["tokens/response_length"] * config.responses_per_step)
             context.tracker.log(step, state.figures)
             progress.update(step, {name: figures[f"objective/{name}"] for name in ("scores", "kl", "entropy")})
             score = held_out.evaluate(step)
@@ -57,12 +52,12 @@ def main(context: StageContext) -> None:
     results = {
         "kl": state.figures["objective/kl"],
         "scores": state.figures["objective/scores"],
-        "episodes": step * config.prompts_per_step,
+        "episodes": step * config.responses_per_step,
         "steps": step,
     }
-    engine = {"policy": policy.name, "value": value.name}
-    best = find_best(context, held_out, policy.module, actors.tokenization) if is_main() else None
-    handed_on = best.policy if best and config.hand_on == "best" else policy.module
+    engine = {"policy": policy.name} | ({"value": value.name} if value else {})
+    best = find_best(context, held_out, actors.policy, actors.tokenization) if is_main() else None
+    handed_on = best.policy if best and config.hand_on == "best" else actors.policy
     results |= held_out.results(step, best.evaluation if best else None)
     context.finish(results, handed_on, actors.tokenization, best.policy if best else None, engine=engine)
 

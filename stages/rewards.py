@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -16,10 +17,12 @@ from reward_models.scoring import RewardModel
 from rlhf.config import Recipe
 from rlhf.heads import head_of
 from rlhf.models import context_of, load_own_reward_model, load_reward_model
+from rlhf.ppo.rewards import WeightedRewards
 from rlhf.pretrained import local_model
 from rlhf.references import kind_of
 from rlhf.store.artifact import Artifact
 from rlhf.tokenization import Tokenization, load_tokenization
+from rlhf.types import Reward
 from stages.frozen import freeze
 from stages.origins import model_place
 
@@ -38,7 +41,7 @@ def load_reward(artifact: Artifact, tokenization: Tokenization, recipe: Recipe) 
         reward = reward_model(artifact.model, tokenization, recipe)
     else:
         reward = named_reward(used, tokenization, recipe)
-    if not recipe.ppo.normalize_scores:
+    if recipe.ppo.normalize_scores != "recorded":
         return reward
     deviation = artifact.results["score_deviation"] or 1.0  # 0: all scores equal, nothing to scale
     return replace(reward, mean=artifact.results["score_mean"], deviation=deviation)
@@ -52,6 +55,24 @@ def named_reward(name: str, tokenization: Tokenization, recipe: Recipe) -> AnyRe
     if kind == "server":
         return HttpReward(name, recipe.reward.server)
     return reward_model(local_model(model_place(name, recipe.data), recipe.model), tokenization, recipe)
+
+
+def weighted(reward: AnyReward, tokenization: Tokenization, recipe: Recipe) -> Reward:
+    """The reward stage's reward with those that `ppo.rewards` adds, or alone where it is all there is."""
+    config = recipe.ppo
+    if not config.rewards and config.reward_weight == 1.0:
+        return reward
+    rewards: dict[str, Reward] = {"reward": reward}
+    weights = {"reward": config.reward_weight}
+    for i, term in enumerate(config.rewards, start=1):
+        name = f"{i}-{short_name(term.use)}"
+        rewards[name], weights[name] = named_reward(term.use, tokenization, recipe), term.weight
+    return WeightedRewards(rewards, weights)
+
+
+def short_name(use: str) -> str:
+    """What stands for a reward's name in the name of a metric."""
+    return re.sub(r"[^\w.-]+", "-", use.rstrip("/").rpartition("/")[2].rpartition(":")[2])
 
 
 def trained_model(artifact: Artifact, tokenization: Tokenization, recipe: Recipe) -> RewardModel:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rlhf.config import PpoConfig
 from rlhf.distributed import device, gather_objects, global_sum, rank, world_size
 from rlhf.ppo.experience import Actors, collect
+from rlhf.ppo.targets import Targets
 from rlhf.types import Completion, Experience, Prompt, Reward
 
 EVALUATION_STEP = 0  # keys the noise of evaluations; training steps count from 1
@@ -26,34 +26,52 @@ class Answer:
     kl: float  # nats to the reference
 
 
-def rollout_statistics(
-    experience: Experience, rewards: Tensor, returns: Tensor, divergence: Tensor
-) -> dict[str, float]:
-    """Means over the global batch, under the names others log; rewards, returns, divergence [batch, response]."""
+def rollout_statistics(experience: Experience, targets: Targets) -> dict[str, float]:
+    """Means over the global batch, under the names others log."""
     mask = experience.mask
-    errors = (returns - experience.values).masked_fill(~mask, 0.0).double()
-    kept = returns.masked_fill(~mask, 0.0).double()
-    sums = [
-        torch.tensor(float(len(mask))),
-        experience.scores.sum(),
-        divergence.masked_fill(~mask, 0.0).sum(),
-        rewards.sum(),
-        mask.sum(),
-        experience.finished.sum(),
-        *(part.sum() for part in (errors, errors.square(), kept, kept.square())),
-    ]
-    total = global_sum(torch.stack([part.double().cpu() for part in sums]).to(device())).tolist()
-    count, scores, kl, reward, tokens, finished, error, error_2, value, value_2 = total
-    variance = value_2 / tokens - (value / tokens) ** 2
-    residual = error_2 / tokens - (error / tokens) ** 2
-    return {
-        "objective/scores": scores / count,
-        "objective/kl": kl / count,  # nats per response
-        "objective/rlhf_reward": reward / count,
-        "tokens/response_length": tokens / count,
-        "tokens/finished": finished / count,
-        "val/explained_variance": 1 - residual / variance if variance > 0 else 0.0,
+    errors, kept, divergence, mismatch = (
+        field.masked_fill(~mask, 0.0).double()
+        for field in (
+            targets.returns - experience.values,
+            targets.returns,
+            experience.old_logprobs - experience.ref_logprobs,  # k1, whichever estimate the penalty takes
+            # The sampler's tokens, so that k1 of KL(sampler || trainer) is never negative in expectation.
+            experience.sampler_logprobs - experience.old_logprobs,
+        )
+    )
+    sums = {
+        "rows": torch.tensor(float(len(mask))),
+        "tokens": mask.sum(),
+        "scores": experience.scores.sum(),
+        "kl": divergence.sum(),
+        "reward": targets.rewards.sum(),
+        "finished": experience.finished.sum(),
+        "error": errors.sum(),
+        "error_2": errors.square().sum(),
+        "value": kept.sum(),
+        "value_2": kept.square().sum(),
+        "mismatch": mismatch.sum(),
+        **{f"term {name}": scores.sum() for name, scores in experience.terms.items()},
     }
+    if targets.weights is not None:
+        sums["weights"] = targets.weights.masked_fill(~mask, 0.0).sum()
+    stacked = torch.stack([part.double().cpu() for part in sums.values()]).to(device())
+    total = dict(zip(sums, global_sum(stacked).tolist(), strict=True))
+    rows, tokens = total["rows"], total["tokens"]
+    variance = total["value_2"] / tokens - (total["value"] / tokens) ** 2
+    residual = total["error_2"] / tokens - (total["error"] / tokens) ** 2
+    figures = {
+        "objective/scores": total["scores"] / rows,
+        "objective/kl": total["kl"] / rows,  # nats per response
+        "objective/rlhf_reward": total["reward"] / rows,
+        "tokens/response_length": total["tokens"] / rows,
+        "tokens/finished": total["finished"] / rows,
+        "val/explained_variance": 1 - residual / variance if variance > 0 else 0.0,
+        "policy/mismatch_kl": total["mismatch"] / tokens,  # nats per token, sampler to trainer
+    }
+    if targets.weights is not None:
+        figures["policy/importance_weight"] = total["weights"] / tokens
+    return figures | {f"objective/scores_{name}": total[f"term {name}"] / rows for name in experience.terms}
 
 
 def respond(

@@ -28,7 +28,7 @@ def require_room(recipe: Recipe, stage: str, run: Path) -> None:
     if weights is None:
         return
     learning = 0 if recipe.model.lora else weights  # adapters are small beside the model
-    models = TRAINED[stage]
+    models = 1 if stage == "ppo" and not recipe.ppo.has_critic else TRAINED[stage]
     if used_by(recipe, stage):
         models, learning = (1 if is_copied(recipe, stage) else 0), 0
     results, checkpoints = min(models, 1), 2

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from rlhf.distributed import is_main, rank
+from rlhf.engine import Engine
 from rlhf.randomness import random_state, set_random_state
 from rlhf.store.artifact import write_json
 from stages.cast import Cast
@@ -18,29 +19,40 @@ from stages.held_out import HeldOut
 
 
 class PpoState:
-    """Policy, value model, their optimizers and schedules, KL controller, every rank's random state, evaluations."""
+    """Policy, value model, optimizers, schedules, KL controller, normaliser, every rank's random state, evaluations."""
 
     def __init__(self, cast: Cast, held_out: HeldOut) -> None:
         self.cast = cast
         self.held_out = held_out
         self.figures: dict[str, float] = {}  # of the last step
 
+    @property
+    def own_value(self) -> Engine | None:
+        """The value model's engine, if it has one of its own."""
+        return None if self.cast.value is self.cast.policy else self.cast.value
+
     def save(self, directory: Path) -> None:
         """Write everything below a directory; every rank calls."""
         self.cast.policy.save(directory / "policy")
-        self.cast.value.save(directory / "value")
+        if self.own_value:
+            self.own_value.save(directory / "value")
         torch.save(random_state(), directory / f"random-{rank()}.pt")
         if is_main():
             state = {"kl": self.cast.kl.state_dict(), "figures": self.figures, "held_out": self.held_out.state()}
+            if self.cast.running:
+                state["running"] = self.cast.running.state_dict()
             write_json(directory / "ppo.json", state)
 
     def load(self, directory: Path) -> None:
         """Take up what `save` wrote. A rank that was not there then keeps the seed's random state."""
         self.cast.policy.load(directory / "policy")
-        self.cast.value.load(directory / "value")
-        self.cast.actors.generator.load(self.cast.policy.module)
+        if self.own_value:
+            self.own_value.load(directory / "value")
+        self.cast.actors.generator.load(self.cast.actors.policy)
         state = json.loads((directory / "ppo.json").read_text(encoding="utf-8"))
         self.cast.kl.load_state_dict(state["kl"])
+        if self.cast.running:
+            self.cast.running.load_state_dict(state["running"])
         self.figures = state["figures"]
         self.held_out.load_state(state["held_out"])
         own = directory / f"random-{rank()}.pt"

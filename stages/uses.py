@@ -40,6 +40,8 @@ def uses(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield f"{stage}.use", name
     if "ppo" in stages and recipe.ppo.held_out.judge:
         yield "ppo.held_out.judge", recipe.ppo.held_out.judge
+    if "ppo" in stages:
+        yield from ((f"ppo.rewards.{i}.use", term.use) for i, term in enumerate(recipe.ppo.rewards))
 
 
 def check_use(field: str, name: str, recipe: Recipe) -> None:

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.scoring import RewardModel
-from rlhf.advantages import gae, whiten
 from rlhf.config import GenerationConfig, ModelConfig, PpoConfig
 from rlhf.engine.ddp import DdpEngine, OptimizerOptions
 from rlhf.generation.native import NativeGenerator
-from rlhf.kl import estimate
 from rlhf.models import load_policy, load_reward_model, load_value_model, save_model
 from rlhf.ppo.experience import Actors, collect
-from rlhf.ppo.shaping import penalize_unfinished, shape_rewards
-from rlhf.ppo.update import Targets, update
+from rlhf.ppo.shaping import RunningScores
+from rlhf.ppo.targets import Targets, find_targets
+from rlhf.ppo.update import update
 from rlhf.types import Completion, Experience, Prompt
 from tests.test_models import tiny_policy, tiny_tokenization
 
@@ -32,6 +31,7 @@ CONFIG = PpoConfig(
     micro_batch_tokens=50,
     gamma=0.97,
     lam=0.9,
+    missing_eos_penalty=0.5,
     generation=GenerationConfig(max_new_tokens=10, temperature=0.8),
 )
 SCORE_MEAN, SCORE_DEVIATION, KL_COEF, KEY = 0.1, 0.5, 0.3, (11, 4)
@@ -98,14 +98,16 @@ def load_cast(folder: Path, config: PpoConfig = CONFIG, **options: Any) -> Cast:
     return Cast(Actors(policy, frozen.eval(), critic, generator, scorer, tokenization, bfloat16), *engines)
 
 
-def step(cast: Cast, prompts: Sequence[Prompt], rows: Sequence[int], config: PpoConfig = CONFIG) -> Step:
+def step(
+    cast: Cast,
+    prompts: Sequence[Prompt],
+    rows: Sequence[int],
+    config: PpoConfig = CONFIG,
+    running: RunningScores | None = None,
+) -> Step:
     """As stages/ppo.py has it."""
     experience, completions = collect(prompts, rows, cast.actors, config, KEY)
-    divergence = estimate(experience.old_logprobs, experience.ref_logprobs, "k1")
-    scores = penalize_unfinished(experience.scores, experience.finished, 0.5)
-    rewards = shape_rewards(scores, divergence, experience.mask, KL_COEF)
-    advantages, returns = gae(rewards, experience.values, experience.mask, config.gamma, config.lam)
-    targets = Targets(whiten(advantages, experience.mask), returns)
+    targets = find_targets(experience, config, KL_COEF, running)
     return Step(experience, completions, targets, update(cast.policy, cast.value, experience, targets, config, KEY))
 
 

@@ -161,7 +161,7 @@ PROBABILITIES = [0.0, 0.4, 0.05, 0.0, 0.25, 0.2, 0.1, 0.0]
 
 def draws(noise: Tensor, top_p: float = 1.0, probabilities: Sequence[float] = PROBABILITIES) -> Tensor:
     logits = torch.tensor(probabilities).log().expand(len(noise), -1)
-    return torch.bincount(choose(logits, noise, top_p), minlength=len(probabilities)) / len(noise)
+    return torch.bincount(choose(logits, noise, top_p)[0], minlength=len(probabilities)) / len(noise)
 
 
 def test_choose_inverts_the_distribution() -> None:
@@ -183,7 +183,7 @@ def test_choose_with_the_noise_in_use_draws_from_the_distribution() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.4, 0.45, 0.7, ALMOST_ONE])
 def test_what_has_no_probability_is_never_chosen(noise: float, top_p: float) -> None:
     logits = torch.tensor([PROBABILITIES]).log()
-    token = int(choose(logits, torch.tensor([noise], dtype=torch.float64), top_p))
+    token = int(choose(logits, torch.tensor([noise], dtype=torch.float64), top_p)[0])
     assert PROBABILITIES[token] > 0
 
 
@@ -192,7 +192,7 @@ def test_choose_finds_a_needle_in_a_large_vocabulary() -> None:
     for place in (0, 77_777, 151_999):
         logits = torch.full((2, 152_000), -40.0)
         logits[:, place] = 40.0
-        assert choose(logits, torch.tensor([0.5, ALMOST_ONE], dtype=torch.float64), 1.0).tolist() == [place, place]
+        assert choose(logits, torch.tensor([0.5, ALMOST_ONE], dtype=torch.float64), 1.0)[0].tolist() == [place, place]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from rlhf.config.data import DataConfig, FormatName, PreferenceFormat, PromptFormat, SourceConfig
 from rlhf.config.evaluation import EvaluateConfig, LmEvalConfig
 from rlhf.config.model import InitConfig, LoraConfig, ModelConfig
-from rlhf.config.ppo import GenerationConfig, HeldOutConfig, KlConfig, PpoConfig
+from rlhf.config.ppo import PpoConfig
+from rlhf.config.rollout import GenerationConfig, HeldOutConfig, KlConfig, OverlongConfig, RewardTermConfig
 from rlhf.config.sections import AffectsNothing, Section
 from rlhf.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from rlhf.config.training import (
@@ -39,6 +40,7 @@ __all__ = [
     "LoraConfig",
     "MlflowConfig",
     "ModelConfig",
+    "OverlongConfig",
     "ParallelismConfig",
     "PpoConfig",
     "PreferenceFormat",
@@ -46,6 +48,7 @@ __all__ = [
     "Recipe",
     "RewardConfig",
     "RewardServerConfig",
+    "RewardTermConfig",
     "Section",
     "SftConfig",
     "SourceConfig",

@@ -39,6 +39,10 @@ class Engine(Protocol):
         """
         ...
 
+    def skip(self, steps: int = 1) -> None:
+        """Clear gradients and advance the schedule, without an update. Every rank calls."""
+        ...
+
     def save(self, directory: Path) -> None:
         """Write the weights that learn, the optimizer and the schedule below a directory. Every rank calls."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -88,6 +89,14 @@ class DdpEngine:
         self.schedule.step()
         return norm
 
+    def skip(self, steps: int = 1) -> None:
+        """Clear gradients and advance the schedule, without an update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with warnings.catch_warnings():  # torch takes it for a mistake that the schedule moves before the optimizer
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for _ in range(steps):
+                self.schedule.step()
+
     def save(self, directory: Path) -> None:
         """One file with everything that learns; all ranks hold the same, so the main one writes."""
         if not is_main():
@@ -121,7 +130,7 @@ def _copy(weights: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None
 
 
 def warm_buckets(model: DistributedDataParallel, device: torch.device) -> None:
-    """One backward whose gradient is thrown away, through a model of token ids that gives logits.
+    """One backward whose gradient is thrown away, through a model of token ids that gives logits, and perhaps values.
 
     DDP cuts its buckets anew after the first backward, and sums of floats depend on the cut. Made before the first
     step, the new cut is that of all steps, also of those after a resume.
@@ -130,6 +139,8 @@ def warm_buckets(model: DistributedDataParallel, device: torch.device) -> None:
     apart = model.require_backward_grad_sync
     model.require_backward_grad_sync = True
     output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    (output.logits.float().sum() * 0.0).backward()
+    values = getattr(output, "state_values", None)  # of a head beside the logits
+    whole = output.logits.float().sum() + (0.0 if values is None else values.sum())
+    (whole * 0.0).backward()
     model.require_backward_grad_sync = apart
     model.zero_grad(set_to_none=True)

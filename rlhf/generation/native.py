@@ -43,6 +43,7 @@ class NativeGenerator:
         noise = uniforms(seed, step, rows, length)
         responses = torch.full((len(prompts), length), self.pad_id)
         logprobs = torch.zeros(len(prompts), length)
+        kept = torch.zeros(len(prompts), length)  # log of the probability that top-p keeps
         lengths = torch.zeros(len(prompts), dtype=torch.long)
         size = self.config.batch_size
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -52,20 +53,20 @@ class NativeGenerator:
             chunk = torch.tensor(by_length[start : start + size])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 decoded = self._decode([prompts[i] for i in chunk], noise[chunk])
-            responses[chunk], logprobs[chunk], lengths[chunk] = (part.cpu() for part in decoded)
+            responses[chunk], logprobs[chunk], kept[chunk], lengths[chunk] = (part.cpu() for part in decoded)
         self.policy.train(training)
         width = int(lengths.max())
         mask = torch.arange(width) < lengths[:, None]
         responses, logprobs = responses[:, :width], logprobs[:, :width]
         finished = ((responses == self.stop_id) & mask).any(-1)
-        return Sampled(responses, logprobs, mask, finished)
+        return Sampled(responses, logprobs, logprobs - kept[:, :width], mask, finished)
 
-    def _decode(self, prompts: list[Sequence[int]], noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Responses, log-probs and lengths of one batch."""
+    def _decode(self, prompts: list[Sequence[int]], noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Responses, log-probs, what top-p kept, and lengths of one batch."""
         tokens, attention_mask = (part.to(self.device) for part in pad(prompts, self.pad_id, "left"))
         noise = noise.to(self.device)
         responses = torch.full((len(prompts), noise.shape[1]), self.pad_id, device=self.device)
-        logprobs = torch.zeros(len(prompts), noise.shape[1], device=self.device)
+        logprobs, log_kept = (torch.zeros(len(prompts), noise.shape[1], device=self.device) for _ in range(2))
         lengths = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
         live = torch.arange(len(prompts), device=self.device)  # rows of the batch that still decode
         cache = DynamicCache(config=self.policy.config)  # type: ignore[arg-type]
@@ -80,7 +81,7 @@ class NativeGenerator:
                 logits_to_keep=1,
             )
             logits = output.logits[:, -1].float() / self.config.temperature
-            chosen = choose(logits, noise[live, t], self.config.top_p)
+            chosen, log_kept[live, t] = choose(logits, noise[live, t], self.config.top_p)
             responses[live, t] = chosen
             logprobs[live, t] = gather_logprobs(logits, chosen)
             lengths[live] = t + 1
@@ -97,15 +98,15 @@ class NativeGenerator:
             tokens = chosen.unsqueeze(-1)
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(live), 1)], dim=-1)
             positions = positions[:, -1:] + 1
-        return responses, logprobs, lengths
+        return responses, logprobs, log_kept, lengths
 
 
-def choose(logits: Tensor, noise: Tensor, top_p: float) -> Tensor:
+def choose(logits: Tensor, noise: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """Tokens [batch] by inversion: the first whose cumulative probability exceeds the noise.
 
     logits [batch, vocabulary] at the sampling temperature; noise [batch] uniform in [0, 1). One number a token, so that
     the noise can be keyed; top_p < 1 keeps the smallest set of tokens with that much probability (Holtzman et al.
-    2020).
+    2020). Also the log of the probability [batch] that was kept, in nats.
     """
     probabilities = logits.double().softmax(-1)
     if top_p < 1.0:
@@ -115,4 +116,6 @@ def choose(logits: Tensor, noise: Tensor, top_p: float) -> Tensor:
     cumulative = probabilities.cumsum(-1)
     target = noise.unsqueeze(-1) * cumulative[:, -1:]
     # right=True steps over tokens of no probability, whose cumulative value equals their neighbour's.
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    kept = cumulative[:, -1].log() if top_p < 1.0 else torch.zeros_like(noise)
+    return chosen, kept.to(torch.float32)

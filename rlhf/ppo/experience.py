@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from rlhf.batching import pad, split_by_tokens
 from rlhf.config import PpoConfig
+from rlhf.distributed import rank, world_size
 from rlhf.logprobs import response_logprobs, response_values
+from rlhf.ppo.rewards import WeightedRewards
 from rlhf.tokenization import Tokenization
 from rlhf.types import Completion, Experience, Generator, Prompt, Reward, Sampled
 
@@ -31,11 +33,21 @@ class Actors:
 
     policy: nn.Module
     reference: nn.Module
-    value: nn.Module | None  # None: nothing is learned from this rollout, and its values are 0
+    value: nn.Module | None  # None: no value model takes part, and values are 0; the policy: it has a head for them
     generator: Generator
     reward: Reward
     tokenization: Tokenization
     bfloat16: bool = False  # policy and value compute by autocast, as the engines that train them do
+
+
+def own_rows(config: PpoConfig) -> list[int]:
+    """This rank's rows of a step's rollout: all responses to a prompt together, so that they can be compared."""
+    group = config.responses_per_prompt
+    return [
+        prompt * group + response
+        for prompt in range(rank(), config.prompts_per_step, world_size())
+        for response in range(group)
+    ]
 
 
 def collect(
@@ -71,17 +83,22 @@ def collect(
         if actors.value is not None:
             critic = actors.value
             values = over_rows(lambda batch: response_values(critic, *_inputs(critic, batch)))
-        scores = actors.reward(completions)
+        reward, terms = actors.reward, {}
+        if isinstance(reward, WeightedRewards):
+            terms = reward.terms(completions)
+        scores = reward.total(terms) if isinstance(reward, WeightedRewards) else reward(completions)
     experience = Experience(
         tokens=tokens,
         attention_mask=attention_mask,
         rows=torch.tensor(rows),
         mask=sampled.mask,
         old_logprobs=old_logprobs,
+        sampler_logprobs=sampled.sampler_logprobs,
         ref_logprobs=ref_logprobs,
         values=values,
         scores=scores,
         finished=sampled.finished,
+        terms=terms,
     )
     return experience, completions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -14,60 +14,83 @@ from rlhf.config import PpoConfig
 from rlhf.distributed import global_max, global_sum
 from rlhf.engine import Engine
 from rlhf.logprobs import response_logprobs, response_values
-from rlhf.losses import ppo_policy_loss, ppo_value_loss
 from rlhf.ppo.experience import MicroBatch, trim
+from rlhf.ppo.objective import Objective
+from rlhf.ppo.targets import Targets
 from rlhf.types import Experience
-
-NAMES = ("loss/policy", "policy/clipfrac", "policy/approxkl", "loss/value", "value/clipfrac", "objective/entropy")
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the update fits."""
-
-    advantages: Tensor  # [batch, response], whitened
-    returns: Tensor  # [batch, response]
 
 
 def update(
-    policy: Engine, value: Engine, experience: Experience, targets: Targets, config: PpoConfig, key: tuple[int, int]
+    policy: Engine,
+    value: Engine | None,
+    experience: Experience,
+    targets: Targets,
+    config: PpoConfig,
+    key: tuple[int, int],
+    learn_policy: bool = True,
 ) -> dict[str, float]:
-    """Train both models on one rollout; the statistics' means over optimizer steps.
+    """Train the policy, and the value model if there is one, on one rollout; the statistics' means over minibatches.
 
-    key: (seed, step), from which the order of rows is drawn: the same for every number of ranks.
+    value: None, an engine of its own, or the policy's, whose model then has a value head. key: (seed, step), from which
+    the order of rows is drawn: the same for every number of ranks. learn_policy: False while the value model warms up.
     """
-    totals = torch.zeros(len(NAMES), dtype=torch.float64)
-    norms: list[tuple[float, float]] = []
+    engines = [policy] if value is policy or value is None else [policy, value]
+    seen: list[Tensor] = []  # of each minibatch, this rank's shares of the statistics
+    norms: list[list[float]] = []
+    names, planned, device = [""], config.epochs * config.minibatches, _device(policy)
     for rows in minibatches(experience.rows, config, key):
-        n_tokens = float(global_sum(experience.mask[rows].sum().to(_device(policy))))
+        n_tokens = float(global_sum(experience.mask[rows].sum().to(device)))
+        objective = Objective(config, targets, n_tokens, learn_policy)
         work = micro_batches_in_lockstep(experience, rows, config.micro_batch_tokens)
+        shares: dict[str, Tensor] = {}
         for i, batch in enumerate(work):
-            with policy.micro_batch(last=i == len(work) - 1), value.micro_batch(last=i == len(work) - 1):
-                totals += _micro_step(policy, value, experience, targets, batch, config, n_tokens)
-        norms.append((policy.step(), value.step()))
-    steps = config.epochs * config.minibatches
-    means = global_sum(totals.to(_device(policy))) / steps
-    policy_norms, value_norms = zip(*norms, strict=True)
-    return {
-        **dict(zip(NAMES, means.tolist(), strict=True)),
-        "policy/grad_norm": sum(policy_norms) / steps,
-        "value/grad_norm": sum(value_norms) / steps,
+            with ExitStack() as stack:
+                for engine in engines:
+                    stack.enter_context(engine.micro_batch(last=i == len(work) - 1))
+                found = _micro_step(policy, value, experience, batch, objective)
+            shares = {name: shares.get(name, 0) + share.double() for name, share in found.items()}
+        names = list(shares)
+        seen.append(torch.stack(list(shares.values())))
+        if _too_far(shares["policy/approxkl"], config.target_kl):
+            break  # measured before this minibatch's update, which is dropped with all that would follow
+        norms.append([_step(engine, skip=engine is policy and not learn_policy) for engine in engines])
+    for engine in engines:
+        engine.skip(planned - len(norms))
+    means = global_sum(torch.stack(seen).mean(0)).tolist()
+    statistics = dict(zip(names, means, strict=True))
+    for i, role in enumerate(("policy", "value")[: len(engines)]):
+        own = [norm[i] for norm in norms]
+        statistics[f"{role}/grad_norm"] = sum(own) / max(1, len(own))
         # Engines drop a step whose gradient is not finite, on all ranks alike.
-        "policy/skipped_steps": sum(not math.isfinite(norm) for norm in policy_norms),
-        "value/skipped_steps": sum(not math.isfinite(norm) for norm in value_norms),
-    }
+        statistics[f"{role}/skipped_steps"] = sum(not math.isfinite(norm) for norm in own)
+    if config.target_kl is not None:
+        statistics["policy/updates"] = len(norms)
+    return statistics
+
+
+def _too_far(share: Tensor, target: float | None) -> bool:
+    """Whether the policy has left the one that sampled by more than the target; the same on every rank."""
+    return target is not None and float(global_sum(share.clone())) > target
+
+
+def _step(engine: Engine, skip: bool) -> float:
+    """Update, or only pass over the step; the gradient's norm."""
+    if not skip:
+        return engine.step()
+    engine.skip()
+    return 0.0
 
 
 def minibatches(rows: Tensor, config: PpoConfig, key: tuple[int, int]) -> Iterator[Tensor]:
     """This rank's share of each minibatch of each epoch, as indices into its experience.
 
     rows [batch]: the global index of each local row. The global batch is permuted and cut, then each rank takes the
-    rows it owns, so that a minibatch holds the same prompts however many ranks there are.
+    rows it owns, so that a minibatch holds the same responses however many ranks there are.
     """
     owned = {int(row): i for i, row in enumerate(rows)}
     shuffle = torch.Generator().manual_seed((key[0] * 1_000_003 + key[1]) % 2**63)
     for _ in range(config.epochs):
-        order = torch.randperm(config.prompts_per_step, generator=shuffle)
+        order = torch.randperm(config.responses_per_step, generator=shuffle)
         for part in order.chunk(config.minibatches):
             yield torch.tensor([owned[int(row)] for row in part if int(row) in owned], dtype=torch.long)
 
@@ -85,36 +108,36 @@ def micro_batches_in_lockstep(experience: Experience, rows: Tensor, budget: int)
 
 
 def _micro_step(
-    policy: Engine,
-    value: Engine,
-    experience: Experience,
-    targets: Targets,
-    batch: MicroBatch | None,
-    config: PpoConfig,
-    n_tokens: float,
-) -> Tensor:
-    """Forward and backward of one micro-batch; its shares of the statistics, in the order of NAMES."""
+    policy: Engine, value: Engine | None, experience: Experience, batch: MicroBatch | None, objective: Objective
+) -> dict[str, Tensor]:
+    """Forward and backward of one micro-batch; its shares of the statistics."""
     empty = batch is None
     if batch is None:  # one row that counts nothing, so that this rank makes the same calls as the others
         batch = trim(torch.zeros(1, dtype=torch.long), experience.tokens, experience.attention_mask, experience.mask)
-    device, length = _device(policy), batch.response_length
+    device, length, config = _device(policy), batch.response_length, objective.config
     inputs = batch.tokens.to(device), batch.attention_mask.to(device), length
 
     def of(field: Tensor) -> Tensor:
         return field[batch.rows, :length].to(device)
 
     mask = of(experience.mask) & (not empty)
-    new = response_logprobs(policy, *inputs, config.generation.temperature)  # type: ignore[arg-type]
-    policy_loss = ppo_policy_loss(
-        new.logprobs, of(experience.old_logprobs), of(targets.advantages), mask, config.clip, n_tokens
-    )
-    policy.backward(policy_loss.loss)
-    values = response_values(value, *inputs)  # type: ignore[arg-type]
-    value_loss = ppo_value_loss(values, of(experience.values), of(targets.returns), mask, config.value_clip, n_tokens)
-    value.backward(value_loss.loss)
-    entropy = new.entropy.masked_fill(~mask, 0.0).sum() / n_tokens
-    shares = (*policy_loss, *value_loss, entropy)
-    return torch.stack([share.detach().double().cpu() for share in shares])
+    temperature, with_entropy = config.generation.temperature, config.entropy_bonus > 0
+    with torch.set_grad_enabled(objective.learn_policy):
+        new = response_logprobs(policy, *inputs, temperature, with_entropy)  # type: ignore[arg-type]
+        loss, shares = objective.policy(new, experience, mask, of)
+    if value is None:
+        policy.backward(loss)
+        return shares
+    values = new.values if value is policy else response_values(value, *inputs)  # type: ignore[arg-type]
+    assert values is not None
+    value_loss = objective.value(values, experience, mask, of)
+    if value is policy:
+        policy.backward(loss + config.value_coef * value_loss.loss)
+    else:
+        if objective.learn_policy:
+            policy.backward(loss)
+        value.backward(value_loss.loss)
+    return shares | {"loss/value": value_loss.loss.detach(), "value/clipfrac": value_loss.clip_fraction}
 
 
 def _device(engine: Engine) -> torch.device:

@@ -1,0 +1,74 @@
+"""What a PPO step starts from: how responses are sampled, what scores them, what keeps them near the reference."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.config.sections import AffectsNothing, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+
+
+class GenerationConfig(Section):
+    """How responses are sampled."""
+
+    engine: Literal["native"] = "native"
+    weights: Literal["shared"] = "shared"
+    max_new_tokens: PositiveInt = 24
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # under 1 PPO needs importance_cap
+    batch_size: Annotated[PositiveInt, AffectsNothing] = 256  # rows of a rank decoded together
+
+
+class KlConfig(Section):
+    """The penalty that keeps the policy near the reference."""
+
+    coef: NonNegativeFloat = 0.05  # beta, reward per nat
+    controller: Literal["fixed", "adaptive"] = "fixed"
+    target: PositiveFloat | None = None  # adaptive: nats per response, Ziegler et al. 2019
+    horizon: PositiveInt = 10_000  # adaptive: episodes
+    # In the reward k1 has the right gradient; as a loss k2 has it, k3 only near the reference, k1 none (docs/ppo.md).
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    place: Literal["reward", "loss"] = "reward"
+
+    @model_validator(mode="after")
+    def _adaptive_has_target(self) -> KlConfig:
+        if (self.controller == "adaptive") != (self.target is not None):
+            raise ValueError(
+                f"controller={self.controller} with target={self.target}: an adaptive controller needs a target "
+                "in nats per response, for example target=6.0, and a fixed one takes none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_has_a_gradient(self) -> KlConfig:
+        if (self.place, self.estimator) == ("loss", "k1"):
+            raise ValueError(
+                "estimator=k1 with place=loss: its expected gradient is zero, so nothing would hold the policy; use "
+                "estimator=k2 or place=reward"
+            )
+        return self
+
+
+class OverlongConfig(Section):
+    """A penalty that grows over the last tokens before the length runs out (Yu et al. 2025, "DAPO", eq. 13)."""
+
+    tokens: PositiveInt  # of generation.max_new_tokens, at the end
+    penalty: PositiveFloat = 1.0  # at the very end, in units of the score
+
+
+class RewardTermConfig(Section):
+    """One more reward, added to the reward stage's score."""
+
+    use: str  # a reward model, an address or package.module:function, as in reward.use; its raw scores count
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
+class HeldOutConfig(Section):
+    """Evaluation while PPO trains: fixed held-out prompts, always sampled with the same noise."""
+
+    prompts: PositiveInt = 64
+    # What scores them besides the reward, and then decides which policy is the best: a reward model, an address or
+    # package.module:function, as in reward.use. null: the reward itself, which the policy is trained to please.
+    judge: str | None = None
+    patience: PositiveInt | None = None  # evaluations without a better score until PPO ends early; null: never
