@@ -49,7 +49,7 @@ def obstacle(reward: AnyReward, room: int, tokenization: Tokenization) -> str | 
 
 
 def learning(model: Any, recipe: Recipe, role: str) -> nn.Module:
-    """A model ready to learn: on this rank's device, with fresh adapters if the recipe wants them; seed torch before."""
+    """A model ready to learn, on this rank's device, with fresh adapters if the recipe wants any; seed torch before."""
     if recipe.model.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()  # with adapters nothing else would need one
