@@ -207,7 +207,7 @@ def chosen_figures(artifact: Artifact, *keys: str) -> dict[str, Any]:
 def evaluation(results: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of the evaluate stage that a summary shows."""
     keys = ("gold_before", "gold_after", "gold_gain_ci", "win_rate", "win_rate_ci", "kl", "judge")
-    optional = ("second_gold_before", "second_gold_after", "lm_eval")
+    optional = ("second_gold_before", "second_gold_after", "best_of", "lm_eval")
     return {key: results[key] for key in (*keys, *optional) if key in results}
 
 

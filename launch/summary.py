@@ -47,6 +47,9 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "", "second gold", f"{ppo['second_gold_before']:.3f} -> {ppo['second_gold_after']:.3f}"
         yield "", "win rate against SFT", with_interval(ppo["win_rate"], ppo["win_rate_ci"])
         yield "", "KL to SFT, nats per response", f"{ppo['kl']:.2f}"
+    for best in ppo.get("best_of", ()):
+        gold = f"{best['gold']:.3f}, win rate {best['win_rate']:.3f}"
+        yield "", f"best of {best['n']} by the reward, at a KL of {best['kl']:.2f}", gold
     benchmarks = ppo.get("lm_eval", {})
     if isinstance(benchmarks.get("error"), str):
         yield "", "lm-eval", f"failed: {benchmarks['error']}"

@@ -6,6 +6,7 @@ Judged by the gold scorer that no other stage sees, or by the reward model where
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from data.scorers import load_scorer
 from reward_models.rules import FunctionReward
@@ -16,6 +17,7 @@ from rlhf.ppo.experience import Actors
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Completion, Prompt
 from stages.benchmarks import check_benchmarks, run_benchmarks
+from stages.best_of import best_of
 from stages.command import run_stage
 from stages.context import StageContext
 from stages.frozen import freeze
@@ -65,6 +67,10 @@ def main(context: StageContext) -> None:
     if config.second_gold:
         results["second_gold_before"] = mean(judge(config.second_gold, before, recipe))
         results["second_gold_after"] = mean(judge(config.second_gold, after, recipe))
+    if config.best_of:
+        gold, scorer = config.gold, load_reward(context.inputs["reward"], tokenization, recipe)
+        judged = partial(judge, gold, recipe=recipe) if gold else lambda given: scorer(given).tolist()
+        results["best_of"] = best_of(context, prompts, tokenization, gold_before, judged)
     if config.lm_eval:
         results["lm_eval"] = run_benchmarks(context, config.lm_eval)
     context.tracker.log(0, {f"evaluate/{k}": v for k, v in results.items() if isinstance(v, float)})

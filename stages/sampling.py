@@ -25,16 +25,16 @@ def native_generator(policy: nn.Module, tokenization: Tokenization, recipe: Reci
 
 
 def sample(
-    policy: nn.Module, tokenization: Tokenization, recipe: Recipe, prompts: Sequence[Prompt]
+    policy: nn.Module, tokenization: Tokenization, recipe: Recipe, prompts: Sequence[Prompt], seed: int | None = None
 ) -> list[Completion]:
-    """One response to each prompt, on every rank; the noise depends on the recipe's seed and the row alone."""
+    """One response to each prompt, on every rank; the noise depends on the seed (the recipe's) and the row alone."""
     generator = native_generator(policy, tokenization, recipe)
     rows = range(rank(), len(prompts), world_size())
     found: list[tuple[int, Completion]] = []
     if len(rows):
         asked = [prompts[row] for row in rows]
         tokens = [tokenization.prompt(prompt) for prompt in asked]
-        sampled = generator.sample(tokens, rows, seed=recipe.seed, step=0)
+        sampled = generator.sample(tokens, rows, seed=recipe.seed if seed is None else seed, step=0)
         found = list(zip(rows, complete(asked, tokens, tokenization, sampled), strict=True))
     # Every rank must see the very same responses, so each takes over what the others sampled.
     return [completion for _, completion in sorted(sum(gather_objects(found), []), key=lambda row: row[0])]

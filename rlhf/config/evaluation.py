@@ -25,5 +25,8 @@ class EvaluateConfig(Section):
     prompts: PositiveInt = 256  # responses from each policy; prompts repeat if fewer are held out
     gold: str | None = None  # package.module:function in [0, 1], never seen by a stage; null: the reward model
     second_gold: str | None = None  # another one, reported beside it
+    # Also the SFT model's best of n responses by the reward, n = 1, 2, 4, ... up to this: what the reward buys without
+    # training, and at which KL. null: not measured.
+    best_of: Annotated[int, Field(ge=2, le=1024)] | None = None
     lm_eval: LmEvalConfig | None = None
     parallelism: Annotated[ParallelismConfig | None, AffectsNothing] = None

@@ -1,0 +1,75 @@
+"""Best-of-n: what the reward alone buys, without training. The baseline that PPO has to beat at the same KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlhf.analysis.statistics import bootstrap_interval, mean, wins
+from rlhf.models import load_policy
+from rlhf.tokenization import Tokenization
+from rlhf.types import Completion, Prompt
+from stages.context import StageContext
+from stages.frozen import freeze
+from stages.rewards import load_reward
+from stages.sampling import sample
+
+
+def best_of(
+    context: StageContext,
+    prompts: Sequence[Prompt],
+    tokenization: Tokenization,
+    before: Sequence[float],
+    judge: Callable[[Sequence[Completion]], Sequence[float]],
+) -> list[dict[str, Any]]:
+    """For n = 1, 2, 4, ... the SFT model's best of n responses by the reward, as the judge sees it.
+
+    before: the judge's scores of other responses of the same model, to win against. The responses are drawn once, and
+    cut into groups of n, so that the smaller n are measured several times. Of each n: score, gold, win rate, and the
+    KL to the SFT model, log n - (n - 1) / n nats (Stiennon et al. 2020, appendix G.3; an upper bound).
+    """
+    recipe, most = context.recipe, context.recipe.evaluate.best_of or 1
+    sizes = [2**i for i in range(int(math.log2(most)) + 1)]
+    policy = freeze(load_policy(context.inputs["sft"].model, tokenization, recipe.model), recipe)
+    repeated = [prompt for _ in range(sizes[-1]) for prompt in prompts]
+    # Noise of its own: the responses of `before` would tie with themselves.
+    completions = sample(policy, tokenization, recipe, repeated, seed=recipe.seed + 2)
+    scores = load_reward(context.inputs["reward"], tokenization, recipe)(completions).tolist()
+    golds = judge(completions)
+    found = []
+    for size in sizes:
+        width = size * len(prompts)
+        groups = [
+            range(start + i, start + i + width, len(prompts))
+            for i in range(len(prompts))
+            for start in range(0, len(repeated), width)
+        ]
+        chosen = [max(group, key=scores.__getitem__) for group in groups]
+        found.append(figures(size, chosen, len(prompts), scores, golds, before, recipe.seed))
+    return found
+
+
+def figures(
+    size: int,
+    chosen: Sequence[int],
+    prompts: int,
+    scores: Sequence[float],
+    golds: Sequence[float],
+    before: Sequence[float],
+    seed: int,
+) -> dict[str, Any]:
+    """Means over prompts, each of which has the same number of chosen responses, one behind the other."""
+    each = len(chosen) // prompts
+    by_prompt = [chosen[i * each : (i + 1) * each] for i in range(prompts)]
+    gold = [mean([golds[row] for row in rows]) for rows in by_prompt]
+    won = [mean(wins([golds[row] for row in rows], [before[i]] * each)) for i, rows in enumerate(by_prompt)]
+    return {
+        "n": size,
+        "kl": math.log(size) - (size - 1) / size,
+        "score": mean([scores[row] for row in chosen]),
+        "gold": mean(gold),
+        "gold_ci": bootstrap_interval(gold, seed),
+        "win_rate": mean(won),
+        "win_rate_ci": bootstrap_interval(won, seed),
+    }
