@@ -91,6 +91,8 @@ def prepare(context: StageContext) -> Cast:
     if config.kl.controller == "adaptive" and config.kl.target is not None:
         kl = AdaptiveController(config.kl.coef, config.kl.target, config.kl.horizon)
     running = RunningScores() if config.normalize_scores == "running" else None
+    if config.unused:
+        context.say(f"ppo.advantage={config.advantage} has no value model: {', '.join(config.unused)} not used")
     context.say(
         f"{len(prompts.train):,} prompts, {len(prompts.test):,} held out; {policy.name}, {world_size()} process(es)"
     )

@@ -84,6 +84,13 @@ class PpoConfig(Section):
         return self.advantage == "gae"
 
     @property
+    def unused(self) -> list[str]:
+        """Settings of a value model that were given although none takes part; one override should compare estimators."""
+        of_value = ("lam", "value_lam", "value_start", "value_clip", "value_warmup_steps", "value_learning_rate")
+        changed = [name for name in of_value if getattr(self, name) != PpoConfig.model_fields[name].default]
+        return [] if self.has_value else changed
+
+    @property
     def has_critic(self) -> bool:
         """Whether the value model is one of its own."""
         return self.has_value and self.value_start != "trunk"
@@ -135,11 +142,6 @@ class PpoConfig(Section):
 
     @model_validator(mode="after")
     def _value_fits(self) -> PpoConfig:
-        of_value = ("value_lam", "value_learning_rate", "value_start", "value_warmup_steps")
-        given = [name for name in of_value if getattr(self, name) != PpoConfig.model_fields[name].default]
-        shown = f"{given[0]}={getattr(self, given[0])}" if given else ""
-        if given and not self.has_value:
-            raise ValueError(f"{shown} with advantage={self.advantage}: it has no value model; remove {given[0]}")
         if self.value_start == "trunk" and self.value_warmup_steps:
             raise ValueError(
                 f"value_warmup_steps={self.value_warmup_steps} with value_start=trunk: the policy would move along; "
