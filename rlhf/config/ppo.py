@@ -85,7 +85,7 @@ class PpoConfig(Section):
 
     @property
     def unused(self) -> list[str]:
-        """Settings of a value model that were given although none takes part; one override should compare estimators."""
+        """Settings of a value model that are given although none takes part: one override compares estimators."""
         of_value = ("lam", "value_lam", "value_start", "value_clip", "value_warmup_steps", "value_learning_rate")
         changed = [name for name in of_value if getattr(self, name) != PpoConfig.model_fields[name].default]
         return [] if self.has_value else changed
