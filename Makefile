@@ -1,6 +1,7 @@
 # The same verbs here and in CI; `make help` lists them.
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -18,7 +19,7 @@ demo: $(VENV)/.installed ## train the toy example from demonstrations to an alig
 	$(BIN)/rlhf run stages/recipes/demo.yaml $(ARGS)
 
 test: check ## ruff, mypy, and every test that needs no service, accelerator or patience
-	$(PYTEST) -m "not services and not soak and not gpu" $(ARGS)
+	$(PYTEST) -m "not services and not soak and not gpu" -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

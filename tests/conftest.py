@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.update(HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="passive", TOKENIZERS_PARALLELISM="false")
 # Stages are compared bit for bit, and how two threads share a sum is not always the same on a busy machine.
@@ -15,20 +16,26 @@ os.environ["OMP_NUM_THREADS"] = "1"
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of tests/recipes/tiny.yaml; tests must not change it."""
-    from running import TINY, rlhf  # loads torch, which the tests of torch-free modules must not pay for
-
-    folder = tmp_path_factory.mktemp("tiny")
-    done = rlhf("run", str(TINY), folder=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "runs" / "tiny"
+    return made_once(tmp_path_factory, "tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_run_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of tests/recipes/tiny.yaml by two processes; tests must not change it."""
-    from running import TINY, rlhf
+    return made_once(tmp_path_factory, "tiny-of-two", "parallelism.processes=2")
 
-    folder = tmp_path_factory.mktemp("tiny-of-two")
-    done = rlhf("run", str(TINY), "parallelism.processes=2", folder=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, *overrides: str) -> Path:
+    """A run of the tiny recipe that all worker processes of this session of tests share."""
+    from running import TINY, rlhf  # loads torch, which the tests of torch-free modules must not pay for
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, partial = shared / name, shared / f"{name}.partial"
+    with FileLock(shared / f"{name}.lock"):
+        if not folder.is_dir():
+            partial.mkdir()
+            done = rlhf("run", str(TINY), *overrides, folder=partial)
+            assert done.returncode == 0, done.stdout + done.stderr
+            partial.rename(folder)
     return folder / "runs" / "tiny"
