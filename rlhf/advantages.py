@@ -69,17 +69,16 @@ def _spread(advantages: Tensor, mask: Tensor) -> Tensor:
 def whiten(x: Tensor, mask: Tensor, *, shift: bool = True, scale: bool = True) -> Tensor:
     """Zero mean and unit deviation over the True positions of all ranks; 0 elsewhere.
 
-    x, mask [batch, response]. shift: take the mean off; scale: divide by the deviation. Two sums in float64, so that
-    the result does not depend on how rows are spread. With fewer than two positions in all, or no spread, nothing is
-    scaled.
+    x, mask [batch, response]. shift: take the mean off, else it stays as it is (Ziegler et al. 2019, for rewards);
+    scale: divide what differs from it by the deviation. Two sums in float64, so that the result does not depend on how
+    rows are spread. With fewer than two positions in all, or no spread, nothing is scaled.
     """
     selected = x.masked_fill(~mask, 0.0).double()
     count, total = global_sum(torch.stack([mask.sum().double(), selected.sum()])).unbind()
     mean = total / count.clamp(min=1)
     centred = (selected - mean).masked_fill(~mask, 0.0)
-    kept = centred if shift else selected
-    if not scale:
-        return kept.to(x.dtype)
-    variance = global_sum(centred.square().sum()) / (count - 1).clamp(min=1)
-    factor = torch.where(variance > 1e-16, variance.rsqrt(), torch.ones_like(variance))
-    return (kept * factor).to(x.dtype)
+    kept = torch.zeros_like(mean) if shift else mean
+    if scale:
+        variance = global_sum(centred.square().sum()) / (count - 1).clamp(min=1)
+        centred = centred * torch.where(variance > 1e-16, variance.rsqrt(), torch.ones_like(variance))
+    return (centred + kept).masked_fill(~mask, 0.0).to(x.dtype)

@@ -286,7 +286,7 @@ def _explained(path: str, details: list[ErrorDetails]) -> str:
         return f"{path} is missing; add it"
     if error["type"] == "value_error":  # of a section: the message tells values and remedy
         text = error["msg"].removeprefix("Value error, ")
-        between = "." if isinstance(schema, dict) and text.partition("=")[0] in schema else ": "
+        between = "." if isinstance(schema, dict) and re.split("[.=]", text)[0] in schema else ": "
         return f"{path}{between}{text}" if path else text
     remedy = "; leave it out for the default" if value is None else ""
     if isinstance(value, float) and value.is_integer() and "int_type" in types:

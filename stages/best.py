@@ -15,6 +15,7 @@ from rlhf.models import add_lora, load_policy
 from rlhf.randomness import seed_everything
 from rlhf.store.checkpoint import Damaged
 from rlhf.tokenization import Tokenization
+from rlhf.trunk import PolicyWithValueHead
 from stages.context import StageContext
 from stages.held_out import Evaluation, HeldOut
 
@@ -53,5 +54,6 @@ def _policy_after(context: StageContext, step: int, tokenization: Tokenization) 
         seed_everything(recipe.seed)  # fresh adapters are drawn, also where they add nothing yet
         policy = add_lora(policy, recipe.model.lora, "policy")
     if checkpoint:
-        load_weights(policy, checkpoint.directory / "policy")
+        trunk = recipe.ppo.has_value and not recipe.ppo.has_critic  # what learned was the policy with its value head
+        load_weights(PolicyWithValueHead(policy) if trunk else policy, checkpoint.directory / "policy")
     return policy

@@ -39,7 +39,7 @@ def main(context: StageContext) -> None:
                 experience, _ = collect([order[position] for position in asked], rows, actors, config, key)
             with timer.phase("update"):
                 targets = find_targets(experience, config, kl.coef, running)
-                warm = step > config.value_warmup_steps
+                warm = not config.has_value or step > config.value_warmup_steps
                 statistics = update(policy, value, experience, targets, config, key, learn_policy=warm)
             figures = rollout_statistics(experience, targets) | statistics | {"objective/kl_coef": kl.coef}
             kl.update(figures["objective/kl"], config.responses_per_step)

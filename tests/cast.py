@@ -1,6 +1,6 @@
 """A tiny cast of PPO, saved and loaded, and one step as the stage makes it: for the tests of updates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.scoring import RewardModel
-from rlhf.config import GenerationConfig, ModelConfig, PpoConfig
+from rlhf.adapters import AdapterOff
+from rlhf.config import GenerationConfig, LoraConfig, ModelConfig, PpoConfig
 from rlhf.engine.ddp import DdpEngine, OptimizerOptions
 from rlhf.generation.native import NativeGenerator
-from rlhf.models import load_policy, load_reward_model, load_value_model, save_model
+from rlhf.models import add_lora, load_policy, load_reward_model, load_value_model, save_model
 from rlhf.ppo.experience import Actors, collect
 from rlhf.ppo.shaping import RunningScores
 from rlhf.ppo.targets import Targets, find_targets
 from rlhf.ppo.update import update
+from rlhf.trunk import PolicyWithValueHead
 from rlhf.types import Completion, Experience, Prompt
 from tests.test_models import tiny_policy, tiny_tokenization
 
@@ -43,7 +45,13 @@ class Cast:
 
     actors: Actors
     policy: DdpEngine
-    value: DdpEngine
+    value: DdpEngine | None  # the policy's own with a value head; None where no values are needed
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """Those that a step works with, by name; with a value head, the value model is the policy with it."""
+        value = {} if self.actors.value is None else {"value": self.actors.value}
+        return {"policy": self.actors.policy, "reference": self.actors.reference, **value}
 
 
 @dataclass(frozen=True)
@@ -76,13 +84,43 @@ def end_sooner(model: nn.Module, _: Any, inputs: dict[str, Any], output: Any) ->
     )
 
 
-def load_cast(folder: Path, config: PpoConfig = CONFIG, **options: Any) -> Cast:
+def adapted(model: nn.Module, kind: str, seed: int) -> nn.Module:
+    """With adapters that add something, as they do once they have learned."""
+    model = add_lora(model, LoraConfig(rank=4, alpha=8.0), kind)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1, generator=generator)
+    return model
+
+
+def with_head(policy: nn.Module) -> PolicyWithValueHead:
+    """A policy whose values are not zero."""
+    trunk = PolicyWithValueHead(policy)
+    with torch.no_grad():
+        trunk.head.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(8))
+        trunk.head.bias.fill_(0.1)
+    return trunk
+
+
+def load_cast(folder: Path, config: PpoConfig = CONFIG, lora: bool = False, **options: Any) -> Cast:
+    """As stages/cast.py makes it, from what `save_cast` wrote."""
     tokenization, model = tiny_tokenization(), ModelConfig()
     policy, frozen = (load_policy(folder / name, tokenization, model) for name in ("policy", "reference"))
     for each in (policy, frozen):
         each.register_forward_hook(end_sooner, with_kwargs=True)
     reward = load_reward_model(folder / "reward", tokenization, model).eval()
-    critic = load_value_model(folder / "reward", tokenization, model, SCORE_MEAN, SCORE_DEVIATION)
+    critic: nn.Module | None = None
+    if config.has_critic:
+        critic = load_value_model(folder / "reward", tokenization, model, SCORE_MEAN, SCORE_DEVIATION)
+    if lora:
+        policy = adapted(policy, "policy", 3)
+        frozen = AdapterOff(policy)
+        critic = adapted(critic, "value", 4) if critic is not None else None
+    else:
+        frozen = frozen.eval()
+    trunk = with_head(policy) if config.has_value and critic is None else None
     settings: dict[str, Any] = {
         "learning_rate": 1e-4,
         "learning_rate_end": 1.0,
@@ -91,11 +129,15 @@ def load_cast(folder: Path, config: PpoConfig = CONFIG, **options: Any) -> Cast:
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
     }
-    engines = [DdpEngine(module, OptimizerOptions(**settings | options)) for module in (policy, critic)]
+    engine = DdpEngine(trunk or policy, OptimizerOptions(**settings | options))
+    value = engine if trunk else None
+    if critic is not None:
+        value = DdpEngine(critic, OptimizerOptions(**settings | options))
     bfloat16 = options.get("bfloat16", False)
     generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, config.generation, bfloat16)
     scorer = RewardModel(reward, tokenization, config.micro_batch_tokens, SCORE_MEAN, SCORE_DEVIATION)
-    return Cast(Actors(policy, frozen.eval(), critic, generator, scorer, tokenization, bfloat16), *engines)
+    values = value.module if value else None
+    return Cast(Actors(policy, frozen, values, generator, scorer, tokenization, bfloat16), engine, value)
 
 
 def step(
@@ -104,10 +146,14 @@ def step(
     rows: Sequence[int],
     config: PpoConfig = CONFIG,
     running: RunningScores | None = None,
+    before_update: Callable[[Cast], None] = lambda cast: None,
 ) -> Step:
     """As stages/ppo.py has it."""
     experience, completions = collect(prompts, rows, cast.actors, config, KEY)
+    if running is None and config.normalize_scores == "running":
+        running = RunningScores()
     targets = find_targets(experience, config, KL_COEF, running)
+    before_update(cast)
     return Step(experience, completions, targets, update(cast.policy, cast.value, experience, targets, config, KEY))
 
 

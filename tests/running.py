@@ -25,12 +25,14 @@ def rlhf(*arguments: str, folder: Path, seconds: float = 300) -> subprocess.Comp
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
 
 
-def stage(name: str, recipe: Path, run: Path, output: Path, overrides: Sequence[str] = ()) -> Path:
-    """Run a stage in this process; its output directory."""
+def stage(
+    name: str, recipe: Path, run: Path, output: Path, overrides: Sequence[str] = (), stop_after: int | None = None
+) -> Path:
+    """Run a stage in this process; its output directory. Raises Stopped behind the step at which it is to stop."""
     quiet_libraries()
     torch.set_num_threads(2)
     resolved = load_recipe(recipe, overrides)
     seed_everything(resolved.seed)
     module = importlib.import_module(f"stages.{name}")
-    module.main(StageContext(resolved, name, StageOptions(run, output)))
+    module.main(StageContext(resolved, name, StageOptions(run, output, stop_after)))
     return output

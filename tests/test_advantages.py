@@ -5,12 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf.advantages import gae, whiten
+from rlhf.advantages import gae, grpo, rewards_to_go, rloo, whiten
 from tests import reference
 
 SMALL = settings(deadline=None, max_examples=40)
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 SEEDS = st.integers(0, 2**32 - 1)
+Groups = tuple[int, list[int]]  # responses to a prompt, and the length of every response
+GROUPS = st.integers(2, 4).flatmap(
+    lambda group: st.tuples(
+        st.just(group),
+        st.integers(1, 3).flatmap(
+            lambda prompts: st.lists(st.integers(1, 7), min_size=group * prompts, max_size=group * prompts)
+        ),
+    )
+)
 
 
 def rows(lengths: list[int], seed: int) -> list[np.ndarray]:
@@ -39,6 +48,62 @@ def test_gae_is_the_double_sum(poison, lengths, seed, gamma, lam, extra) -> None
     assert (returns[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("poison", [*reference.POISONS, float("nan")])
+@given(LENGTHS, SEEDS, st.floats(0, 1), st.integers(0, 3))
+@SMALL
+def test_rewards_to_go_are_the_sum(poison: float, lengths: list[int], seed: int, gamma: float, extra: int) -> None:
+    rewards = rows(lengths, seed)
+    padded, mask = tensors(rewards, poison, max(lengths) + extra)
+    got = rewards_to_go(padded, mask, gamma)
+    for i, row in enumerate(rewards):
+        np.testing.assert_allclose(got[i, : len(row)], reference.rewards_to_go(row, gamma), rtol=1e-9, atol=1e-9)
+    assert (got[~mask] == 0).all()
+
+
+COMPARED = {"rloo": (rloo, reference.rloo), "grpo": (grpo, reference.grpo)}
+
+
+@pytest.mark.parametrize("poison", [*reference.POISONS, float("nan")])
+@pytest.mark.parametrize("name", COMPARED)
+@given(GROUPS, SEEDS)
+@SMALL
+def test_responses_are_compared_within_their_group(name: str, poison: float, groups: Groups, seed: int) -> None:
+    group, lengths = groups
+    rewards = rows(lengths, seed)
+    padded, mask = tensors(rewards, poison)
+    ours, definition = COMPARED[name]
+    got = ours(padded, mask, group)
+    for row, expected in zip(got, definition(rewards, group), strict=True):
+        np.testing.assert_allclose(row[: len(expected)], expected, rtol=1e-9, atol=1e-9)
+    assert (got[~mask] == 0).all()
+
+
+@given(GROUPS, SEEDS)
+@SMALL
+def test_leave_one_out_sums_to_zero_in_a_group(groups: Groups, seed: int) -> None:
+    group, lengths = groups
+    got = rloo(*tensors(rows(lengths, seed), 99.0), group)
+    np.testing.assert_allclose(got[:, 0].view(-1, group).sum(-1), 0.0, atol=1e-9)
+
+
+@given(GROUPS, SEEDS, st.floats(-5, 5), st.floats(0.2, 5))
+@SMALL
+def test_grpo_does_not_see_a_shift_or_a_scale_of_a_groups_rewards(
+    groups: Groups, seed: int, shift: float, scale: float
+) -> None:
+    group, lengths = groups
+    rewards = rows(lengths, seed)
+    moved = [np.append(row[:-1] * scale, row[-1] * scale + shift) for row in rewards]
+    got, expected = (grpo(*tensors(each, 99.0), group) for each in (moved, rewards))
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)  # but for the 1e-6 beside the deviation
+
+
+def test_responses_that_score_alike_teach_nothing() -> None:
+    padded, mask = tensors([np.array([0.5, 1.0]), np.array([1.5])] * 2, 99.0)
+    for compare in (rloo, grpo):
+        assert (compare(padded, mask, 2) == 0).all()
+
+
 def test_without_discount_a_return_is_the_sum_of_what_follows() -> None:
     rewards, values = rows([6], 0), rows([6], 1)
     mask = torch.ones(1, 6, dtype=torch.bool)
@@ -55,13 +120,13 @@ def test_gae_takes_nan_as_padding_and_leaves_its_inputs() -> None:
 
 
 @pytest.mark.parametrize("poison", [*reference.POISONS, float("nan")])
-@given(LENGTHS.filter(lambda lengths: sum(lengths) > 1), SEEDS, st.integers(0, 3))
+@given(LENGTHS.filter(lambda lengths: sum(lengths) > 1), SEEDS, st.booleans(), st.booleans())
 @SMALL
-def test_whiten_is_the_definition(poison: float, lengths: list[int], seed: int, extra: int) -> None:
+def test_whiten_is_the_definition(poison: float, lengths: list[int], seed: int, shift: bool, scale: bool) -> None:
     ragged = rows(lengths, seed)
-    padded, mask = tensors(ragged, poison, max(lengths) + extra)
-    got = whiten(padded, mask)
-    for row, expected in zip(got, reference.whiten(ragged), strict=True):
+    padded, mask = tensors(ragged, poison, max(lengths) + 2)
+    got = whiten(padded, mask, shift=shift, scale=scale)
+    for row, expected in zip(got, reference.whiten(ragged, shift, scale), strict=True):
         np.testing.assert_allclose(row[: len(expected)], expected, rtol=1e-8, atol=1e-8)
     assert (got[~mask] == 0).all()
 

@@ -94,3 +94,13 @@ def test_adaptive_coefficient_stays_positive(horizon: int) -> None:
     controller = AdaptiveController(0.05, target=6.0, horizon=horizon)
     controller.update(0.0, 64)
     assert controller.coef > 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 300)), min_size=1, max_size=6), st.floats(0.5, 10))
+@settings(deadline=None, max_examples=50)
+def test_adaptive_controller_is_the_definition(steps: list[tuple[float, int]], target: float) -> None:
+    controller, found = AdaptiveController(0.05, target, horizon=100), []
+    for step in steps:
+        controller.update(*step)
+        found.append(controller.coef)
+    np.testing.assert_allclose(found, reference.adaptive_coefficients(0.05, steps, target, 100), rtol=1e-9)

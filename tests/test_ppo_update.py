@@ -49,7 +49,7 @@ def test_experience_is_what_each_row_gives_alone(folder: Path) -> None:
     assert len(set(experience.mask.sum(-1).tolist())) > 3 and set(experience.finished.tolist()) == {True, False}
     for i, prompt, response in alone(made):
         sequence = torch.tensor([prompt + response])
-        table = {kind: forward(model, sequence).double().numpy() for kind, model in models(cast).items()}
+        table = {kind: forward(model, sequence).double().numpy() for kind, model in cast.models.items()}
         for t, token in enumerate(response):
             before = len(prompt) + t - 1
             for kind, got in (("policy", experience.old_logprobs), ("reference", experience.ref_logprobs)):
@@ -65,11 +65,6 @@ def test_experience_is_what_each_row_gives_alone(folder: Path) -> None:
 def forward(model: nn.Module, sequence: Tensor) -> Tensor:
     logits: Tensor = model(input_ids=sequence).logits[0].detach()
     return logits
-
-
-def models(cast: Cast) -> dict[str, nn.Module]:
-    assert cast.actors.value is not None
-    return {"policy": cast.actors.policy, "reference": cast.actors.reference, "value": cast.actors.value}
 
 
 def test_completions_say_what_was_sampled(folder: Path) -> None:
@@ -96,7 +91,7 @@ def test_an_update_does_not_depend_on_the_cut(folder: Path) -> None:
         cast, made = run(folder, small, micro_batch_tokens=budget)
         assert made.statistics == pytest.approx(whole.statistics, rel=1e-4, abs=1e-6)
         for name in ("policy", "value"):
-            got, expected = (weights(models(each)[name]) for each in (cast, whole_cast))
+            got, expected = (weights(each.models[name]) for each in (cast, whole_cast))
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
@@ -129,7 +124,7 @@ def test_statistics_and_gradients_of_a_step_are_those_of_single_sequences(folder
     for i, prompt, response in alone(made):
         sequence = torch.tensor([prompt + response])
         logits = fresh.actors.policy(input_ids=sequence).logits[0].double() / 0.8
-        values = models(fresh)["value"](input_ids=sequence).logits[0, :, 0].double()
+        values = fresh.models["value"](input_ids=sequence).logits[0, :, 0].double()
         for t, token in enumerate(response):
             before = len(prompt) + t - 1
             policy_loss = policy_loss - made.targets.advantages[i, t] * logits[before].log_softmax(-1)[token] / tokens
@@ -138,7 +133,7 @@ def test_statistics_and_gradients_of_a_step_are_those_of_single_sequences(folder
     assert made.statistics["loss/value"] == pytest.approx(float(value_loss.detach()), rel=1e-5)
     assert made.statistics["objective/entropy"] == pytest.approx(float(entropies), rel=1e-5)
     for name, loss in (("policy", policy_loss), ("value", value_loss)):
-        gradients = torch.autograd.grad(loss, list(models(fresh)[name].parameters()))
+        gradients = torch.autograd.grad(loss, list(fresh.models[name].parameters()))
         norm = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
         assert made.statistics[f"{name}/grad_norm"] == pytest.approx(norm, rel=1e-4)
 
@@ -149,7 +144,7 @@ def test_an_update_raises_what_was_better_than_expected_and_fits_the_returns(fol
     for i, prompt, response in alone(made):
         sequence = torch.tensor([prompt + response])
         logits = forward(cast.actors.policy, sequence).double().numpy()
-        values = forward(models(cast)["value"], sequence)[:, 0]
+        values = forward(cast.models["value"], sequence)[:, 0]
         for t, token in enumerate(response):
             gain = reference.logprob(logits[len(prompt) + t - 1], token, 0.8) - float(
                 made.experience.old_logprobs[i, t]
@@ -163,8 +158,8 @@ def test_an_update_raises_what_was_better_than_expected_and_fits_the_returns(fol
 def test_without_a_learning_rate_nothing_moves(folder: Path) -> None:
     cast, _ = run(folder, {"learning_rate": 0.0})
     fresh = load_cast(folder)
-    for name, model in models(cast).items():
-        assert torch.equal(weights(model), weights(models(fresh)[name]))
+    for name, model in cast.models.items():
+        assert torch.equal(weights(model), weights(fresh.models[name]))
 
 
 def test_only_policy_and_value_move(folder: Path) -> None:
@@ -174,7 +169,7 @@ def test_only_policy_and_value_move(folder: Path) -> None:
     rewards = [weights(each.actors.reward.model) for each in (cast, fresh)]  # type: ignore[attr-defined]
     assert torch.equal(*rewards)
     for name in ("policy", "value"):
-        assert float((weights(models(cast)[name]) - weights(models(fresh)[name])).abs().max()) > 1e-4
+        assert float((weights(cast.models[name]) - weights(fresh.models[name])).abs().max()) > 1e-4
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(folder: Path) -> None:
