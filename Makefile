@@ -2,6 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 2
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -13,7 +14,7 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
-install: $(VENV)/.installed ## the environment with the package and its pinned dependencies: .venv
+install: $(VENV)/.installed ## the environment with its pinned dependencies; of another torch: TORCH_INDEX=ADDRESS
 
 demo: $(VENV)/.installed ## train the toy example from demonstrations to an aligned policy: make demo ARGS="seed=1"
 	$(BIN)/rlhf run stages/recipes/demo.yaml $(ARGS)
@@ -44,11 +45,11 @@ $(BIN)/python:
 
 # torch first and by its pin alone, so that a build already at hand is taken and nothing drags in another.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PIP) install -c constraints.txt -e ".[dev]"
 	@touch $(VENV)/.installed $@

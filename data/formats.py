@@ -97,13 +97,27 @@ def detect(records: Sequence[Fields], kind: str | None, source: str) -> Format:
     if other is not None:
         raise DataError(_cannot(source, other, kind))
     names = list(dict.fromkeys(name for record in records for name in record))
-    listed = ", ".join(shown(name, 30) for name in names[:8]) + (", ..." if len(names) > 8 else "")
     known = {name for form in FORMATS.values() for name in form.fields}
     close = [(name, match) for name in names[:50] for match in difflib.get_close_matches(name[:50], known, n=1)]
     hint = next((f"; did you mean {match!r} by {shown(name, 30)}?" for name, match in close if name != match), "")
     raise DataError(
-        f"{source}: no known format has the fields {listed or '(none)'}{hint}; known formats: {', '.join(FORMATS)}"
+        f"{source}: no known format has the fields {listed(names)}{hint}; rename to {STANDARD[kind]}, or see "
+        "docs/data.md for other formats"
     )
+
+
+# The fields of our own standard formats.
+STANDARD: Mapping[str | None, str] = {
+    "comparisons": "prompt, chosen, rejected",
+    "demonstrations": "prompt, completion",
+    "prompts": "prompt",
+    None: "prompt, chosen, rejected (votes) or prompt, completion (demonstrations)",
+}
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first fields of records, for people."""
+    return (", ".join(shown(name, 30) for name in names[:8]) + (", ..." if len(names) > 8 else "")) or "(none)"
 
 
 def given(name: str, kind: str | None, source: str) -> Format:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from data.formats import Example, Format, detect, draw, given
+from data.formats import STANDARD, Example, Format, detect, draw, given, listed
 from data.progress import counted
 from data.ratings import Rating
 from data.records import BadRecord, DataFile, Record, one_line, read_records
@@ -38,6 +38,8 @@ class Reading:
     examples: int = 0
     bad_count: int = 0
     bad: list[BadRecord] = field(default_factory=list)  # the first of them
+    reasons: set[str] = field(default_factory=set)  # the first ones why records are bad
+    fields: Sequence[str] = ()  # of the first record that did not parse
     unused: Counter[str] = field(default_factory=Counter)  # examples that give none of this kind, by the reason
     format: Format | None = None
 
@@ -56,7 +58,17 @@ class Reading:
             raise DataError(f"{self.source.path}: gives no {self.kind} ({self._told_unused()}); give another file")
 
     def problems(self) -> list[str]:
-        """One line for each of the first bad records, and one for how many more there are."""
+        """One line for each of the first bad records, and one for how many more there are.
+
+        One line alone where no record can be used and all for the same reason: the file is another than was meant.
+        """
+        if self.bad_count == self.records > 1 and len(self.reasons) == 1 and self.fields and self.format:
+            (reason,) = self.reasons
+            wanted = ", ".join(self.format.fields) or STANDARD[self.kind]
+            remedy = f"rename to {wanted}" if reason.startswith("no field ") else "mend them"
+            none = f"none of its {self.records:,} records can be used as {self.format.name} ({reason})"
+            fields = f"their fields are {listed(self.fields)}"
+            return [f"{self.source.path}: {none}; {fields}; {remedy}, or see docs/data.md for other formats"]
         remedy = "mend or remove it" if self.kind is None else "mend or remove it, or set bad_records: drop"
         lines = [f"{bad}; {remedy}" for bad in self.bad]
         if self.bad_count > len(self.bad):
@@ -112,6 +124,7 @@ class Reading:
         try:
             found, unused = draw(self.format.parse(record.fields), self.kind)
         except (ValueError, OverflowError) as error:
+            self.fields = self.fields or list(record.fields)
             self._count_bad(BadRecord(record.place, one_line(error)))
             return []
         self.unused.update(unused)
@@ -132,6 +145,8 @@ class Reading:
 
     def _count_bad(self, bad: BadRecord) -> None:
         self.bad_count += 1
+        if len(self.reasons) < NAMED:
+            self.reasons.add(bad.problem)
         if len(self.bad) < NAMED:
             self.bad.append(bad)
 

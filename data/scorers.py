@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, raised
 from rlhf.store.artifact import file_digest
 from rlhf.types import Scorer
 
@@ -29,13 +29,19 @@ def load_scorer(name: str, data_directory: str | None) -> Scorer:
     """The function behind a name, bound to the data directory if it reads files. Raises ConfigError."""
     module_name, _, function_name = name.partition(":")
     try:
-        scorer: Callable[..., list[float]] = getattr(load_module(module_name, data_directory), function_name)
-        parameters = inspect.signature(scorer).parameters
+        module = load_module(module_name, data_directory)
     except ConfigError:
         raise
     except Exception as error:  # whatever a user's own module raises while it is imported
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{name}: no such function ({reason}); {REMEDY}") from error
+        raise ConfigError(f"{name}: {_not_imported(error, module_name, data_directory)}; {REMEDY}") from error
+    place = Path(module.__file__).name if module.__file__ else module_name
+    scorer: Callable[..., list[float]] | None = getattr(module, function_name, None)
+    if not callable(scorer):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        functions = ", ".join(key for key in own if callable(vars(module)[key]) and not key.startswith("_"))
+        has = f"it has: {functions}" if functions else "it has none"
+        raise ConfigError(f"{name}: {place} has no function {function_name}; {has}")
+    parameters = inspect.signature(scorer).parameters
     if "data_directory" in parameters:
         return functools.partial(scorer, data_directory=data_directory)
     return scorer
@@ -61,6 +67,17 @@ def load_module(name: str, data_directory: str | None) -> ModuleType:
         del sys.modules[alias]
         raise
     return module
+
+
+def _not_imported(error: Exception, name: str, data_directory: str | None) -> str:
+    """Why a module is not to be had: there is none, or it raises."""
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+        relative, data = name if name.endswith(".py") else f"{name.replace('.', '/')}.py", data_directory or "."
+        folders = " and ".join(dict.fromkeys(str(Path(folder).resolve()) for folder in (".", data)))
+        if name.endswith(".py"):
+            return f"no file {name} in {folders}"
+        return f"no module {name} is installed or on PYTHONPATH, and no {relative} in {folders}"
+    return f"cannot be imported ({raised(error)})"
 
 
 def scorer_digest(name: str, data_directory: str | None) -> str:

@@ -57,6 +57,7 @@ def main() -> None:
     except OSError as error:  # a disk that is full, or whatever else the system refuses
         print(f"error: {error}; once that is mended, the same command goes on", file=sys.stderr)
     except (KeyboardInterrupt, Abort):
+        print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     sys.exit(2)
 

@@ -18,7 +18,7 @@ from types import FrameType
 
 from rlhf.config import Recipe
 from stages.lineage import used_by
-from stages.signals import RESUMABLE, STOP
+from stages.signals import RECEIVED, RESUMABLE, STOP
 
 BAD_INPUT = 2  # the exit code of a stage whose user can mend what is wrong
 AFTER_END_SECONDS = 5.0  # what the others get to end by themselves once one process of a stage has ended badly
@@ -83,6 +83,7 @@ class LocalStage:
         self.deadline = float("inf")
         self.folder = Path(tempfile.mkdtemp(prefix="rlhf-"))
         environment = {**stage_environment(processes), "RLHF_ERRORS": str(self.folder / "errors")}
+        environment[RECEIVED] = str(self.folder / "signal")
         port = free_port()
         self.workers: list[subprocess.Popen[bytes]] = []
         for rank in range(processes):
@@ -104,6 +105,7 @@ class LocalStage:
             elif self.signal is None:
                 self.signal = signal.Signals(number)
                 self.deadline = time.monotonic() + grace_seconds
+                (self.folder / "signal").write_text(self.signal.name, encoding="utf-8")
                 say(f"{self.signal.name}: ending behind a checkpoint; once more ends at once")
                 self.send(signal.SIGTERM)  # a SIGINT while it loads its libraries would print their stack
             else:

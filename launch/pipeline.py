@@ -144,11 +144,20 @@ def run_stages(recipe: Recipe, run: Path, selection: Selection, say: Callable[[s
         outcome = running.wait(recipe.checkpoint.grace_seconds, say)
         complete = is_current(recipe, run, stage)  # asked anew: the stage may have taken in inputs that were missing
         if outcome.code == RESUMABLE or (outcome.signal and complete):
-            raise Interrupted(f"{stage} {'is complete' if complete else 'stopped'}")
+            raise Interrupted(interruption(stage, complete, selection.stages))
         if outcome.code:
             raise StageFailed(stage, outcome.code, outcome.problems)
         if not complete and selection.stop_after is None:
             raise ArtifactError(f"{run / stage}: the stage ended without a complete result; run it again with --force")
+
+
+def interruption(stage: str, complete: bool, stages: Sequence[str]) -> str:
+    """What a signal left undone of the selected stages."""
+    if not complete:
+        return f"{stage} stopped"
+    remaining = stages[stages.index(stage) + 1 :]
+    what = f"{' and '.join(remaining)} {'remain' if len(remaining) > 1 else 'remains'}" if remaining else "that is all"
+    return f"{stage} is complete, {what}; the same command goes on"
 
 
 def why(artifact: Artifact | None) -> str:
@@ -185,12 +194,14 @@ def summarize(recipe: Recipe, run: Path) -> dict[str, Any]:
     seconds = {stage: artifact.manifest["seconds"] for stage, artifact in artifacts.items()}
     summary: dict[str, Any] = {"run": recipe.name, "seconds": round(sum(seconds.values()), 2)}
     if "sft" in artifacts:
-        summary["sft"] = chosen_figures(artifacts["sft"], "eval_loss")
+        summary["sft"] = chosen_figures(artifacts["sft"], "eval_loss", "uniform_loss")
     if "reward" in artifacts:
         summary["reward"] = chosen_figures(artifacts["reward"], "accuracy", "accuracy_ci", "bayes_accuracy")
     if "ppo" in artifacts:
-        kept = ("kl", "episodes", "best_step", "best_score", "last_score", "stopped_early")
-        summary["ppo"] = {key: artifacts["ppo"].results[key] for key in kept if key in artifacts["ppo"].results}
+        kept = ("kl", "episodes", "held_out_judge", "best_step", "best_score", "last_score", "stopped_early")
+        ppo = artifacts["ppo"].results
+        ppo = {"held_out_judge": ppo["judge"], **ppo} if "judge" in ppo else ppo
+        summary["ppo"] = {key: ppo[key] for key in kept if key in ppo}
         summary["ppo"]["seconds"] = seconds["ppo"]
     if "evaluate" in artifacts:
         summary.setdefault("ppo", {}).update(evaluation(artifacts["evaluate"].results))
@@ -206,9 +217,10 @@ def chosen_figures(artifact: Artifact, *keys: str) -> dict[str, Any]:
 
 def evaluation(results: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of the evaluate stage that a summary shows."""
-    keys = ("gold_before", "gold_after", "gold_gain_ci", "win_rate", "win_rate_ci", "kl", "judge")
+    scores = [f"{name}_{key}" for name in ("gold", "judged") for key in ("before", "after", "gain_ci")]
+    keys = ("win_rate", "win_rate_ci", "kl", "judge", "judge_trained_on", "prompts", "responses")
     optional = ("second_gold_before", "second_gold_after", "best_of", "lm_eval")
-    return {key: results[key] for key in (*keys, *optional) if key in results}
+    return {key: results[key] for key in (*scores, *keys, *optional) if key in results}
 
 
 def write_summary(summary: Mapping[str, Any], run: Path) -> None:

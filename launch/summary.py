@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rlhf.analysis.doubts import doubt_of_reward, doubt_of_sft
+
 
 def show_summary(summary: Mapping[str, Any], run: Path, console: Console) -> None:
     """Print the headline figures and where everything lies."""
@@ -28,6 +30,7 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield from used("sft", sft)
         if "eval_loss" in sft:
             yield "sft", "held-out loss, nats per token", f"{sft['eval_loss']:.3f}"
+        yield from doubted(doubt_of_sft(sft))
     if reward := summary.get("reward"):
         yield from used("reward", reward)
         if "accuracy" in reward:
@@ -35,24 +38,29 @@ def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if reward.get("bayes_accuracy"):
             share = reward["accuracy"] / reward["bayes_accuracy"]
             yield "", "of the best possible (Bayes)", f"{share:.3f} of {reward['bayes_accuracy']:.3f}"
+        yield from doubted(doubt_of_reward(reward))
     ppo = summary.get("ppo", {})
     if "episodes" in ppo:
         yield "ppo", "episodes", f"{ppo['episodes']:,} in {ppo['seconds']:.0f} s"
     if "best_step" in ppo:
         best = f"{ppo['best_score']:.3f} after step {ppo['best_step']}"
-        yield "", "best held-out score, and the last", f"{best}, {ppo['last_score']:.3f}"
+        who = ppo.get("held_out_judge", "reward")
+        by = "the reward" if who == "reward" else who
+        yield "", f"best held-out score by {by}, and the last", f"{best}, {ppo['last_score']:.3f}"
     if "win_rate" in ppo:
-        yield "evaluate", ppo["judge"], f"{ppo['gold_before']:.3f} -> {ppo['gold_after']:.3f}"
+        scores = "gold" if "gold_before" in ppo else "judged"
+        yield "evaluate", ppo["judge"], f"{ppo[f'{scores}_before']:.3f} -> {ppo[f'{scores}_after']:.3f}"
         if "second_gold_after" in ppo:
             yield "", "second gold", f"{ppo['second_gold_before']:.3f} -> {ppo['second_gold_after']:.3f}"
-        yield "", "win rate against SFT", with_interval(ppo["win_rate"], ppo["win_rate_ci"])
+        by = ", by the reward PPO was trained on" if ppo.get("judge_trained_on") else ""
+        yield "", f"win rate against SFT{by}", with_interval(ppo["win_rate"], ppo["win_rate_ci"])
         yield "", "KL to SFT, nats per response", f"{ppo['kl']:.2f}"
     for best in ppo.get("best_of", ()):
-        gold = f"{best['gold']:.3f}, win rate {best['win_rate']:.3f}"
+        gold = f"{best.get('gold', best.get('judged')):.3f}, win rate {best['win_rate']:.3f}"
         yield "", f"best of {best['n']} by the reward, at a KL of {best['kl']:.2f}", gold
     benchmarks = ppo.get("lm_eval", {})
     if isinstance(benchmarks.get("error"), str):
-        yield "", "lm-eval", f"failed: {benchmarks['error']}"
+        yield "", "lm-eval", f"failed: {benchmarks['error']}; rlhf evaluate RECIPE --force tries again"
         return
     for task, figures in benchmarks.items():
         for metric, figure in figures["metrics"].items() if not figures["part_of_a_group"] else ():
@@ -64,6 +72,13 @@ def change(figure: Mapping[str, Any]) -> str:
     error = figure["difference_stderr"]
     spread = "" if error is None else f" ± {error:.2g}"
     return f"{figure['before']:.4g} -> {figure['after']:.4g} ({figure['difference']:+.2g}{spread})"
+
+
+def doubted(doubt: str | None) -> Iterator[tuple[str, str, str]]:
+    """What to think of a figure above, if there is doubt."""
+    if doubt:
+        what, _, why = doubt.partition(": ")
+        yield "", f"warning: {what}", why
 
 
 def used(stage: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

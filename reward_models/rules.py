@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.errors import RewardError
+from rlhf.errors import RewardError, raised
 from rlhf.types import Completion, Scorer
 
 
@@ -28,7 +29,8 @@ class FunctionReward:
         try:
             raw = self.function(prompts, responses)
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            code = getattr(inspect.unwrap(getattr(self.function, "func", self.function)), "__code__", None)
+            reason = raised(error, code.co_filename if code else None)
             raise RewardError(f"reward {self.name}: raised {reason}; mend it, the same command goes on") from error
         return (scores_of(raw, completions, self.name) - self.mean) / self.deviation
 

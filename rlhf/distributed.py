@@ -26,6 +26,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def counted(processes: int) -> str:
+    """A number of processes, for people."""
+    return "1 process" if processes == 1 else f"{processes} processes"
+
+
 def is_main() -> bool:
     """Whether this process writes files and talks to people."""
     return rank() == 0

@@ -12,6 +12,9 @@ The command line turns each of these into its lines on standard error and exit c
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 
 class RLHFError(Exception):
     """Base of all errors that a user can mend; `problems` holds one line each."""
@@ -43,3 +46,11 @@ class ArtifactError(RLHFError):
 
 class RewardError(RLHFError):
     """A reward that a recipe names does not answer, or what it answers is no score."""
+
+
+def raised(error: BaseException, file: str | None = None) -> str:
+    """An exception of a user's code in a line: what, and where, if possible in their file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if file and frame.filename == file] or frames[-1:]
+    where = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+    return " ".join(f"{type(error).__name__}: {error}".split()) + where

@@ -262,12 +262,12 @@ def _hint(parent: str, key: object, siblings: Iterable[str]) -> str:
     spelt = {known.replace("_", "."): known for known in _ALL_PATHS}
     ending = [known for other, known in spelt.items() if f".{other}".endswith("." + name.replace("_", "."))]
     near = [known for known in ending if parent and known.startswith(f"{parent}.")]
+    near = near or [spelt[other] for other in difflib.get_close_matches(path.replace("_", "."), spelt, 1, 0.95)]
     if not near and (close := difflib.get_close_matches(name, siblings, n=1)):
         return f"did you mean {_join(parent, close[0])}?"
     near = near or ending or [spelt[key] for key in difflib.get_close_matches(path.replace("_", "."), spelt, 1, 0.85)]
-    if near:
-        return f"did you mean {' or '.join(near[:3])}?"
-    return f"known keys{' of ' + parent if parent else ''}: {', '.join(siblings)}"
+    known = f"known keys{' of ' + parent if parent else ''}: {', '.join(siblings)}"
+    return f"did you mean {' or '.join(near[:3])}?" if near else known
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str, Schema]:

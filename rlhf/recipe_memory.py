@@ -9,7 +9,8 @@ from rlhf import memory
 from rlhf.config import Recipe
 from rlhf.errors import RLHFError
 from rlhf.memory import Computation, Estimate, RolloutLoad
-from rlhf.shapes import Shape, shape_of_config
+from rlhf.shapes import Shape, context_of_config, shape_of_config
+from rlhf.store.weights import base_of_adapter
 
 
 def read_shape(model: str | Path) -> Shape | None:
@@ -18,6 +19,17 @@ def read_shape(model: str | Path) -> Shape | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return shape_of_config(config, str(path)) if isinstance(config, dict) else None
+    except (OSError, ValueError, RLHFError):
+        return None
+
+
+def declared_context(model: str | Path) -> int | None:
+    """The longest context that the model in a directory declares, an adapter's base; None of a hub id, or of none."""
+    try:
+        if (base := base_of_adapter(Path(model))) is not None:
+            return declared_context(base)
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        return context_of_config(config) if isinstance(config, dict) else None
     except (OSError, ValueError, RLHFError):
         return None
 

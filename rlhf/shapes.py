@@ -84,6 +84,12 @@ def shape_of_config(config: Mapping[str, Any], name: str, weights: int | None = 
     return shape if weights else replace(shape, weights=_count(shape, gates * experts * each))
 
 
+def context_of_config(config: Mapping[str, Any]) -> int | None:
+    """The longest context that a config.json names, tokens; None where it names none."""
+    inner = config.get("text_config")
+    return _optional(inner if isinstance(inner, dict) else config, NAMES["context"])
+
+
 def shape_of_init(init: InitConfig) -> Shape:
     """The shape of a model that a recipe makes from nothing."""
     shape = Shape(

@@ -18,6 +18,7 @@ from data import sources
 from reward_models.judging import judge_pairs
 from reward_models.sanity import TOLERANCE, Examination, Sanity
 from reward_models.scoring import RewardModel
+from rlhf.analysis.doubts import doubt_of_reward
 from rlhf.config import Recipe
 from rlhf.distributed import from_main, is_main
 from rlhf.errors import ArtifactError
@@ -57,6 +58,7 @@ def adopt_policy(context: StageContext) -> None:
     recipe = context.recipe
     path = local_model(first_model(recipe) or "", recipe.model)
     tokenization = load_tokenization(path, recipe.model, recipe.model.added_tokens)
+    say_format(context, tokenization)
     warn_of_stops(context, tokenization, path)
     check_prompts_early(context, tokenization, context_at(path, recipe.model))
     model, parameters = None, 0
@@ -138,8 +140,8 @@ def judged(context: StageContext, reward: AnyReward, votes: Votes, tokenization:
     results = held_out.figures()
     low, high = results["accuracy_ci"]
     context.say(f"held-out accuracy {held_out.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})")
-    if high < 0.5:
-        context.warn(f"reward.use={context.recipe.reward.use}: prefers what people rejected; is its sign turned?")
+    if doubt := doubt_of_reward(results | {"use": context.recipe.reward.use}):
+        context.warn(f"reward.use={context.recipe.reward.use}: {doubt}")
     return results
 
 
@@ -158,6 +160,13 @@ def figures(seen: Sanity) -> dict[str, Any]:
     spread = float(seen.scores.std()) if len(seen.scores) > 1 else 0.0
     probes = {name: round(share, 4) for name, share in seen.preferred.items()}
     return {"score_mean": float(seen.scores.mean()), "score_deviation": spread, "preferred_to": probes}
+
+
+def say_format(context: StageContext, tokenization: Tokenization) -> None:
+    """Say it where prompts are not rendered as conversations."""
+    if not tokenization.chat:
+        why = "model.chat_template=none" if context.recipe.model.chat_template == "none" else "no chat template"
+        context.say(f"{why}: a prompt is its plain text, turns joined by blank lines, and the response goes on from it")
 
 
 def warn_of_stops(context: StageContext, tokenization: Tokenization, path: Path) -> None:

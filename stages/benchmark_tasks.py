@@ -36,7 +36,9 @@ class Tasks:
 def find_tasks(recipe: Recipe) -> Tasks:
     """All tasks of a recipe. Raises one ConfigError with all that are none, or where lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(f"{FIELD}: the package lm-eval is not installed; pip install -c constraints.txt -e '.[eval]'")
+        raise ConfigError(
+            f"{FIELD}: the package lm-eval is not installed; in the clone: pip install -c constraints.txt -e '.[eval]'"
+        )
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

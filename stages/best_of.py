@@ -26,10 +26,12 @@ def best_of(
     """For n = 1, 2, 4, ... the SFT model's best of n responses by the reward, as the judge sees it.
 
     before: the judge's scores of other responses of the same model, to win against. The responses are drawn once, and
-    cut into groups of n, so that the smaller n are measured several times. Of each n: score, gold, win rate, and the
-    KL to the SFT model, log n - (n - 1) / n nats (Stiennon et al. 2020, appendix G.3; an upper bound).
+    cut into groups of n, so that the smaller n are measured several times. Of each n: score, gold (`judged` without a
+    gold scorer), win rate, and the KL to the SFT model, log n - (n - 1) / n nats (Stiennon et al. 2020, appendix G.3;
+    an upper bound).
     """
     recipe, most = context.recipe, context.recipe.evaluate.best_of or 1
+    judged = "gold" if recipe.evaluate.gold else "judged"
     sizes = [2**i for i in range(int(math.log2(most)) + 1)]
     policy = freeze(load_policy(context.inputs["sft"].model, tokenization, recipe.model), recipe)
     repeated = [prompt for _ in range(sizes[-1]) for prompt in prompts]
@@ -46,22 +48,23 @@ def best_of(
             for start in range(0, len(repeated), width)
         ]
         chosen = [max(group, key=scores.__getitem__) for group in groups]
-        found.append(figures(size, chosen, len(prompts), scores, golds, before, recipe.seed))
+        by_prompt = figures(size, chosen, prompts, scores, golds, before, recipe.seed)
+        found.append({key.replace("gold", judged): value for key, value in by_prompt.items()})
     return found
 
 
 def figures(
     size: int,
     chosen: Sequence[int],
-    prompts: int,
+    prompts: Sequence[Prompt],
     scores: Sequence[float],
     golds: Sequence[float],
     before: Sequence[float],
     seed: int,
 ) -> dict[str, Any]:
     """Means over prompts, each of which has the same number of chosen responses, one behind the other."""
-    each = len(chosen) // prompts
-    by_prompt = [chosen[i * each : (i + 1) * each] for i in range(prompts)]
+    each = len(chosen) // len(prompts)
+    by_prompt = [chosen[i * each : (i + 1) * each] for i in range(len(prompts))]
     gold = [mean([golds[row] for row in rows]) for rows in by_prompt]
     won = [mean(wins([golds[row] for row in rows], [before[i]] * each)) for i, rows in enumerate(by_prompt)]
     return {
@@ -69,7 +72,7 @@ def figures(
         "kl": math.log(size) - (size - 1) / size,
         "score": mean([scores[row] for row in chosen]),
         "gold": mean(gold),
-        "gold_ci": bootstrap_interval(gold, seed),
+        "gold_ci": bootstrap_interval(gold, seed, groups=prompts),
         "win_rate": mean(won),
-        "win_rate_ci": bootstrap_interval(won, seed),
+        "win_rate_ci": bootstrap_interval(won, seed, groups=prompts),
     }

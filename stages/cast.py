@@ -10,7 +10,7 @@ import torch
 from data.splits import Split
 from rlhf.adapters import AdapterOff
 from rlhf.config import Recipe
-from rlhf.distributed import world_size
+from rlhf.distributed import counted, world_size
 from rlhf.engine import Engine
 from rlhf.engine.ddp import DdpEngine, OptimizerOptions
 from rlhf.kl import AdaptiveController, Controller, FixedController
@@ -94,7 +94,7 @@ def prepare(context: StageContext) -> Cast:
     if config.unused:
         context.say(f"ppo.advantage={config.advantage} has no value model: {', '.join(config.unused)} not used")
     context.say(
-        f"{len(prompts.train):,} prompts, {len(prompts.test):,} held out; {policy.name}, {world_size()} process(es)"
+        f"{len(prompts.train):,} prompts, {len(prompts.test):,} held out; {policy.name}, {counted(world_size())}"
     )
     return Cast(actors, policy, value, kl, running, prompts)
 

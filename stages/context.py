@@ -15,7 +15,7 @@ from torch import nn
 
 from rlhf.config import Recipe
 from rlhf.devices import Computation, hardware, settled_recipe, use_plain_float32
-from rlhf.distributed import barrier, gather_objects, is_main, main_first, world_size
+from rlhf.distributed import barrier, counted, gather_objects, is_main, main_first, world_size
 from rlhf.errors import RLHFError
 from rlhf.models import save_alone, save_model
 from rlhf.recipe_memory import read_shape
@@ -74,7 +74,7 @@ class StageContext:
         self.checkpoint = gather_objects(self.checkpoint)[0]
         if self.checkpoint and self.checkpoint.meta["processes"] != world_size():
             before = self.checkpoint.meta["processes"]
-            self.say(f"begun by {before} process(es): with {world_size()} it goes on to rounding, not bit for bit")
+            self.say(f"begun by {counted(before)}: with {world_size()} it goes on to rounding, not bit for bit")
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
         inputs = {name: artifact.directory for name, artifact in self.inputs.items()}
         place = Place(stage, self.output, inputs, begun.resumed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from data.scorers import load_scorer
 from reward_models.rules import FunctionReward
@@ -44,17 +45,15 @@ def main(context: StageContext) -> None:
         progress.update(1, {"score": mean(score_before)})
         after, score_after, kl = answers(context, "ppo", prompts, tokenization)
         progress.update(2, {"score": mean(score_after)})
-    gold_before, gold_after = score_before, score_after
+    judged, judged_before, judged_after = "judged", score_before, score_after
     if config.gold:
-        gold_before, gold_after = (judge(config.gold, part, recipe) for part in (before, after))
-    outcomes = wins(gold_after, gold_before)
-    results = {
+        judged, judged_before, judged_after = "gold", *(judge(config.gold, part, recipe) for part in (before, after))
+    of_each = {f"{judged}_before": judged_before, f"{judged}_after": judged_after}
+    of_each |= {"score_before": score_before, "score_after": score_after, "kl": kl}
+    results: dict[str, Any] = {
         "judge": config.gold or "reward model",
-        "gold_before": mean(gold_before),
-        "gold_after": mean(gold_after),
-        "gold_gain_ci": bootstrap_interval([a - b for a, b in zip(gold_after, gold_before, strict=True)], recipe.seed),
-        "win_rate": mean(outcomes),
-        "win_rate_ci": bootstrap_interval(outcomes, recipe.seed),
+        "judge_trained_on": not config.gold or config.gold in trained_on(recipe),
+        **compared(judged, judged_before, judged_after, prompts, recipe.seed),
         "kl": mean(kl),
         "score_before": mean(score_before),
         "score_after": mean(score_after),
@@ -62,22 +61,42 @@ def main(context: StageContext) -> None:
         "length_after": mean([len(c.response_tokens) for c in after]),
         "finished_before": mean([c.finished for c in before]),
         "finished_after": mean([c.finished for c in after]),
-        "prompts": len(prompts),
+        "prompts": len(set(prompts)),
+        "responses": len(prompts),
     }
+    if len(set(prompts)) < len(prompts):
+        context.say(f"{len(prompts)} responses to {len(set(prompts))} prompts, some twice or more: intervals by prompt")
     if config.second_gold:
         results["second_gold_before"] = mean(judge(config.second_gold, before, recipe))
         results["second_gold_after"] = mean(judge(config.second_gold, after, recipe))
     if config.best_of:
         gold, scorer = config.gold, load_reward(context.inputs["reward"], tokenization, recipe)
-        judged = partial(judge, gold, recipe=recipe) if gold else lambda given: scorer(given).tolist()
-        results["best_of"] = best_of(context, prompts, tokenization, gold_before, judged)
+        ask = partial(judge, gold, recipe=recipe) if gold else lambda given: scorer(given).tolist()
+        results["best_of"] = best_of(context, prompts, tokenization, judged_before, ask)
     if config.lm_eval:
         results["lm_eval"] = run_benchmarks(context, config.lm_eval)
     context.tracker.log(0, {f"evaluate/{k}": v for k, v in results.items() if isinstance(v, float)})
-    figures = {"gold_before": gold_before, "gold_after": gold_after}
-    figures |= {"score_before": score_before, "score_after": score_after, "kl": kl}
-    show(context, before, after, figures)
+    show(context, before, after, of_each)
     context.finish(results)
+
+
+def compared(
+    name: str, before: Sequence[float], after: Sequence[float], prompts: Sequence[Prompt], seed: int
+) -> dict[str, Any]:
+    """Means, gain and win rate of the judge's scores, `name` before each; intervals over prompts, each one unit."""
+    outcomes, gains = wins(after, before), [a - b for a, b in zip(after, before, strict=True)]
+    return {
+        f"{name}_before": mean(before),
+        f"{name}_after": mean(after),
+        f"{name}_gain_ci": bootstrap_interval(gains, seed, groups=prompts),
+        "win_rate": mean(outcomes),
+        "win_rate_ci": bootstrap_interval(outcomes, seed, groups=prompts),
+    }
+
+
+def trained_on(recipe: Recipe) -> list[str | None]:
+    """The rewards that PPO was trained on, as the recipe names them."""
+    return [recipe.reward.use, *(term.use for term in recipe.ppo.rewards)]
 
 
 def answers(
@@ -108,7 +127,10 @@ def show(
     after: Sequence[Completion],
     figures: Mapping[str, Sequence[float]],
 ) -> None:
-    """Both responses to each prompt with their figures: all as a table, the first ones to people."""
+    """Both responses to each prompt with their figures: all as a table, the first ones to people.
+
+    figures: of each prompt, the judge's before and after first.
+    """
     columns: dict[str, Sequence[object]] = {
         "prompt": [c.prompt.text for c in before],
         "before": [c.response for c in before],
@@ -117,9 +139,13 @@ def show(
     }
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     context.tracker.table(0, "side-by-side", rows)
+    by_judge, by_judge_after = list(figures)[:2]
+    lines = [f"responses to {min(SHOWN, len(rows))} prompts, and the judge's scores"]
     for row in rows[:SHOWN]:
-        context.say(f"{row['prompt']!r}\n  before {row['gold_before']:.2f}  {row['before']!r}")
-        context.say(f"  after  {row['gold_after']:.2f}  {row['after']!r}")
+        lines.append(f"  {row['prompt']!r}")
+        lines.append(f"    before {row[by_judge]:.2f}  {row['before']!r}")
+        lines.append(f"    after  {row[by_judge_after]:.2f}  {row['after']!r}")
+    context.say("\n".join(lines))
 
 
 if __name__ == "__main__":

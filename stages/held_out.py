@@ -41,7 +41,7 @@ class HeldOut:
         name, tokenization = config.held_out.judge, cast.actors.tokenization
         self.judge = named_reward(name, tokenization, context.recipe) if name else None
         if config.evaluate_every and len(self.prompts) < config.held_out.prompts:
-            context.say(f"ppo.held_out.prompts={config.held_out.prompts}, but only {len(self.prompts)} are held out")
+            context.say(f"evaluates on all {len(self.prompts)} held-out prompts, fewer than ppo.held_out.prompts")
 
     def steps(self, start: int) -> Iterator[int]:
         """The steps still to be made behind `start`: to the last one, or until patience is at its end."""

@@ -10,11 +10,12 @@ from data.scorers import load_scorer
 from rlhf.config import Recipe
 from rlhf.engine.options import to_training_arguments
 from rlhf.errors import ConfigError, RLHFError
+from rlhf.recipe_memory import declared_context
 from rlhf.tracking.services import require_packages
 from stages.benchmark_tasks import find_tasks
 from stages.lineage import kinds_of, used_by
-from stages.room import weights_of
-from stages.uses import check_uses
+from stages.origins import first_model
+from stages.uses import check_first_model, check_uses
 
 
 def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]) -> None:
@@ -48,7 +49,9 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
             attempt(lambda stage=stage: batch_divides(recipe, stage, processes(stage)))  # type: ignore[misc]
     attempt(lambda: require_packages(recipe.tracking))
     if "sft" in stages and not recipe.sft.use:
-        attempt(lambda: weights_of(recipe))
+        attempt(lambda: check_first_model(recipe))
+    if "ppo" in stages:
+        attempt(lambda: responses_fit(recipe))
     if problems:
         raise ConfigError(*problems)
 
@@ -58,7 +61,9 @@ def packages_are_there(recipe: Recipe) -> None:
     lora, problems = recipe.model.lora, []
     if lora and lora.quantization and importlib.util.find_spec("bitsandbytes") is None:
         field = f"model.lora.quantization={lora.quantization}"
-        problems.append(f"{field}: needs bitsandbytes; pip install -c constraints.txt -e '.[quantization]'")
+        problems.append(
+            f"{field}: needs bitsandbytes; in the clone: pip install -c constraints.txt -e '.[quantization]'"
+        )
     if recipe.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         problems.append(
             "model.attention=flash_attention_2: the package flash-attn is not installed; install it, or use "
@@ -66,6 +71,17 @@ def packages_are_there(recipe: Recipe) -> None:
         )
     if problems:
         raise ConfigError(*problems)
+
+
+def responses_fit(recipe: Recipe) -> None:
+    """Raise ConfigError where a response alone fills the first model's context, as far as that can be known here."""
+    place, room = first_model(recipe), recipe.ppo.generation.max_new_tokens
+    context = recipe.model.init.context if place is None else declared_context(place)
+    if context is not None and room >= context:
+        raise ConfigError(
+            f"ppo.generation.max_new_tokens={room} leaves no room for a prompt in the model's context of {context}; "
+            f"use at most max_new_tokens={max(1, context // 2)}, or what the longest prompt leaves"
+        )
 
 
 def no_toy_among_real(recipe: Recipe, kinds: Sequence[str]) -> None:

@@ -24,12 +24,14 @@ def fitting_prompts(context: StageContext, tokenization: Tokenization, window: i
     Raises ConfigError with the longest that does not fit, unless data.too_long=drop: then those are left out and said.
     """
     room = context.recipe.ppo.generation.max_new_tokens
+    split = examples.prompts(context)
     if room >= window:
+        sizes = [len(tokenization.prompt(prompt)) for part in (split.train, split.test) for prompt in part]
+        longest = max((size for size in sizes if size < window), default=window - 1)
         raise ConfigError(
             f"ppo.generation.max_new_tokens={room} leaves no room for a prompt in the model's context of {window}; use "
-            f"less than max_new_tokens={window}"
+            f"at most max_new_tokens={window - longest}, which the longest prompt leaves"
         )
-    split = examples.prompts(context)
     train, test = (_fitting(part, context, tokenization, window - room) for part in (split.train, split.test))
     if not len(train) or not len(test):
         raise ConfigError(

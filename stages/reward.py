@@ -20,6 +20,7 @@ from reward_models.judging import judge_held_out
 from reward_models.pairs import encode_comparison
 from reward_models.scoring import RewardModel
 from reward_models.trainer import BradleyTerryTrainer, PreferenceCollator, RewardConfig
+from rlhf.analysis.doubts import doubt_of_reward
 from rlhf.config import SourceConfig
 from rlhf.errors import DataError
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model
@@ -91,6 +92,8 @@ def main(context: StageContext) -> None:
     context.say(f"held-out accuracy {held_out.accuracy:.3f} (95 % interval {interval[0]:.3f} to {interval[1]:.3f})")
     if bayes_accuracy:
         context.say(f"{held_out.accuracy / bayes_accuracy:.3f} of the Bayes accuracy {bayes_accuracy:.3f}")
+    if doubt := doubt_of_reward(results):
+        context.warn(doubt)
     context.finish(results, trained, tokenization, engine={"reward": engine})
 
 

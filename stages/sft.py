@@ -14,12 +14,13 @@ from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from rlhf.analysis.doubts import doubt_of_sft
 from rlhf.errors import ConfigError
 from rlhf.models import add_lora, context_of, load_policy, new_policy
 from rlhf.pretrained import local_model, vocabulary_at
 from rlhf.tokenization import Tokenization, load_tokenization, train_tokenization
 from rlhf.types import Demonstration
-from stages.adoption import adopt_policy, warn_of_stops
+from stages.adoption import adopt_policy, say_format, warn_of_stops
 from stages.command import run_stage
 from stages.context import StageContext
 from stages.examples import demonstrations
@@ -57,6 +58,7 @@ def main(context: StageContext) -> None:
     else:
         path = local_model(start, recipe.model)
         tokenization = load_tokenization(path, recipe.model, recipe.model.added_tokens)
+        say_format(context, tokenization)
         warn_of_stops(context, tokenization, path)
         model = load_policy(path, tokenization, recipe.model, quantized=True)
         new_tokens = range(vocabulary_at(path, recipe.model), len(tokenization.tokenizer))
@@ -83,7 +85,10 @@ def main(context: StageContext) -> None:
     trainer, engine = train(context, make_trainer, config, FIGURES)
     eval_loss = -trainer.score if trainer.score is not None else float(trainer.evaluate()["eval_loss"])
     context.say(f"held-out loss {eval_loss:.4f} nats per token")
-    results = {"eval_loss": eval_loss, "parameters": parameters, "steps": trainer.state.global_step}
+    results = {"eval_loss": eval_loss, "uniform_loss": math.log(len(tokenization.tokenizer)), "parameters": parameters}
+    results["steps"] = trainer.state.global_step
+    if doubt := doubt_of_sft(results):
+        context.warn(doubt)
     context.finish(results, trainer.accelerator.unwrap_model(trainer.model), tokenization, engine={"policy": engine})
 
 

@@ -14,12 +14,17 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 RESUMABLE = 75
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # torchrun's agent hands on to its workers what a scheduler or a terminal has sent to the whole group already.
 SAME_SIGNAL_SECONDS = 1.0
+
+
+# The file in which the launcher says which signal it has received: it hands all of them on as SIGTERM.
+RECEIVED = "RLHF_SIGNAL"
 
 
 class Stopped(BaseException):
@@ -71,6 +76,14 @@ class Signals:
             if time.monotonic() - self.stopped_at > SAME_SIGNAL_SECONDS:
                 os._exit(128 + number)  # who asks twice means it
             return
-        self.stop, self.stopped_at = signal.Signals(number), time.monotonic()
+        self.stop, self.stopped_at = received(number), time.monotonic()
         if not self.waiting:
             raise Stopped(self.stop.name, RESUMABLE)
+
+
+def received(number: int) -> signal.Signals:
+    """The signal that was sent to the launcher, if there is one and it says so, else the one that came here."""
+    try:
+        return signal.Signals[Path(os.environ[RECEIVED]).read_text(encoding="utf-8")]
+    except (KeyError, OSError):
+        return signal.Signals(number)

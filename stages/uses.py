@@ -14,7 +14,9 @@ from rlhf.store.weights import check_model_directory, check_reward_model
 from stages.lineage import STAGES, used_by
 from stages.origins import model_place
 
-HUB_ID = r"[\w.-]+/[\w.-]+@[\w.-]+"
+HUB_NAME = r"[\w.-]+/[\w.-]+"
+HUB_ID = HUB_NAME + r"@[\w.-]+"
+NO_DIRECTORY = "no such directory; give one made by save_pretrained, or org/name@COMMIT"
 
 
 def check_uses(recipe: Recipe, stages: Sequence[str]) -> None:
@@ -58,4 +60,15 @@ def check_use(field: str, name: str, recipe: Recipe) -> None:
         if field != "sft.use":
             check_reward_model(field, place)
     elif not re.fullmatch(HUB_ID, name) or name.startswith("."):
-        raise ConfigError(f"{field}={name}: no such directory; give one made by save_pretrained, or org/name@COMMIT")
+        raise ConfigError(f"{field}={name}: {NO_DIRECTORY}")
+
+
+def check_first_model(recipe: Recipe) -> None:
+    """Raise ConfigError, ArtifactError where model.path is no model: neither a directory of one nor a hub's name."""
+    name = recipe.model.path
+    if name is None:
+        return
+    if (place := Path(model_place(name, recipe.data))).is_dir():
+        check_model_directory(place)
+    elif name.startswith(".") or place.is_file() or not re.fullmatch(f"{HUB_NAME}(@[\\w.-]+)?", name):
+        raise ConfigError(f"model.path={name}: {NO_DIRECTORY}")

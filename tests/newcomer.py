@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pyarrow
 import pyarrow.parquet
 import yaml
 from documentation import ROOT, Block, commands, split
+from safetensors.numpy import save_file
 
 from data import toy
 
@@ -81,11 +83,21 @@ FILES: dict[str, Callable[[Path], None]] = {
 MODELS = {"Qwen2.5-0.5B-Instruct": "sft", "Instruct": "sft", "Llama-3-8B": "sft", "my-reward-model": "reward"}
 
 
+def write_hollow_model(folder: Path, head: str) -> None:
+    """A model's directory as a launcher sees it, with a single weight."""
+    folder.mkdir(parents=True)
+    config = {"architectures": [f"Qwen2For{head}"], "num_labels": 1, "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text("{}")
+    save_file({"weight": numpy.zeros(1, numpy.float32)}, folder / "model.safetensors")
+
+
 def furnish(folder: Path, page: Path, tiny_run: Path | None = None) -> None:
     """Put there what a reader of a page has, and what the page has them write.
 
     A recipe of the page is there under another name as it stands, and under its own as a smaller one built on it; a
-    page that writes no my.yaml has that of the first ten minutes. Without a tiny run there are no models and no runs.
+    page that writes no my.yaml has that of the first ten minutes. Without a tiny run there are no runs, and of models
+    what a launcher looks at: files of the right form that no library could compute with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, write in FILES.items():
@@ -94,6 +106,8 @@ def furnish(folder: Path, page: Path, tiny_run: Path | None = None) -> None:
         for name, stage in MODELS.items():
             shutil.copytree(tiny_run / stage / "model", folder / name)
         shutil.copytree(tiny_run, folder / "runs" / "demo")
+    for name, stage in MODELS.items() if not tiny_run else ():
+        write_hollow_model(folder / name, "SequenceClassification" if stage == "reward" else "CausalLM")
     blocks = {block.file: block for block in split(page)[0] if block.file}
     if not (tiny_run and any(command.text.startswith("rlhf init my.yaml") for command in commands(page))):
         first = split(ROOT / "docs" / "index.md")[0]
@@ -128,7 +142,6 @@ def type_in(command: str, folder: Path, patience: float = 400) -> Typed:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "REPOSITORY": str(ROOT),
-        "TORCH_INDEX": "",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
     environment.pop("WANDB_API_KEY", None)

@@ -226,7 +226,8 @@ def test_what_is_no_task_is_one_line(tasks: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (line,) = problems(tmp_path, "tasks/")
     assert line.startswith(
-        "evaluate.lm_eval: the package lm-eval is not installed; pip install -c constraints.txt -e '.[eval]'"
+        "evaluate.lm_eval: the package lm-eval is not installed; in the clone: pip install -c constraints.txt -e "
+        "'.[eval]'"
     )
 
 

@@ -33,7 +33,7 @@ def test_summary_has_the_promised_figures(tiny_run: Path) -> None:
     assert summary["run"] == "tiny"
     manifests = {s: json.loads((tiny_run / s / "manifest.json").read_text()) for s in (*ARTIFACTS, "evaluate")}
     assert summary["seconds"] == pytest.approx(sum(m["seconds"] for m in manifests.values()), abs=0.02)
-    assert summary["sft"] == {"eval_loss": manifests["sft"]["results"]["eval_loss"]}
+    assert summary["sft"] == {key: manifests["sft"]["results"][key] for key in ("eval_loss", "uniform_loss")}
     assert set(summary["reward"]) == {"accuracy", "accuracy_ci", "bayes_accuracy"}
     low, high = summary["reward"]["accuracy_ci"]
     assert low < summary["reward"]["accuracy"] < high
@@ -41,6 +41,8 @@ def test_summary_has_the_promised_figures(tiny_run: Path) -> None:
     expected = {"gold_before", "gold_after", "win_rate", "win_rate_ci", "kl", "episodes", "seconds"}
     assert expected <= set(summary["ppo"])
     assert summary["ppo"]["episodes"] == 3 * 8
+    assert summary["ppo"]["held_out_judge"] == "reward" and summary["ppo"]["judge_trained_on"] is False
+    assert (summary["ppo"]["prompts"], summary["ppo"]["responses"]) == (16, 16)
 
 
 def test_artifacts_are_readable_by_peers(tiny_run: Path) -> None:
@@ -127,7 +129,10 @@ def test_damaged_input_is_named_before_work_is_lost(own_run: Path) -> None:
             ("run", str(TINY), *(f"data.{kind}=[{{path: absent.jsonl}}]" for kind in KINDS)),
             "absent.jsonl: no such file",
         ),
-        (("run", str(TINY), "evaluate.gold=absent.module:gold"), "absent.module:gold: no such function"),
+        (
+            ("run", str(TINY), "evaluate.gold=absent.module:gold"),
+            "absent.module:gold: no module absent.module is installed",
+        ),
         (("run", str(TINY), "parallelism.processes=5"), "does not split over 5 processes"),
     ],
 )
@@ -147,6 +152,17 @@ def test_dry_run_prints_a_recipe_that_loads(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (tmp_path / "resolved.yaml").write_text(done.stdout)
     assert load_recipe(tmp_path / "resolved.yaml").ppo.kl.coef == 1e-5
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_says_what_a_run_would_refuse(tmp_path: Path) -> None:
+    """Nothing of the recipe is hidden by what is wrong with it, and all of that is said at once."""
+    wrong = ["model.path=./modle", "data.prompts=[{path: absent.jsonl}]", "model.attention=flash_attention_2"]
+    done = rlhf("run", str(TINY), "--dry-run", *wrong, folder=tmp_path)
+    assert done.returncode == 2
+    assert "path: ./modle" in done.stdout
+    for part in ("model.path=./modle: no such directory; give one made by", "absent.jsonl: no such file", "flash-attn"):
+        assert sum(part in line for line in done.stderr.splitlines()) == 1, done.stderr
     assert not (tmp_path / "runs").exists()
 
 

@@ -116,7 +116,7 @@ def test_a_manifest_runs_no_code_and_sends_nothing(folder: Path) -> None:
     assert said == ["no scores: the reward of tiny/ppo is the function theirs.py:score; --reward asks it"]
     asked = scoring_of([find_target("tiny")], True, said.append)
     assert asked is not None
-    with pytest.raises(ConfigError, match="theirs.py:score: no such function .RuntimeError: their code runs"):
+    with pytest.raises(ConfigError, match="theirs.py:score: cannot be imported .RuntimeError: their code runs"):
         load_reward(asked.artifact, load_tokenization(folder / "runs/tiny/sft/model", ModelConfig()), asked.recipe)
 
 

@@ -113,6 +113,13 @@ def test_the_evaluation_has_a_panel(run: Path) -> None:
     assert {text.get_text() for text in panel.texts} == {"0.400", "0.800", "win rate 0.900"}
 
 
+def test_a_judge_that_is_no_gold_has_a_panel_too(run: Path) -> None:
+    results = {"judge": "reward model", "judged_before": -0.5, "judged_after": 1.5, "win_rate": 0.9}
+    write(run, "evaluate", [{"step": 0, "evaluate/judged_before": -0.5}])
+    complete(run, "evaluate", "e", {"sft": "a"}, **results)
+    assert drawn(run)["Final evaluation"].lines[0].get_ydata().tolist() == [-0.5, 1.5]
+
+
 def test_the_policy_that_was_kept_is_ringed(run: Path) -> None:
     complete(run, "ppo", "c", {"sft": "a"}, best_step=10)
     rings = [line for line in drawn(run)["PPO judge"].lines if line.get_fillstyle() == "none"]

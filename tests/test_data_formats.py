@@ -79,9 +79,24 @@ def test_most_of_the_first_records_tell_the_format(file: Path) -> None:
     assert len(list(reading(lines(file, *late), "prompts"))) == 101  # a vote has a prompt too
 
 
+def test_one_cause_in_all_records_is_one_line(file: Path) -> None:
+    """Dropping them would drop everything, and is not proposed."""
+    lines(file, *[{"question": f"q {i}", "good": "a", "bad": "b"} for i in range(30)])
+    (problem,) = problems(file, "comparisons")
+    assert "'question', 'good', 'bad'; rename to prompt, chosen, rejected, or see docs/data.md" in problem
+    source = SourceConfig.model_construct(path=str(file), format="preference")
+    with pytest.raises(DataError) as raised:
+        list(Reading(source, files_of(str(file), None), "comparisons"))
+    (problem,) = raised.value.problems
+    assert (
+        "none of its 30 records can be used as preference (no field 'prompt'); their fields are 'question'" in problem
+    )
+    assert "rename to prompt, chosen, rejected, or see docs/data.md" in problem and "bad_records" not in problem
+
+
 def test_an_unknown_format_names_the_fields_and_what_was_meant(file: Path) -> None:
     (problem,) = problems(lines(file, {"promt": "p", "answer": 1}), "prompts")
-    assert "'promt', 'answer'; did you mean 'prompt' by 'promt'?" in problem and "known formats: pandalm" in problem
+    assert "'promt', 'answer'; did you mean 'prompt' by 'promt'?" in problem and "rename to prompt, or see" in problem
     (problem,) = problems(lines(file, {}), "prompts")
     assert "(none)" in problem
     with pytest.raises(DataError, match="format='hhh' is not known; did you mean hh?"):

@@ -97,7 +97,7 @@ def test_bad_records_are_dropped_and_said(folder: Path) -> None:
         ({"comparisons": ("votes.jsonl",), "gpus": 2}, "--gpus=2: none is seen here, so their memory is unknown"),
         ({"model": "a", "sft_use": "b"}, "--model is what SFT starts from, and with --sft-use there is no SFT"),
         ({"reward_use": "no-such-thing"}, "--reward-use=no-such-thing: is none of a reward model's directory"),
-        ({"reward_use": "data.toy:no_such"}, "data.toy:no_such: no such function"),
+        ({"reward_use": "data.toy:no_such"}, "data.toy:no_such: toy.py has no function no_such; it has: "),
         ({"reward_use": "data.toy:gold"}, "no demonstrations; give --demonstrations FILE or --comparisons FILE"),
         (
             {"comparisons": ("votes.jsonl",), "model": "org/name@" + "0" * 40},

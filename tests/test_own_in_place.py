@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from running import TINY, rlhf, stage
 from safetensors.torch import load_file
 from test_own_rewards import lengths, server
 
-from rlhf.errors import ArtifactError, RewardError
+from rlhf.errors import ArtifactError, ConfigError, RewardError
 from rlhf.recipe import load_recipe
 from rlhf.store.artifact import find_artifact, load_artifact
 from stages.adoption import adopt_missing
@@ -135,9 +136,31 @@ def test_what_cannot_be_used_is_said_before_anything_runs(tiny_run: Path, own: P
     assert "ppo.held_out.judge=policy: no head" in problems(own, "ppo.held_out.judge=policy", "ppo.evaluate_every=1")
     assert "reward.use=" not in problems(own, f"reward.use={tiny_run}/reward/model", "sft.use=typo")
     assert "reward.use=http://a:b@c" not in problems(own, "reward.use=http://a:b@c/score")
-    assert "mine:other: no such function" in problems(own, "reward.use=mine:other")
+    assert "mine:other: mine.py has no function other; it has: score" in problems(own, "reward.use=mine:other")
     both = problems(own, "sft.use=org/name@012", "model.path=org/other")
     assert both == "model.path=org/other: is not used beside sft.use=org/name@012; remove one of them"
+
+
+def test_the_first_model_is_looked_at_before_anything_runs(own: Path) -> None:
+    (own / "model.bin").write_bytes(b"0")
+    (own / "models").mkdir()
+    (own / "models" / "model.bin").write_bytes(b"0")
+    for name in ("./modle", "../modle", "/nowhere/modle", "~/modle", "modle", "model.bin", "models/model.bin"):
+        with pytest.raises(ConfigError, match=f"model.path={re.escape(name)}: no such directory; give one made by"):
+            check(load_recipe(TINY, [f"model.path={name}"]), ["sft"], lambda stage: 1)
+    for name in ("org/name", "org/name@0123abc"):  # what only the hub knows
+        check(load_recipe(TINY, [f"model.path={name}"]), ["sft"], lambda stage: 1)
+
+
+def test_a_response_that_fills_the_context_is_refused_before_anything_runs(own: Path) -> None:
+    said = "ppo.generation.max_new_tokens=112 leaves no room .* context of 112; use at most max_new_tokens=56,"
+    with pytest.raises(ConfigError, match=said):
+        check(load_recipe(TINY, ["ppo.generation.max_new_tokens=112"]), ["sft", "ppo"], lambda stage: 1)
+    (own / "small").mkdir()
+    (own / "small" / "config.json").write_text('{"n_positions": 256}')
+    use = ["sft.use=small", "ppo.generation.max_new_tokens=400"]
+    with pytest.raises(ConfigError, match="context of 256"):
+        check(load_recipe(TINY, use), ["ppo"], lambda stage: 1)
 
 
 @pytest.mark.services

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,11 +78,41 @@ def test_a_function_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("mine:score", "mine.py:score", f"{tmp_path}/mine.py:score"):
         assert load_scorer(name, None)(["p"], ["four"]) == [4.0]
     assert load_scorer("data.toy:gold", None)
-    with pytest.raises(ConfigError, match=r"broken:score: no such function \(ModuleNotFoundError: .*nothing_of_that"):
+    with pytest.raises(ConfigError, match=r"broken:score: cannot be imported \(ModuleNotFoundError: .*nothing_of_that"):
         load_scorer("broken:score", None)
     before = scorer_digest("mine:score", None)
     (tmp_path / "mine.py").write_text("def score(prompts, responses):\n    return [2 * len(r) for r in responses]\n")
     assert scorer_digest("mine:score", None) != before
+
+
+def test_a_function_that_is_not_there_is_named_with_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "friendly.py").write_text("import math\nfrom json import loads\n\ndef score(p, r):\n    return []\n")
+    (tmp_path / "hollow.py").write_text("score = 5\n")
+    for name, said in (
+        ("friendly.py:scor", "friendly.py:scor: friendly.py has no function scor; it has: score"),
+        ("friendly:scor", "friendly:scor: friendly.py has no function scor; it has: score"),
+        ("hollow:score", "hollow:score: hollow.py has no function score; it has none"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            load_scorer(name, None)
+        assert str(raised.value) == said
+    places = f"{tmp_path} and {tmp_path.parent}"
+    absent = f"absent:score: no module absent is installed or on PYTHONPATH, and no absent.py in {places};"
+    with pytest.raises(ConfigError, match=re.escape(absent)):
+        load_scorer("absent:score", str(tmp_path.parent))
+    with pytest.raises(ConfigError, match=re.escape(f"absent.py:score: no file absent.py in {tmp_path};")):
+        load_scorer("absent.py:score", None)
+
+
+def test_what_a_function_raises_is_placed_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their file, also where a library raises below it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "strict.py").write_text("import json\n\ndef score(p, r):\n    return [json.loads(x) for x in r]\n")
+    with pytest.raises(RewardError, match=r"raised JSONDecodeError: .* at strict\.py:4; mend it"):
+        FunctionReward("strict:score", load_scorer("strict:score", None))(ANSWERS)
 
 
 @pytest.mark.parametrize(

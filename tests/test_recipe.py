@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -297,3 +298,11 @@ def test_resolved_yaml_shows_every_field_and_loads_back(tmp_path: Path, seed: Pa
     assert load_recipe(written(tmp_path, text, "resolved.yaml")) == recipe
     assert re.search(r"^    coef: 0.05$", text, re.M)
     assert yaml.safe_load(text).keys() == Recipe.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", ["my run", "-x", "", "a/b"])
+def test_a_name_that_is_no_directorys_is_said_in_words(name: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_recipe("demo", [f"name={json.dumps(name)}"])
+    (line,) = raised.value.problems
+    assert line.startswith(f"override: name: {name!r} is to be a directory's name: use letters, digits, dots, dashes")

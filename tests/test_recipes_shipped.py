@@ -84,8 +84,13 @@ def stand_in(shipped: Shipped, folder: Path) -> Path:
 
 
 def test_dry_run_by_name(shipped: Shipped, tmp_path: Path) -> None:
+    """The whole recipe on stdout; what is still to be downloaded, a line each, on stderr."""
     done = rlhf("run", shipped.name, "--data-dir", "data", "--dry-run", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2
+    problems = done.stderr.splitlines()
+    assert all(line.startswith("error: ") for line in problems)
+    assert f"error: model.path={shipped.model}: no such directory" in done.stderr
+    assert any(shipped.data in line and "no such file" in line for line in problems)
     resolved = Recipe.model_validate(yaml.safe_load(done.stdout))
     assert resolved == load_recipe(shipped.name, ["data.directory=data"])
     assert (resolved.name, resolved.model.path) == (shipped.name, shipped.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from jsonschema import Draft202012Validator
 from launch.commands.schema import write_schema
 from rlhf.config import LoraConfig, Recipe, RewardConfig, Section
 from rlhf.errors import ConfigError
-from rlhf.recipe import _parsed, load_recipe, resolved_yaml
+from rlhf.recipe import _ALL_PATHS, _parsed, load_recipe, resolved_yaml
 from rlhf.schema import MODELINE, comments_of, modeline, recipe_schema, schema_text, sections_of
+from rlhf.settings import settings_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "stages" / "recipes" / "recipe.schema.json"
@@ -40,6 +42,23 @@ def test_a_recipe_fits_as_written_and_resolved_and_names_the_schema(file: Path) 
 def test_the_shipped_schema_is_the_present_one() -> None:
     shipped = SHIPPED.read_text(encoding="utf-8")
     assert shipped == schema_text(), "run: rlhf schema --output stages/recipes/recipe.schema.json"
+
+
+def test_the_page_of_settings_is_the_present_one() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == settings_markdown(), "run: rlhf schema --markdown --output docs/settings.md"
+
+
+def test_the_page_has_every_setting_with_its_values_default_and_comment() -> None:
+    page = settings_markdown()
+    named = {name.replace(".N.", ".0.") for name in re.findall(r"^\| `([\w.]+)`", page, re.M)}
+    elsewhere = re.compile(r"data\.(comparisons|prompts)\.0|\w+\.parallelism\.")  # as data.demonstrations, parallelism
+    missing = [path for path in _ALL_PATHS if path not in named and not elsewhere.match(path)]
+    assert [path for path in missing if not any(name.startswith(f"{path}.") for name in named)] == []
+    assert "| `ppo.kl.coef` | number ≥ 0 | `0.05` | beta, reward per nat |" in page
+    assert "| `model.lora.quantization` | `nf4`, `int8`; null | `null` | of the frozen" in page
+    assert "| `data.demonstrations.N.path` | text | required | toy, stories" in page
+    assert '| `data.prompts` | a list, as `data.demonstrations` | `[{"path": "toy"}]` |' in page
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,17 @@ def test_a_column_stays_if_one_run_has_it(tmp_path: Path) -> None:
     assert "0.100 to 0.200" in lines[3]
 
 
+def test_scores_of_a_judge_that_is_no_gold_have_columns_of_their_own(tmp_path: Path) -> None:
+    without = write_run(tmp_path / "a", judged_before=1.0, judged_after=1.5)
+    summary = json.loads((without / "summary.json").read_text())
+    del summary["ppo"]["gold_before"], summary["ppo"]["gold_after"]
+    (without / "summary.json").write_text(json.dumps(summary))
+    head, _, row = table(read_summaries([without])).splitlines()
+    cells = dict(zip(head.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
+    assert (cells["judged before"], cells["judged after"], cells["rise"]) == ("1.000", "1.500", "+0.500")
+    assert "gold before" not in cells
+
+
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no complete run"):
         read_summaries([tmp_path])

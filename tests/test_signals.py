@@ -23,6 +23,7 @@ from interruption import (
 )
 from running import TINY, rlhf
 
+from launch.pipeline import interruption
 from rlhf.errors import ArtifactError
 from rlhf.store.unfinished import hold
 
@@ -58,10 +59,37 @@ def test_a_signal_ends_behind_a_checkpoint_with_a_code_of_its_own(
     assert code == 75, out
     assert f"{number.name}: ending behind a checkpoint" in out
     (step,) = checkpoints(run)
-    assert f"after step {step}" in out
+    assert f"stopped by {number.name} after step {step}" in out
     assert lines_of(run / "ppo" / "metrics.jsonl") >= step
     assert not (run / "ppo" / "manifest.json").exists()
     assert no_process_left(str(tmp_path))
+
+
+def test_what_remains_is_said() -> None:
+    chain = ["sft", "reward", "ppo", "evaluate"]
+    assert interruption("ppo", True, chain) == "ppo is complete, evaluate remains; the same command goes on"
+    assert interruption("reward", True, chain).startswith("reward is complete, ppo and evaluate remain;")
+    assert interruption("evaluate", True, chain).startswith("evaluate is complete, that is all;")
+    assert interruption("ppo", False, chain) == "ppo stopped"
+
+
+def test_an_interruption_while_the_command_loads_is_one_line(tmp_path: Path) -> None:
+    """The interpreter says what it imports, so that the signal comes in the middle of it."""
+    command = [sys.executable, "-P", "-X", "importtime", "-m", "launch.entry", "run", "demo"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
+    assert process.stderr is not None
+    assert any("typer" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    said = [line for line in err.splitlines() if not line.startswith("import time:")]
+    assert (process.returncode, out, said) == (130, "", ["interrupted before anything began"])
 
 
 def test_the_chain_goes_on_where_it_was_stopped(tiny_run: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_wandb_offline_records_figures_and_samples(
 def test_prompt_longer_than_context_is_an_error(tiny_run: Path, tmp_path: Path) -> None:
     from rlhf.errors import ConfigError
 
-    with pytest.raises(ConfigError, match="no room for a prompt in the model's context of 112; use less than"):
+    with pytest.raises(ConfigError, match="in the model's context of 112; use at most max_new_tokens=[1-9]"):
         stage("ppo", TINY, tiny_run, tmp_path / "ppo", ["ppo.generation.max_new_tokens=200"])
 
 

@@ -85,3 +85,24 @@ def test_calibration_error_of_the_calibrated_and_of_the_boastful() -> None:
     differences = torch.from_numpy(np.where(chosen_wins, odds, -odds))
     assert calibration_error(differences) < 0.02
     assert calibration_error(differences * 10) > 0.15
+
+
+def test_bootstrap_of_whole_groups_is_as_wide_as_theory_says() -> None:
+    """Each value four times: as wide as that of the values themselves, where single ones would look half as wide."""
+    values = np.random.default_rng(2).normal(size=200).tolist()
+    repeated, groups = [*values, *values, *values, *values], [*range(200)] * 4
+    low, high = bootstrap_interval(values, seed=0)
+    assert bootstrap_interval(repeated, seed=0, groups=groups) == pytest.approx((low, high))
+    alone = bootstrap_interval(repeated, seed=0)
+    assert (alone[1] - alone[0]) / (high - low) == pytest.approx(0.5, abs=0.05)
+
+
+def test_bootstrap_of_unequal_groups_weighs_values_alike() -> None:
+    values, groups = (
+        [1.0] * 300 + [0.0] * 100,
+        [f"prompt {i}" for i in range(300)] + [f"prompt {i}" for i in range(100)],
+    )
+    low, high = bootstrap_interval(values, seed=0, groups=groups)
+    assert low < 0.75 < high and bootstrap_interval(values, seed=0, groups=list(range(400))) == pytest.approx(
+        bootstrap_interval(values, seed=0)
+    )

@@ -19,9 +19,9 @@ import pytest
 from away import AWAY, away
 from tracked import MANIFEST, log_steps, open_at
 
-from launch.commands.sync import recipe_to_sync
+from launch.commands.sync import recipe_to_sync, sync
 from rlhf.config import Recipe
-from rlhf.errors import ArtifactError, ConfigError
+from rlhf.errors import ArtifactError, ConfigError, RLHFError
 from rlhf.recipe import load_recipe
 from rlhf.tracking import Trackers
 from rlhf.tracking.entries import Entries, Entry, Line, Table
@@ -135,7 +135,7 @@ def test_a_tracker_whose_package_is_missing_is_said_before_any_stage(monkeypatch
     with pytest.raises(ConfigError) as caught:
         preflight.check(recipe, ["ppo"], lambda stage: 1)
     assert [line.partition(":")[0] for line in caught.value.problems] == ["tracking.tensorboard", "tracking.mlflow"]
-    assert all("pip install -c constraints.txt -e '.[" in line for line in caught.value.problems)
+    assert all("in the clone: pip install -c constraints.txt -e '.[" in line for line in caught.value.problems)
 
 
 @pytest.mark.parametrize("how", [*AWAY[:2], *(pytest.param(how, marks=pytest.mark.services) for how in AWAY[2:])])
@@ -267,3 +267,16 @@ def test_where_things_are_sent_is_said_without_secrets(tmp_path: Path, monkeypat
     found = {service: destination(service, recipe, tmp_path) for service in ("wandb", "mlflow", "tensorboard")}
     assert found["mlflow"] == "https://host:5000/base" and found["tensorboard"] == f"{tmp_path}/tensorboard"
     assert found["wandb"] == "https://***@own-host"
+
+
+def test_sync_without_a_key_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all stages together, and before anything is asked of a server."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "recipe.yaml").write_text("name: tiny\n")
+    for stage in ("sft", "reward"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "metrics.jsonl").write_text('{"step": 1, "time": 0.0, "loss/sft": 1.0}\n')
+    with pytest.raises(RLHFError) as raised:
+        sync(tmp_path)
+    assert raised.value.problems == (f"tracking.wandb: no key; set WANDB_API_KEY, then rlhf sync {tmp_path}",)

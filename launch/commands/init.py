@@ -13,7 +13,7 @@ from launch.commands.run import DataDirectory
 from launch.commands.schema import write_schema
 from launch.proposal.beginning import Wishes, begin, write
 from launch.proposal.questions import Questions, may_ask
-from launch.proposal.writing import Proposal, problems_of, quoted
+from launch.proposal.writing import Proposal, problems_of, quoted, trial
 from rlhf.errors import ConfigError
 from rlhf.memory import GIB
 
@@ -97,7 +97,7 @@ def init(
     write_schema(path.parent / SCHEMA)
     console.print(f"\nwrote {path}; next:\n", soft_wrap=True)
     file = quoted(str(path))
-    console.print(f"  rlhf run {file} --dry-run\n  rlhf run {file} ppo.steps=2 --run runs/trial\n  rlhf run {file}")
+    console.print(f"  rlhf run {file} --dry-run\n  {trial(proposal)}\n  rlhf run {file}", soft_wrap=True)
 
 
 def show(proposal: Proposal, console: Console) -> None:

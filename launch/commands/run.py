@@ -10,16 +10,18 @@ import typer
 from rich.console import Console
 
 from launch.commands.curves import draw_behind_summary
+from launch.local import processes_of
 from launch.pipeline import Interrupted, Selection, StageFailed, run_chain, summarize, write_summary
 from launch.summary import show_summary
 from rlhf.config import Recipe
 from rlhf.recipe import load_recipe, resolved_yaml
+from stages.preflight import check
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to override.")]
 DataDirectory = Annotated[str | None, typer.Option("--data-dir", help="Where relative paths of data start.")]
 RunDirectory = Annotated[Path | None, typer.Option("--run", help="Run directory. Default: runs/NAME.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and check it; run nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Run stages from the beginning, also complete and begun ones.")]
 StopAfter = Annotated[
     int | None, typer.Option("--stop-after", min=1, help="End the last stage behind a checkpoint of this step.")
@@ -49,13 +51,21 @@ def run(
 
         rlhf run my.yaml ppo.kl.coef=0.02 --run runs/weaker-penalty
 
+        rlhf run my.yaml --dry-run    (exit code 2 and a line for each thing that is missing or wrong)
+
         rlhf run demo --from ppo --force
     """
-    resolved = resolve(recipe, overrides, data_directory)
+    resolved, selection = resolve(recipe, overrides, data_directory), Selection(first, last, force, stop_after)
     if dry_run:
-        typer.echo(resolved_yaml(resolved), nl=False)
-        return
-    run_selection(resolved, run_directory, Selection(first, last, force, stop_after))
+        show_and_check(resolved, selection)
+    else:
+        run_selection(resolved, run_directory, selection)
+
+
+def show_and_check(recipe: Recipe, selection: Selection) -> None:
+    """Print the whole recipe; raise ConfigError with all that a run would refuse before its first stage."""
+    typer.echo(resolved_yaml(recipe), nl=False)
+    check(recipe, selection.stages, lambda stage: processes_of(recipe, stage))
 
 
 def run_selection(recipe: Recipe, run_directory: Path | None, selection: Selection) -> None:
@@ -99,11 +109,11 @@ def stage_command(stage: str, summary: str) -> object:
         data_directory: DataDirectory = None,
         dry_run: DryRun = False,
     ) -> None:
-        resolved = resolve(recipe, overrides, data_directory)
+        resolved, selection = resolve(recipe, overrides, data_directory), Selection(stage, stage, force, stop_after)
         if dry_run:
-            typer.echo(resolved_yaml(resolved), nl=False)
-            return
-        run_selection(resolved, run_directory, Selection(stage, stage, force, stop_after))
+            show_and_check(resolved, selection)
+        else:
+            run_selection(resolved, run_directory, selection)
 
     command.__doc__ = f"{summary}\n\nExample:\n\n    rlhf {stage} demo --force"
     return command

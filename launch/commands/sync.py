@@ -14,7 +14,7 @@ from rlhf.recipe import load_recipe
 from rlhf.store.artifact import find_artifact
 from rlhf.store.recipes import recipe_of
 from rlhf.store.unfinished import METRICS, hold
-from rlhf.tracking.sync import destination, sync_stage
+from rlhf.tracking.sync import NO_KEY, destination, sync_stage
 from stages.lineage import STAGES
 
 
@@ -48,13 +48,15 @@ def sync(
         if not outcomes:
             typer.echo(f"{path.name}: its recipe names no tracker")
         for outcome in outcomes:
-            if outcome.problem:
+            if outcome.problem == NO_KEY:
+                problems.append(f"tracking.wandb: no key; set WANDB_API_KEY, then rlhf sync {run}")
+            elif outcome.problem:
                 problems.append(f"{path}: tracking.{outcome.service}: {outcome.problem}; the same command tries again")
             else:
                 sent = f"sent to {destination(outcome.service, recipe, path)}"
                 typer.echo(f"{path.name}: {outcome.service}: {sent if outcome.sent else 'has everything'}")
     if problems:
-        raise RLHFError(*problems)
+        raise RLHFError(*dict.fromkeys(problems))
 
 
 def stages_of(directory: Path) -> list[Path]:

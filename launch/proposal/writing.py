@@ -17,6 +17,7 @@ from rlhf.memory import GIB
 
 _PLAIN = re.compile(r"[A-Za-z_./][\w./@+-]*")
 WIDTH = 120
+TRIED = 400  # examples of each source in a trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,23 @@ def _head(proposal: Proposal) -> Iterator[str]:
     file = quoted(proposal.file)
     yield f"#   rlhf run {file} --dry-run              the whole recipe, with the defaults of what is not said here"
     yield f"#   rlhf run {file}                        all stages; the same command goes on where it was stopped"
-    yield f"#   rlhf run {file} ppo.steps=2 --run runs/trial       anything changed for one run"
+    yield "# One step of PPO on a little of the data, in a run directory of its own:"
+    first, step, rest = trial(proposal).partition(" ppo.steps=1")
+    yield f"#   {first}{step}" + (" \\" if rest else "")
+    yield from [f"#    {rest}"] if rest else []
     yield "#"
     yield "# Memory for each GPU, estimated:" if proposal.task.hardware.gpus else "# Memory, estimated:"
     for stage, estimate in proposal.sizes.estimates.items():
         yield f"#   {stage:<7}{estimate.total / GIB:5.1f} GiB at the peak, its {estimate.peak}"
     yield f"name: {scalar(proposal.name)}"
     yield "seed: 0"
+
+
+def trial(proposal: Proposal) -> str:
+    """The command that takes one step of PPO on a little of the data, to see that everything fits."""
+    sources = proposal.examples.sources
+    capped = [f"data.{kind}.{n}.count={TRIED}" for kind in KINDS[:2] for n in range(len(sources[kind]))]
+    return " ".join([f"rlhf run {quoted(proposal.file)} --run runs/trial --until ppo ppo.steps=1", *capped])
 
 
 def _model(proposal: Proposal) -> Iterator[str]:

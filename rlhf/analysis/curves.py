@@ -215,7 +215,8 @@ def draw_evaluation(ax: Axes, figures: Figures) -> None:
     """The final evaluation: the mean score of the policy before and after, by who judges."""
     results = figures.results
     label(ax, "Final evaluation", f"by {str(results.get('judge', 'the reward model'))[-24:]}")
-    pairs = [("gold_before", "gold_after", "o"), ("second_gold_before", "second_gold_after", "s")]
+    pairs = [(f"{name}_before", f"{name}_after", "o") for name in ("gold", "judged")]
+    pairs += [("second_gold_before", "second_gold_after", "s")]
     for before, after, marker in pairs:
         if before in results and after in results:
             heights = [results[before], results[after]]

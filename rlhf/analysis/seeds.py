@@ -21,6 +21,25 @@ def share_of_bayes(summary: dict[str, Any]) -> str:
     return f"{accuracy:.3f} / {best:.3f} = {accuracy / best:.3f}" if best else f"{accuracy:.3f}"
 
 
+def score(name: str, when: str) -> Callable[[dict[str, Any]], str]:
+    """The final judge's mean score; a dash where its scores have another name: `gold`, or `judged` without a gold."""
+
+    def cell(summary: dict[str, Any]) -> str:
+        ppo = summary["ppo"]
+        if f"{name}_{when}" not in ppo:
+            return "-"
+        return f"{ppo[f'{name}_{when}']:.3f}"
+
+    return cell
+
+
+def rise(summary: dict[str, Any]) -> str:
+    """The difference of the judge's mean scores."""
+    ppo = summary["ppo"]
+    name = "gold" if "gold_after" in ppo else "judged"
+    return f"{ppo[f'{name}_after'] - ppo[f'{name}_before']:+.3f}"
+
+
 def second_gold(summary: dict[str, Any]) -> str:
     """Before and after, or a dash where a recipe names none."""
     ppo = summary["ppo"]
@@ -33,9 +52,11 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "run": lambda s: s["run"],
     "seconds": lambda s: f"{s['seconds']:.0f}",
     "reward / Bayes": share_of_bayes,
-    "gold before": lambda s: f"{s['ppo']['gold_before']:.3f}",
-    "gold after": lambda s: f"{s['ppo']['gold_after']:.3f}",
-    "rise": lambda s: f"{s['ppo']['gold_after'] - s['ppo']['gold_before']:+.3f}",
+    "gold before": score("gold", "before"),
+    "gold after": score("gold", "after"),
+    "judged before": score("judged", "before"),
+    "judged after": score("judged", "after"),
+    "rise": rise,
     "win rate (95 %)": lambda s: "{:.3f} ({:.3f} to {:.3f})".format(s["ppo"]["win_rate"], *s["ppo"]["win_rate_ci"]),
     "second gold": second_gold,
     "KL, nats": lambda s: f"{s['ppo']['kl']:.2f}",

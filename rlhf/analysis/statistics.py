@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -34,11 +34,22 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)  # rounding may step over the ends
 
 
-def bootstrap_interval(values: Sequence[float], seed: int, resamples: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Efron 1979); values are independent units."""
-    x = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(x), size=(resamples, len(x)))
-    low, high = np.quantile(x[picks].mean(axis=1), [0.025, 0.975])
+def bootstrap_interval(
+    values: Sequence[float], seed: int, resamples: int = 2000, groups: Sequence[Hashable] | None = None
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean (Efron 1979).
+
+    groups: which unit each value belongs to, such as its prompt: whole units are drawn, with all their values, for
+    values of one unit tell less than as many units would (Davison & Hinkley 1997, section 3.8). None: each its own.
+    """
+    units = list(range(len(values)) if groups is None else groups)
+    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+    sums, counts = np.zeros(len(numbers)), np.zeros(len(numbers))
+    for unit, value in zip(units, values, strict=True):
+        sums[numbers[unit]] += value
+        counts[numbers[unit]] += 1
+    picks = np.random.default_rng(seed).integers(0, len(numbers), size=(resamples, len(numbers)))
+    low, high = np.quantile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -6,9 +6,10 @@ never makes a finished stage run again.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from rlhf.config.data import DataConfig, FormatName, PreferenceFormat, PromptFormat, SourceConfig
 from rlhf.config.evaluation import EvaluateConfig, LmEvalConfig
@@ -58,10 +59,22 @@ __all__ = [
 ]
 
 
+NAME: dict[str, JsonValue] = {"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$"}
+
+
+def _directory_name(name: str) -> str:
+    if not re.fullmatch(str(NAME["pattern"]), name):
+        raise ValueError(
+            f"{name!r} is to be a directory's name: use letters, digits, dots, dashes and underscores, and begin with "
+            "a letter or a digit"
+        )
+    return name
+
+
 class Recipe(Section):
     """One run, complete."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AffectsNothing] = "run"
+    name: Annotated[str, AfterValidator(_directory_name), Field(json_schema_extra=NAME), AffectsNothing] = "run"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -7,9 +7,39 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 SECONDS_BETWEEN_LINES = 10.0
+WIDTH_OF_ALL = 110  # of a terminal in which all columns have room; in a narrower one the bar gives way
+NO_KL = 1e-4  # nats; less is rounding
+
+
+def columns(width: int) -> list[ProgressColumn]:
+    """What stands in a line of a terminal: figures and times rather than a bar where not all has room."""
+    bar = [BarColumn(bar_width=24)] if width >= WIDTH_OF_ALL else []
+    return [
+        TextColumn("[bold]{task.description}"),
+        *bar,
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    ]
+
+
+def shown(figures: Mapping[str, float]) -> str:
+    """Figures in a line."""
+    rounded = {name: 0.0 if name.endswith("kl") and abs(value) < NO_KL else value for name, value in figures.items()}
+    return "  ".join(f"{name} {value:.3g}" for name, value in rounded.items())
 
 
 class StageProgress:
@@ -23,13 +53,7 @@ class StageProgress:
         self.console = Console()
         self.started = self.last_line = time.monotonic()
         self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            *columns(self.console.width),
             console=self.console,
             disable=not enabled or not self.console.is_terminal,
         )
@@ -48,8 +72,8 @@ class StageProgress:
 
     def update(self, step: int, figures: Mapping[str, float]) -> None:
         """Show that `step` steps are done, and some figures."""
-        shown = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        self.bar.update(self.task, completed=step, figures=shown)
+        line = shown(figures)
+        self.bar.update(self.task, completed=step, figures=line)
         if not self.enabled or self.console.is_terminal:
             return
         now = time.monotonic()
@@ -57,5 +81,5 @@ class StageProgress:
             self.last_line = now
             left = (now - self.started) / max(step - self.done, 1) * (self.total - step)
             self.console.print(
-                f"{self.title} {step}/{self.total}  left {left:.0f} s  {shown}", highlight=False, soft_wrap=True
+                f"{self.title} {step}/{self.total}  left {left:.0f} s  {line}", highlight=False, soft_wrap=True
             )

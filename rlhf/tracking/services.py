@@ -119,8 +119,8 @@ def require_packages(tracking: TrackingConfig) -> None:
     }
     extras = {"wandb": ".", "tensorboard": ".[tensorboard]", "mlflow": ".[mlflow]"}  # W&B comes with the rest
     missing = [
-        f"tracking.{name}: the package {package} is missing; pip install -c constraints.txt -e '{extras[name]}', or "
-        "turn it off"
+        f"tracking.{name}: the package {package} is missing; in the clone: pip install -c constraints.txt -e "
+        f"'{extras[name]}', or turn it off"
         for name, (package, on) in wanted.items()
         if on and importlib.util.find_spec(name) is None
     ]

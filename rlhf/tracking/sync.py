@@ -20,6 +20,14 @@ from rlhf.tracking.background import end_sender, start_sender
 from rlhf.tracking.public import public
 from rlhf.tracking.services import Job, note_sent, remembered_ids, require_packages, sent_to, wanted
 
+NO_KEY = "needs a key"
+
+
+def has_key() -> bool:
+    """Whether W&B would find a key: in the environment, or where `wandb login` leaves it."""
+    kept = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    return bool(os.environ.get("WANDB_API_KEY")) or kept.is_file() or kept.with_name("_netrc").is_file()
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,6 +77,8 @@ def _sync_wandb(job: Job, manifest: Any) -> Outcome:
     place = sent_to(directory, "wandb")
     if place == "online":
         return Outcome("wandb", None, sent=False)
+    if not has_key():
+        return Outcome("wandb", NO_KEY)
     offline = place == "offline" or any(_offline_runs(directory))
     if not offline:
         return _send(replace(job, tracking={"wandb": {**settings, "mode": "online"}}), manifest)
