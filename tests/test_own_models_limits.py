@@ -14,7 +14,7 @@ from test_models import ROWS, right_padded, tiny_policy, tiny_tokenization
 from transformers import AutoModelForSequenceClassification
 
 from reward_models.scoring import RewardModel
-from rlhf.config import ModelConfig
+from rlhf.config import ModelConfig, PpoConfig
 from rlhf.errors import ArtifactError
 from rlhf.models import load_own_reward_model, load_policy, save_model, sequence_scores
 from rlhf.pretrained import declared_stops, load_pretrained
@@ -45,7 +45,7 @@ class Recorded:
     """As much of a stage's context as two of its helpers read."""
 
     def __init__(self, policy: Path) -> None:
-        self.recipe = SimpleNamespace(model=ModelConfig())
+        self.recipe = SimpleNamespace(model=ModelConfig(), ppo=PpoConfig())
         self.inputs = {"sft": SimpleNamespace(model=policy)}
         self.lines: list[str] = []
         self.say = self.warn = self.lines.append
