@@ -1,0 +1,158 @@
+"""Mistakes around the formulas: sampling, log-probs, updates, ranks, models and the stage."""
+
+from __future__ import annotations
+
+from mutation import ALONE, MASKED, STAGE, STOPS, TWO, UPDATE, VARIANTS, Mutation
+
+OF_STEPS: dict[str, Mutation] = {
+    "the KL's sign in the loss": Mutation(
+        "rlhf/ppo/objective.py",
+        "loss = loss + targets.kl_coef * divergence",
+        "loss = loss - targets.kl_coef * divergence",
+        (VARIANTS + "[k2 in the loss-False]",),
+    ),
+    "the loss by each rank's own tokens": Mutation(
+        "rlhf/ppo/update.py",
+        "n_tokens = float(global_sum(experience.mask[rows].sum().to(device)))",
+        "n_tokens = max(1.0, float(experience.mask[rows].sum()))",
+        (TWO + "statistics_are_equal_on_every_rank[ragged]",),
+    ),
+    "gradients averaged over ranks": Mutation(
+        "rlhf/engine/ddp.py",
+        "(loss * world_size()).backward()",
+        "loss.backward()",
+        (TWO + "statistics_are_equal_on_every_rank[ragged]",),
+    ),
+    "noise by the row on its rank": Mutation(
+        "rlhf/ppo/experience.py",
+        "actors.generator.sample(prompt_tokens, rows, seed",
+        "actors.generator.sample(prompt_tokens, range(len(prompts)), seed",
+        (TWO + "each_rank_has_its_rows_and_samples_the_same_tokens[ragged]",),
+    ),
+    "the mask one token too long": Mutation(
+        "rlhf/generation/native.py",
+        MASKED,
+        "mask = torch.arange(width) <= lengths[:, None]",
+        (UPDATE + "completions_say_what_was_sampled", STOPS),
+    ),
+    "the mask one token too short": Mutation(
+        "rlhf/generation/native.py",
+        MASKED,
+        "mask = torch.arange(width) < (lengths[:, None] - 1).clamp(min=1)",
+        (UPDATE + "experience_is_what_each_row_gives_alone", STOPS),
+    ),
+    "the stop token left out of the mask": Mutation(
+        "rlhf/generation/native.py",
+        MASKED + "\n        responses, logprobs = responses[:, :width], logprobs[:, :width]\n"
+        "        finished = ((responses == self.stop_id) & mask).any(-1)\n",
+        "ended = responses[torch.arange(len(lengths)), lengths - 1] == self.stop_id\n"
+        "        mask = torch.arange(width) < (lengths - ended.long()).clamp(min=1)[:, None]\n"
+        "        responses, logprobs, finished = responses[:, :width], logprobs[:, :width], ended\n",
+        (UPDATE + "completions_say_what_was_sampled", "tests/test_ppo_variants.py::test_the_stop_token_counts"),
+    ),
+    "old log-probs of the reference": Mutation(
+        "rlhf/ppo/experience.py",
+        "        old_logprobs=old_logprobs,\n",
+        "        old_logprobs=ref_logprobs,\n",
+        (UPDATE + "the_first_update_is_on_policy", ALONE + "[weights-full]"),
+    ),
+    "old log-probs of the policy as it is now": Mutation(
+        "rlhf/ppo/objective.py",
+        "            of(experience.old_logprobs),\n",
+        "            new.logprobs.detach(),\n",
+        (VARIANTS + "[gae-False]",),
+    ),
+    "the temperature forgotten": Mutation(
+        "rlhf/logprobs.py",
+        "logits = output.logits[:, :-1].float() / temperature",
+        "logits = output.logits[:, :-1].float()",
+        (UPDATE + "experience_is_what_each_row_gives_alone", UPDATE + "the_first_update_is_on_policy"),
+    ),
+    "log-probs of the next token": Mutation(
+        "rlhf/logprobs.py",
+        "logits = output.logits[:, :-1].float() / temperature",
+        "logits = output.logits[:, 1:].float() / temperature",
+        ("tests/test_logprobs.py::test_response_logprobs_come_from_the_position_before",),
+    ),
+    "the value at the token itself": Mutation(
+        "rlhf/logprobs.py",
+        "return values[:, -response_length - 1 : -1].float()",
+        "return values[:, -response_length:].float()",
+        (
+            "tests/test_logprobs.py::test_response_values_come_from_the_position_before",
+            UPDATE + "experience_is_what_each_row_gives_alone",
+        ),
+    ),
+    "the trunk's value at the token itself": Mutation(
+        "rlhf/logprobs.py",
+        "None if values is None else values[:, :-1].float()",
+        "None if values is None else values[:, 1:].float()",
+        (VARIANTS + "[gae on the trunk-False]",),
+    ),
+    "prompts' responses sampled out of order": Mutation(
+        "rlhf/ppo/experience.py",
+        "        prompt * group + response\n",
+        "        response * config.prompts_per_step + prompt\n",
+        ("tests/test_ppo_toolbox.py::test_responses_to_a_prompt_stay_together[2]",),
+    ),
+    "what top-p kept left out": Mutation(
+        "rlhf/generation/native.py",
+        "Sampled(responses, logprobs, logprobs - kept[:, :width], mask, finished)",
+        "Sampled(responses, logprobs, logprobs, mask, finished)",
+        (ALONE + "[weights-full]",),
+    ),
+    "entropy punished": Mutation(
+        "rlhf/ppo/objective.py",
+        "loss = loss - config.entropy_bonus * entropy",
+        "loss = loss + config.entropy_bonus * entropy",
+        (VARIANTS + "[entropy bonus-False]",),
+    ),
+    "an entropy bonus without a gradient": Mutation(
+        "rlhf/ppo/update.py",
+        "config.generation.temperature, config.entropy_bonus > 0",
+        "config.generation.temperature, False",
+        (VARIANTS + "[entropy bonus-False]",),
+    ),
+    "the reference trained along": Mutation(
+        "stages/cast.py",
+        "else freeze(load_policy(*sources), recipe)",
+        "else model",
+        (STAGE + "the_reference_stays_what_it_was[full]",),
+    ),
+    "the reference with the policy's adapters": Mutation(
+        "rlhf/adapters.py",
+        "with self.model.disable_adapter():  # type: ignore[operator]",
+        "with torch.enable_grad():",
+        (STAGE + "the_reference_stays_what_it_was[lora]", ALONE + "[rloo-lora]"),
+    ),
+    "dropout on": Mutation(
+        "rlhf/models.py",
+        "            module.p = 0.0\n",
+        "            module.p = 0.1\n",
+        ("tests/test_models.py::test_dropout_that_a_model_brings_along_is_off", VARIANTS + "[gae-False]"),
+    ),
+    "the KL coefficient never adapts": Mutation(
+        "stages/ppo.py",
+        '            kl.update(figures["objective/kl"], config.responses_per_step)\n',
+        "",
+        (STAGE + "the_kl_coefficient_follows_the_kl",),
+    ),
+    "an optimizer with other averages": Mutation(
+        "rlhf/engine/ddp.py",
+        "betas=(0.9, 0.95)",
+        "betas=(0.9, 0.999)",
+        ("tests/test_golden.py::test_figures_are_the_baselines[rloo]",),
+    ),
+    "a learning rate that does not fall": Mutation(
+        "stages/cast.py",
+        "learning_rate_end=config.learning_rate_end",
+        "learning_rate_end=1.0",
+        ("tests/test_golden.py::test_figures_are_the_baselines[reinforce++]",),
+    ),
+    "running scores forgotten by a checkpoint": Mutation(
+        "stages/state.py",
+        '                state["running"] = self.cast.running.state_dict()\n',
+        '                state["running"] = {"count": 0.0, "mean": 0.0, "squares": 0.0}\n',
+        (STAGE + "stopped_and_resumed_is_bit_for_bit[rloo]",),
+    ),
+}
