@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.pipeline import stoppable
 from rlhf.errors import RLHFError
 from rlhf.tracking.console import StageProgress
 
@@ -30,7 +31,11 @@ class Job:
 
 
 class Workers:
-    """So many jobs at once, each with its share of the machine's cores; none outlives us."""
+    """So many jobs at once, each with its share of the machine's cores.
+
+    They are apart from our terminal: a signal to stop reaches us alone, and we pass it on once. Only a kill that we do
+    not see leaves them running; the same command then finds their run directories held.
+    """
 
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once
@@ -39,9 +44,16 @@ class Workers:
         self.ended = False
 
     def run(self, jobs: Sequence[Job], title: str) -> None:
-        """Run all jobs, however one ends; raise RLHFError with a line for each that failed."""
+        """Run all jobs, however one ends.
+
+        Raises RLHFError with a line for each that failed, `launch.pipeline.Interrupted` where a signal stopped them.
+        """
         failed: list[str] = []
-        with ThreadPoolExecutor(self.at_once) as pool, StageProgress(title, len(jobs)) as progress:
+        with (
+            stoppable("while jobs ran"),
+            ThreadPoolExecutor(self.at_once) as pool,
+            StageProgress(title, len(jobs)) as progress,
+        ):
             waiting = {pool.submit(self._run, job): job for job in jobs}
             try:
                 for done, future in enumerate(as_completed(waiting), start=1):
@@ -71,7 +83,14 @@ class Workers:
             with self.lock:
                 if self.ended:
                     return 1
-                process = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment)
+                process = subprocess.Popen(
+                    job.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,
+                )
                 self.running.add(process)
             code = process.wait()
         with self.lock:

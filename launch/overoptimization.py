@@ -35,6 +35,11 @@ class Sweep:
                 f"{self.recipe}: evaluate.gold=null: over-optimisation is seen where the truth is known; name it, for "
                 "example evaluate.gold=data.toy:gold"
             )
+        if len(recipe.data.comparisons) > 1:
+            raise ConfigError(
+                f"{self.recipe}: data.comparisons has {len(recipe.data.comparisons)} sources: the study varies the "
+                "count of one; leave one"
+            )
         if recipe.reward.use:
             raise ConfigError(f"{self.recipe}: reward.use={recipe.reward.use}: the study trains its own; remove it")
         return recipe
@@ -75,6 +80,7 @@ class Sweep:
             f"ppo.steps={self.steps}",
             f"ppo.evaluate_every={self.evaluate_every}",
             f"ppo.held_out.judge={gold}",
+            "ppo.held_out.patience=null",  # trajectories of one length
         ]
         title = f"PPO, seed {setting.seed}, {setting.pairs:,} pairs, coefficient {setting.coefficient:g}"
         return self._job("ppo", self.place(setting), title, fields)

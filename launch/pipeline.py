@@ -74,11 +74,11 @@ def run_chain(recipe: Recipe, run: Path, selection: Selection, say: Callable[[st
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(when: str = "before a stage began") -> Iterator[None]:
     """Where no stage runs, a signal to stop ends the chain at once, and one to save has nothing to save."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(f"{signal.Signals(number).name} before a stage began")
+        raise Interrupted(f"{signal.Signals(number).name} {when}")
 
     previous = {number: signal.signal(number, stop) for number in STOP}
     previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)

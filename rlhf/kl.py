@@ -16,8 +16,10 @@ def estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: Estimator) -> Tensor:
     (Schulman 2020, "Approximating KL divergence"):
     k1 = -log r, unbiased; k2 = (log r)^2 / 2, biased, lower variance; k3 = r - 1 - log r, unbiased, never negative.
 
-    That is their value. Their gradient as a loss, in expectation over the policy's own samples: k1 zero, k2 that of
-    the KL, k3 that of the reverse KL(reference || policy), which agrees near the reference alone.
+    That is their value. Their gradient as a loss, in expectation over the policy's own samples, is at each state by
+    itself: of k1 zero, of k2 that of KL(policy || reference), of k3 that of KL(reference || policy), which agrees near
+    the reference alone. None of them sees what a token does to the KL of later states, as k1 in the reward does (Tang &
+    Munos 2025, "On a few pitfalls in KL divergence gradient estimation for RL").
     """
     log_ratio = ref_logprobs - logprobs
     if kind == "k1":

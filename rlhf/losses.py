@@ -73,8 +73,8 @@ def kl_loss(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kind: Estimato
     """The KL penalty as a loss, before its coefficient: the estimates' mean over the step's tokens.
 
     logprobs, ref_logprobs, mask [batch, response]; n_tokens as in `ppo_policy_loss`. Raises ValueError on k1: its
-    gradient is the score function, whose expectation is zero. That of k2 is the KL's; that of k3 is the reverse KL's,
-    so that it holds a policy less the further it is away (docs/ppo.md).
+    gradient is the score function, whose expectation is zero. At each state by itself k2 has the gradient of
+    KL(policy || reference), k3 that of KL(reference || policy); neither sees the KL of later states (docs/ppo.md).
     """
     if kind == "k1":
         raise ValueError("kind='k1' as a loss has an expected gradient of zero; use k2, or k1 in the reward")

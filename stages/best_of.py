@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlhf.analysis.statistics import bootstrap_interval, mean, wins
+from rlhf.distributed import gather_objects, rank, world_size
 from rlhf.models import load_policy
 from rlhf.tokenization import Tokenization
 from rlhf.types import Completion, Prompt
 from stages.context import StageContext
 from stages.frozen import freeze
-from stages.rewards import load_reward
+from stages.rewards import load_reward, weighted
 from stages.sampling import sample
 
 
@@ -21,14 +22,14 @@ def best_of(
     prompts: Sequence[Prompt],
     tokenization: Tokenization,
     before: Sequence[float],
-    judge: Callable[[Sequence[Completion]], Sequence[float]],
+    judge: Callable[[Sequence[Completion]], Sequence[float]] | None,
 ) -> list[dict[str, Any]]:
     """For n = 1, 2, 4, ... the SFT model's best of n responses by the reward, as the judge sees it.
 
-    before: the judge's scores of other responses of the same model, to win against. The responses are drawn once, and
-    cut into groups of n, so that the smaller n are measured several times. Of each n: score, gold (`judged` without a
-    gold scorer), win rate, and the KL to the SFT model, log n - (n - 1) / n nats (Stiennon et al. 2020, appendix G.3;
-    an upper bound).
+    before: the judge's scores of other responses of the same model, to win against; judge: None for the reward. The
+    responses are drawn once, and cut into groups of n, so that the smaller n are measured several times. Of each n:
+    score, gold (`judged` without a gold scorer), win rate, and the KL to the SFT model, log n - (n - 1) / n nats
+    (Stiennon et al. 2020, appendix G.3; an upper bound).
     """
     recipe, most = context.recipe, context.recipe.evaluate.best_of or 1
     judged = "gold" if recipe.evaluate.gold else "judged"
@@ -37,8 +38,9 @@ def best_of(
     repeated = [prompt for _ in range(sizes[-1]) for prompt in prompts]
     # Noise of its own: the responses of `before` would tie with themselves.
     completions = sample(policy, tokenization, recipe, repeated, seed=recipe.seed + 2)
-    scores = load_reward(context.inputs["reward"], tokenization, recipe)(completions).tolist()
-    golds = judge(completions)
+    reward = weighted(load_reward(context.inputs["reward"], tokenization, recipe), tokenization, recipe)
+    scores = shared_out(lambda part: reward(part).tolist(), completions)
+    golds = shared_out(judge, completions) if judge else scores
     found = []
     for size in sizes:
         width = size * len(prompts)
@@ -51,6 +53,14 @@ def best_of(
         by_prompt = figures(size, chosen, prompts, scores, golds, before, recipe.seed)
         found.append({key.replace("gold", judged): value for key, value in by_prompt.items()})
     return found
+
+
+def shared_out(
+    score: Callable[[Sequence[Completion]], Sequence[float]], completions: Sequence[Completion]
+) -> list[float]:
+    """Scores of completions that every rank holds, of which each rank has scored its share."""
+    parts = gather_objects(list(score(completions[rank() :: world_size()])))
+    return [parts[i % len(parts)][i // len(parts)] for i in range(len(completions))]
 
 
 def figures(

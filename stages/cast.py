@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,6 +39,20 @@ class Cast(NamedTuple):
     kl: Controller
     running: RunningScores | None
     prompts: Split[Prompt]
+
+
+def doubts(recipe: Recipe, weights: int) -> Iterator[str]:
+    """Settings of PPO that can be meant, but seldom are; weights: how many the policy has."""
+    config = recipe.ppo
+    if weights > 1e8 and not recipe.model.lora and config.learning_rate > 5e-5:
+        yield f"ppo.learning_rate={config.learning_rate:g}: is high for {weights:,} weights; 1e-6 to 1e-5 are usual"
+    if config.ratio == "sequence" and config.clip > 0.05:
+        yield (
+            f"ppo.clip={config.clip:g} with ratio=sequence: hardly ever clips a mean over a response; Zheng et al. "
+            "2025 use clip=3e-4, clip_high=4e-4"
+        )
+    if config.has_value and config.value_warmup_steps >= config.steps:
+        yield f"ppo.value_warmup_steps={config.value_warmup_steps} of steps={config.steps}: the policy never learns"
 
 
 class PromptOrder:
@@ -91,6 +105,8 @@ def prepare(context: StageContext) -> Cast:
     if config.kl.controller == "adaptive" and config.kl.target is not None:
         kl = AdaptiveController(config.kl.coef, config.kl.target, config.kl.horizon)
     running = RunningScores() if config.normalize_scores == "running" else None
+    for doubt in doubts(recipe, sum(parameter.numel() for parameter in model.parameters())):
+        context.warn(doubt)
     if config.unused:
         context.say(f"ppo.advantage={config.advantage} has no value model: {', '.join(config.unused)} not used")
     context.say(

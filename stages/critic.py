@@ -24,11 +24,15 @@ def load_critic(reward: AnyReward, context: StageContext, tokenization: Tokeniza
     recipe wants a start from the reward model all the same.
     """
     config, policy = context.recipe.model, context.inputs["sft"].model
-    wanted = context.recipe.ppo.value_start
+    ppo = context.recipe.ppo
+    wanted = ppo.value_start
     why = obstacle(reward, context_at(policy, config), tokenization)
-    if isinstance(reward, RewardModel) and why is None and wanted != "policy":
-        start = context.inputs["reward"].model
-        return load_value_model(start, tokenization, config, reward.mean, reward.deviation, quantized=True)
+    share = ppo.reward_weight * ppo.score_scale  # of a score in what values are worth
+    if isinstance(reward, RewardModel) and why is None and wanted != "policy" and share:
+        start, mean, deviation = context.inputs["reward"], reward.mean, reward.deviation
+        if ppo.normalize_scores == "running":  # what the first steps' statistics will be near to
+            mean, deviation = start.results["score_mean"], start.results["score_deviation"] or 1.0
+        return load_value_model(start.model, tokenization, config, mean, deviation / share, quantized=True)
     if wanted == "reward":
         raise ConfigError(f"ppo.value_start=reward: {why}; use value_start=policy")
     if why:

@@ -23,7 +23,7 @@ from stages.command import run_stage
 from stages.context import StageContext
 from stages.frozen import freeze
 from stages.prompts import fitting_prompts
-from stages.rewards import load_reward
+from stages.rewards import load_reward, weighted
 from stages.rollout import respond
 from stages.sampling import native_generator
 
@@ -70,8 +70,7 @@ def main(context: StageContext) -> None:
         results["second_gold_before"] = mean(judge(config.second_gold, before, recipe))
         results["second_gold_after"] = mean(judge(config.second_gold, after, recipe))
     if config.best_of:
-        gold, scorer = config.gold, load_reward(context.inputs["reward"], tokenization, recipe)
-        ask = partial(judge, gold, recipe=recipe) if gold else lambda given: scorer(given).tolist()
+        ask = partial(judge, config.gold, recipe=recipe) if config.gold else None
         results["best_of"] = best_of(context, prompts, tokenization, judged_before, ask)
     if config.lm_eval:
         results["lm_eval"] = run_benchmarks(context, config.lm_eval)
@@ -108,7 +107,7 @@ def answers(
     # The policy is its own reference before training: a KL of 0, at the price of one model instead of two.
     start = context.inputs["sft"].model
     reference = policy if stage == "sft" else freeze(load_policy(start, tokenization, recipe.model), recipe)
-    reward = load_reward(context.inputs["reward"], tokenization, recipe)
+    reward = weighted(load_reward(context.inputs["reward"], tokenization, recipe), tokenization, recipe)
     generator = native_generator(policy, tokenization, recipe)
     actors = Actors(policy, reference, None, generator, reward, tokenization)
     found = respond(actors, prompts, recipe.ppo, recipe.seed + 1)

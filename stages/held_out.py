@@ -60,7 +60,9 @@ class HeldOut:
         patience = self.config.held_out.patience
         if patience is None or not self.evaluations:
             return False
-        return len(self.evaluations) - 1 - self.evaluations.index(self.best) >= patience
+        warm = self.config.value_warmup_steps if self.config.has_value else 0
+        since = self.evaluations[self.evaluations.index(self.best) + 1 :]
+        return sum(evaluation.step > warm for evaluation in since) >= patience  # until then the policy stands still
 
     @property
     def ranked(self) -> list[Evaluation]:

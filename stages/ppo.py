@@ -42,7 +42,8 @@ def main(context: StageContext) -> None:
                 warm = not config.has_value or step > config.value_warmup_steps
                 statistics = update(policy, value, experience, targets, config, key, learn_policy=warm)
             figures = rollout_statistics(experience, targets) | statistics | {"objective/kl_coef": kl.coef}
-            kl.update(figures["objective/kl"], config.responses_per_step)
+            if warm:  # before, there is no KL to control
+                kl.update(figures["objective/kl"], config.responses_per_step)
             actors.generator.load(actors.policy)
             state.figures = figures | timer.speed(figures["tokens/response_length"] * config.responses_per_step)
             context.tracker.log(step, state.figures)

@@ -42,7 +42,7 @@ def uses(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield f"{stage}.use", name
     if "ppo" in stages and recipe.ppo.held_out.judge:
         yield "ppo.held_out.judge", recipe.ppo.held_out.judge
-    if "ppo" in stages:
+    if {"ppo", "evaluate"} & {*stages}:
         yield from ((f"ppo.rewards.{i}.use", term.use) for i, term in enumerate(recipe.ppo.rewards))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from reward_models.rules import FunctionReward
 from rlhf.adapters import AdapterOff, add_lora
-from rlhf.config import LoraConfig, PpoConfig
+from rlhf.config import HeldOutConfig, LoraConfig, PpoConfig
 from rlhf.kl import estimate
 from rlhf.losses import kl_loss
 from rlhf.ppo import experience as experience_module
@@ -20,6 +20,7 @@ from rlhf.ppo.rewards import WeightedRewards
 from rlhf.ppo.targets import find_targets
 from rlhf.ppo.update import update
 from rlhf.types import Completion
+from stages.held_out import Evaluation, HeldOut
 from stages.rollout import rollout_statistics
 from tests.cast import CONFIG, KEY, KL_COEF, PROMPTS, Cast, load_cast, save_cast, weights
 from tests.test_models import tiny_policy
@@ -157,6 +158,38 @@ def test_gradients_of_the_kl_as_a_loss() -> None:
     torch.testing.assert_close(nothing, torch.zeros_like(nothing), atol=1e-12, rtol=0)
     with pytest.raises(ValueError, match="k1"):
         expected("k1")
+
+
+def test_a_kl_in_the_loss_does_not_see_later_states() -> None:
+    """Exactly, over responses of two tokens: k1 in the reward has the KL's gradient, k2 as a loss at the end alone."""
+    torch.manual_seed(1)
+    tables = [torch.randn(3, dtype=torch.float64, requires_grad=True), torch.randn(3, 3).double().requires_grad_()]
+    anchors = [torch.randn(3).double().log_softmax(-1), torch.randn(3, 3).double().log_softmax(-1)]
+    first, second = (table.log_softmax(-1) for table in tables)
+    k1 = torch.stack([(first - anchors[0])[:, None].expand(3, 3), second - anchors[1]])
+    chance = (first[:, None] + second).exp()
+    whole = torch.autograd.grad((chance * k1.sum(0)).sum(), tables, retain_graph=True)
+    k2 = torch.autograd.grad((chance.detach() * k1.square().sum(0) / 2).sum(), tables, retain_graph=True)
+    to_go = k1.flip(0).cumsum(0).flip(0).detach()  # as rewards to go
+    by_score = (chance.detach() * (to_go[0] * first[:, None] + to_go[1] * second)).sum()
+    for got, wanted in zip(torch.autograd.grad(by_score, tables), whole, strict=True):
+        torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(k2[1], whole[1])
+    assert float((k2[0] - whole[0]).abs().max()) > 0.01
+
+
+def test_while_the_value_model_warms_up_no_patience_is_lost() -> None:
+    held_out = object.__new__(HeldOut)
+    held_out.config = CONFIG.model_copy(
+        update={"value_warmup_steps": 50, "held_out": HeldOutConfig(patience=2), "steps": 150}
+    )
+    held_out.evaluations = [Evaluation(step, 0.0, 0.0, 0.0) for step in (0, 25, 50, 75)]
+    assert not held_out.exhausted
+    held_out.evaluations.append(Evaluation(100, 0.0, 0.0, 0.0))
+    assert held_out.exhausted
+    held_out.config = CONFIG.model_copy(update={"held_out": HeldOutConfig(patience=2), "advantage": "rloo"})
+    held_out.evaluations = held_out.evaluations[:3]
+    assert held_out.exhausted
 
 
 def test_a_single_reward_has_no_terms(folder: Path) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from launch.commands.run import DataDirectory, Overrides
 from launch.jobs import Workers
 from launch.overoptimization import Sweep
+from launch.pipeline import Interrupted
 from rlhf.analysis.overoptimization import Outcome, gather, read_trajectory, report
 from rlhf.errors import ConfigError
 from rlhf.store.artifact import write_json
@@ -58,9 +59,15 @@ def overoptimization(
         output,
         given,
     )
+    if 0 in sweep.pairs:
+        raise ConfigError(f"--pairs={pairs}: a reward model learns from one comparison at least; remove 0")
     sweep.check()
     output.mkdir(parents=True, exist_ok=True)
-    sweep.run(Workers(at_once))
+    try:
+        sweep.run(Workers(at_once))
+    except Interrupted as interrupted:
+        typer.echo(f"{interrupted}; the same command goes on; exit code {interrupted.code}")
+        raise typer.Exit(interrupted.code) from interrupted
     outcomes = gather(read_trajectory(sweep.place(setting), setting) for setting in sweep.settings())
     write_json(output / "overoptimization.json", report(outcomes))
     draw(outcomes, output / "overoptimization.png")

@@ -50,7 +50,10 @@ class Outcome:
         return [mean(values) for values in zip(*(getattr(t, name) for t in self.trajectories), strict=True)]
 
     def summary(self) -> dict[str, Any]:
-        """Where proxy and gold were highest, and how much gold was lost behind its peak; means over seeds."""
+        """Where proxy and gold were highest, and how much gold was lost behind its peak; means over seeds.
+
+        The loss is no less than 0, for the peak is that of the same means; its standard error is the seeds' spread.
+        """
         gold, proxy, kl = self.means("gold"), self.means("proxy"), self.means("kl")
         peak = int(np.argmax(gold))
         # At the step where the seeds' mean is highest: a run's own highest evaluation would be so by luck, too.
@@ -108,13 +111,15 @@ def gather(trajectories: Iterable[Trajectory]) -> list[Outcome]:
 
 
 def fit(outcomes: Sequence[Outcome]) -> dict[int, Fit]:
-    """For each data size, the curve through all its runs' gold scores by least squares, from their common start."""
+    """For each data size whose policies moved, the curve through its runs' gold scores by least squares."""
     found = {}
     for pairs in sorted({outcome.pairs for outcome in outcomes}):
         runs = [t for outcome in outcomes if outcome.pairs == pairs for t in outcome.trajectories]
         start = mean([t.gold[0] for t in runs])
         # A sample's KL may fall below zero while the policy has hardly moved.
         points = [(k**0.5, g) for t in runs for k, g in zip(t.kl[1:], t.gold[1:], strict=True) if k > 1e-3]
+        if len(points) < 2:
+            continue  # the policy has not moved
         distance, gold = (np.array(column) for column in zip(*points, strict=True))
         matrix = np.stack([distance, -distance * np.log(distance)], axis=1)
         (alpha, beta), *_ = np.linalg.lstsq(matrix, gold - start, rcond=None)

@@ -42,7 +42,8 @@ def picture(outcomes: Sequence[Outcome]) -> Figure:
         own = [outcome for outcome in outcomes if outcome.pairs == pairs]
         for row, name in enumerate(("gold", "proxy")):
             draw_panel(axes[row][column], own, name, colours)
-        draw_fit(axes[0][column], own, fits[pairs])
+        if pairs in fits:
+            draw_fit(axes[0][column], own, fits[pairs])
         label(axes[0][column], f"{pairs:,} comparisons", "gold score")
         label(axes[1][column], "", "reward model's score, deviations of SFT")
     canvas.supxlabel("distance from the reference: root of the KL in nats per response", fontsize=8, color=QUIET)

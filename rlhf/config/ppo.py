@@ -49,14 +49,14 @@ class PpoConfig(Section):
     clip_high: PositiveFloat | None = None  # the upper epsilon; null: clip (Yu et al. 2025)
     importance_cap: PositiveFloat | None = None  # truncated importance sampling, trainer over sampler; null: no weights
     entropy_bonus: NonNegativeFloat = 0.0  # reward per nat of entropy, per token
-    target_kl: PositiveFloat | None = None  # nats per token from the sampling policy: a step's updates end beyond it
+    target_kl: PositiveFloat | None = None  # nats per token from the sampling policy: the update beyond it is dropped
 
     # reward: the reward model's weights; policy: the policy's, with a head of zeros; trunk: a head on the policy, which
     # then learns both; auto: reward where it is a model that reads the policy's tokens, else policy.
     value_start: Literal["auto", "reward", "policy", "trunk"] = "auto"
     value_clip: PositiveFloat | None = 0.2
     value_coef: PositiveFloat = 0.1  # of the value's loss beside the policy's, where they share a trunk
-    value_warmup_steps: Annotated[int, Field(ge=0)] = 0  # first steps, in which the value model alone learns
+    value_warmup_steps: Annotated[int, Field(ge=0)] = 0  # first of `steps`, in which the value model alone learns
     value_learning_rate: NonNegativeFloat | None = None  # null: learning_rate
 
     epochs: PositiveInt = 2  # passes over each rollout
@@ -86,9 +86,10 @@ class PpoConfig(Section):
     @property
     def unused(self) -> list[str]:
         """Settings of a value model that are given although none takes part: one override compares estimators."""
-        of_value = ("lam", "value_lam", "value_start", "value_clip", "value_warmup_steps", "value_learning_rate")
-        changed = [name for name in of_value if getattr(self, name) != PpoConfig.model_fields[name].default]
-        return [] if self.has_value else changed
+        of_value = [name for name in PpoConfig.model_fields if name == "lam" or name.startswith("value_")]
+        names = [] if self.has_value else of_value
+        names += ["gamma"] if self.advantage in ("rloo", "grpo") else []  # a response is one action
+        return [name for name in names if getattr(self, name) != PpoConfig.model_fields[name].default]
 
     @property
     def has_critic(self) -> bool:
@@ -126,7 +127,8 @@ class PpoConfig(Section):
         if self.generation.top_p < 1 and self.importance_cap is None:
             raise ValueError(
                 f"generation.top_p={self.generation.top_p} with importance_cap=null: responses would not come from the "
-                "policy that is trained; use top_p=1.0, or importance_cap=2.0"
+                "policy that is trained; use top_p=1.0, or importance_cap=2.0, which weighs tokens but brings "
+                "back none that top-p leaves out"
             )
         return self
 
@@ -142,12 +144,13 @@ class PpoConfig(Section):
 
     @model_validator(mode="after")
     def _value_fits(self) -> PpoConfig:
-        if self.value_start == "trunk" and self.value_warmup_steps:
+        on_trunk = self.has_value and not self.has_critic
+        if on_trunk and self.value_warmup_steps:
             raise ValueError(
                 f"value_warmup_steps={self.value_warmup_steps} with value_start=trunk: the policy would move along; "
                 "use value_warmup_steps=0, or value_start=policy"
             )
-        if self.value_start == "trunk" and self.value_learning_rate is not None:
+        if on_trunk and self.value_learning_rate is not None:
             raise ValueError(
                 f"value_learning_rate={self.value_learning_rate} with value_start=trunk: both share one optimizer; "
                 "remove it, or use value_start=policy"

@@ -27,7 +27,8 @@ class KlConfig(Section):
     controller: Literal["fixed", "adaptive"] = "fixed"
     target: PositiveFloat | None = None  # adaptive: nats per response, Ziegler et al. 2019
     horizon: PositiveInt = 10_000  # adaptive: episodes
-    # In the reward k1 has the right gradient; as a loss k2 has it, k3 only near the reference, k1 none (docs/ppo.md).
+    # In the reward k1 has the KL's gradient; as a loss k2 has it at each state by itself, k3 near the reference, and k1
+    # none.
     estimator: Literal["k1", "k2", "k3"] = "k1"
     place: Literal["reward", "loss"] = "reward"
 
@@ -38,6 +39,12 @@ class KlConfig(Section):
                 f"controller={self.controller} with target={self.target}: an adaptive controller needs a target "
                 "in nats per response, for example target=6.0, and a fixed one takes none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptive_can_grow(self) -> KlConfig:
+        if self.controller == "adaptive" and not self.coef:
+            raise ValueError("coef=0 with controller=adaptive: what is multiplied stays 0; use coef=0.05")
         return self
 
     @model_validator(mode="after")

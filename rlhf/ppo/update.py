@@ -56,8 +56,10 @@ def update(
         norms.append([_step(engine, skip=engine is policy and not learn_policy) for engine in engines])
     for engine in engines:
         engine.skip(planned - len(norms))
-    means = global_sum(torch.stack(seen).mean(0)).tolist()
+    shares_seen = torch.stack(seen)
+    means, first = global_sum(torch.stack([shares_seen.mean(0), shares_seen[0]])).tolist()
     statistics = dict(zip(names, means, strict=True))
+    statistics["policy/approxkl_first"] = dict(zip(names, first, strict=True))["policy/approxkl"]  # on policy: 0
     for i, role in enumerate(("policy", "value")[: len(engines)]):
         own = [norm[i] for norm in norms]
         statistics[f"{role}/grad_norm"] = sum(own) / max(1, len(own))
