@@ -9,7 +9,7 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from launch.commands import data
+from launch.commands import data, study
 from launch.commands.chat import chat
 from launch.commands.curves import curves
 from launch.commands.init import init
@@ -36,6 +36,7 @@ app.command()(chat)
 app.command()(sync)
 app.command()(curves)
 app.add_typer(data.app)
+app.add_typer(study.app)
 
 
 def main() -> None:

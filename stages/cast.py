@@ -93,10 +93,10 @@ def prepare(context: StageContext) -> Cast:
     # Fresh adapters add nothing, and nothing below them learns: without them the policy is the SFT model.
     reference = AdapterOff(model) if recipe.model.lora else freeze(load_policy(*sources), recipe)
     trunk = PolicyWithValueHead(model) if config.has_value and critic is None else None
-    policy: Engine = DdpEngine(trunk or model, _options(recipe, "policy"))
+    policy: Engine = DdpEngine(trunk or model, optimizer_options(recipe, "policy"))
     value: Engine | None = policy if trunk else None
     if critic is not None:
-        value = DdpEngine(learning(critic, recipe, "value"), _options(recipe, "value"))
+        value = DdpEngine(learning(critic, recipe, "value"), optimizer_options(recipe, "value"))
     generator = native_generator(model, tokenization, recipe)
     bfloat16 = recipe.model.dtype == "bfloat16"
     values, scorer = value.module if value else None, weighted(reward, tokenization, recipe)
@@ -115,7 +115,8 @@ def prepare(context: StageContext) -> Cast:
     return Cast(actors, policy, value, kl, running, prompts)
 
 
-def _options(recipe: Recipe, role: str) -> OptimizerOptions:
+def optimizer_options(recipe: Recipe, role: str) -> OptimizerOptions:
+    """How the policy or the value model learns, as a recipe says."""
     config = recipe.ppo
     per_step = config.epochs * config.minibatches
     rate = config.learning_rate
