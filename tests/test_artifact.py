@@ -181,7 +181,7 @@ SOMETHING = {
     "sft": ["seed=1", "sft.learning_rate=1e-5", "sft.packing=false", "model.init.layers=3", "data.test_fraction=0.2"],
     "reward": ["seed=1", "reward.center=0.5", "reward.label_smoothing=0.1", "model.dtype=bfloat16"],
     "ppo": ["seed=1", "ppo.clip=0.3", "ppo.kl.coef=0.5", "ppo.generation.temperature=0.5", "ppo.minibatches=4"],
-    "evaluate": ["seed=1", "evaluate.prompts=7", "ppo.generation.top_p=0.5"],
+    "evaluate": ["seed=1", "evaluate.prompts=7", "ppo.generation.temperature=0.5"],
 }
 
 
