@@ -75,6 +75,18 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf sync demo tracking.mlflow.uri=mlruns",
         "no server listens there; tests/test_tracking_mlflow.py has one",
     ),
+    "rlhf study overoptimization --seeds 501,502,503 --steps 50 --at-once 2": (
+        "rlhf study overoptimization --help",
+        "takes half an hour; tests/test_overoptimization.py runs it on the tiny recipe",
+    ),
+    "rlhf study optimum --beta 0.25,0.5,1": (
+        "rlhf study optimum --beta 0.25,1 --seeds 1 --steps 2",
+        "takes half an hour; tests/soak/test_optimum.py does it",
+    ),
+    "rlhf study optimum --variants all --seeds 1,2,3 --output runs/studies/elsewhere": (
+        "rlhf study optimum --variants all --seeds 1 --steps 1 --output runs/studies/elsewhere",
+        "takes half an hour",
+    ),
     "rlhf init": ("rlhf init --help", "asks a person"),
     "rlhf run demo": ("rlhf run demo --dry-run", "takes five minutes"),
     "torchrun --nproc-per-node 8 -m stages.ppo --recipe my.yaml --run-dir runs/my": (
