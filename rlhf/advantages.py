@@ -54,8 +54,8 @@ def grpo(rewards: Tensor, mask: Tensor, group: int) -> Tensor:
     """Rewards standardised among the responses to one prompt (Shao et al. 2024, "DeepSeekMath", section 4.1.2).
 
     A = (R - mean) / deviation, with Bessel's correction; responses that all score the same teach nothing. Arguments
-    and result as in `rloo`. Dividing by the deviation weighs prompts by how much their responses agree, so that the
-    optimum is another one (Liu et al. 2025, "Understanding R1-Zero-like training").
+    and result as in `rloo`. Dividing by the deviation weighs prompts by how much their responses agree (Liu et al.
+    2025, "Understanding R1-Zero-like training"), and where the KL is in the loss the optimum moves (docs/theory.md).
     """
     totals = rewards.masked_fill(~mask, 0.0).sum(-1).view(-1, group)
     centred = totals - totals.mean(-1, keepdim=True)

@@ -231,6 +231,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     console = Console()
+    # Whoever reads a file or a pipe has room; a narrow terminal has not, and wraps.
+    console = console if console.is_terminal else Console(width=120)
     console.print(table(records))
     console.print(f"{study.file}, {options.output / 'optimum.png'}", highlight=False, soft_wrap=True)
     return 0

@@ -13,16 +13,18 @@ from rlhf.config import GenerationConfig, KlConfig, PpoConfig
 LONGEST = 3  # tokens of a response
 GROUP = 16  # responses to a prompt that estimators without a value model compare
 ROWS = 512  # responses a step
+SHORT: Mapping[str, Any] = {"steps": 200, "learning_rate": 1.25e-3}
 # With k1 in the reward, nothing divided by a deviation and a rate that decays, these converge to the optimum. A step of
-# GAE costs most, and the noise of REINFORCE++ is largest: it takes new responses rather than the same ones twice.
+# GAE costs most, so it has fewer and larger ones; the noise of REINFORCE++ is largest, so it takes new responses rather
+# than the same ones twice.
 EXACT: Mapping[str, Mapping[str, Any]] = {
-    "gae": {"normalize_advantages": "none", "value_start": "policy", "steps": 250},
+    "gae": {"normalize_advantages": "none", "value_start": "policy", **SHORT},
     "rloo": {},
-    "reinforce++": {"normalize_advantages": "center", "steps": 500, "epochs": 1},
+    "reinforce++": {"normalize_advantages": "center", "steps": 500, "epochs": 1, "learning_rate": 2e-3},
 }
 # One thing, or two, that somebody may well set otherwise; behind the sign what is set.
 OTHERWISE: Mapping[str, Mapping[str, Any]] = {
-    "gae:whiten": {"normalize_advantages": "whiten", "value_start": "policy", "steps": 250},
+    "gae:whiten": {"normalize_advantages": "whiten", "value_start": "policy", **SHORT},
     "grpo": {},
     "rloo:constant": {"learning_rate_end": 1.0},
     "rloo:k2": {"kl": ("k2", "loss")},
