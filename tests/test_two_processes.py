@@ -195,7 +195,8 @@ def test_statistics_are_equal_on_every_rank(outcomes: list[dict[str, Any]], case
 @pytest.mark.parametrize("case", RAGGED)
 def test_no_figure_is_trivially_equal(outcomes: list[dict[str, Any]], case: str) -> None:
     alone = outcomes[0][case].statistics
-    assert [name for name, value in alone.items() if value == 0] == ["policy/skipped_steps", "value/skipped_steps"]
+    zeros = [name for name, value in alone.items() if value == 0 and name != "policy/approxkl_first"]  # 0 on policy
+    assert zeros == ["policy/skipped_steps", "value/skipped_steps"]
 
 
 @every_case
