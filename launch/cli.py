@@ -47,7 +47,7 @@ def main() -> None:
         message = error.format_message().strip()
         if "\n" in message:  # the help of a group of commands that was called without one
             print(message, file=sys.stderr)
-        else:
+        elif message:  # none where the help of such a group has been shown already
             print(f"error: {message.rstrip('.')}; see {usage(error)}", file=sys.stderr)
     except RLHFError as error:
         for problem in error.problems:

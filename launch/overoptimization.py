@@ -90,4 +90,4 @@ class Sweep:
 
     def _job(self, stage: str, run: Path, title: str, fields: Sequence[str]) -> Job:
         arguments = [stage, self.recipe, *self.overrides, *fields, "--run", str(run)]
-        return Job(title, arguments, run.with_suffix(".log") if stage == "ppo" else run / f"{stage}.log")
+        return Job(title, arguments, run.with_name(f"{run.name}-{stage}.log"))

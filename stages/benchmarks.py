@@ -68,7 +68,7 @@ def run_benchmarks(context: StageContext, config: LmEvalConfig) -> dict[str, Any
             except Exception as error:  # whatever a task's own code, its data or lm-eval raises
                 problem = f"{type(error).__name__}: {one_line(error)}"
     if problem := first(gather_objects(problem)):
-        context.warn(f"{FIELD}: failed ({problem}); to try again, remove {context.output} and run the same command")
+        context.warn(f"{FIELD}: failed ({problem}); rlhf evaluate RECIPE --force tries again")
         return {"error": problem}
     context.tracker.log(0, dict(flat(compared)))
     return compared

@@ -9,7 +9,7 @@ import torch
 
 from data.splits import Split
 from rlhf.adapters import AdapterOff
-from rlhf.config import Recipe
+from rlhf.config import PpoConfig, Recipe
 from rlhf.distributed import counted, world_size
 from rlhf.engine import Engine
 from rlhf.engine.ddp import DdpEngine, OptimizerOptions
@@ -76,6 +76,11 @@ class PromptOrder:
             self.epoch = epoch
         return self.prompts[int(self.order[index])]
 
+    def asked(self, step: int, rows: Sequence[int], config: PpoConfig) -> list[Prompt]:
+        """The prompts of a step, counted from 1, that some rows of its rollout answer."""
+        start, group = (step - 1) * config.prompts_per_step, config.responses_per_prompt
+        return [self[start + row // group] for row in rows]
+
 
 def prepare(context: StageContext) -> Cast:
     """Load the models from their artifacts and wrap those that learn."""
@@ -108,7 +113,7 @@ def prepare(context: StageContext) -> Cast:
     for doubt in doubts(recipe, sum(parameter.numel() for parameter in model.parameters())):
         context.warn(doubt)
     if config.unused:
-        context.say(f"ppo.advantage={config.advantage} has no value model: {', '.join(config.unused)} not used")
+        context.say(f"ppo.advantage={config.advantage} does not use {', '.join(config.unused)}")
     context.say(
         f"{len(prompts.train):,} prompts, {len(prompts.test):,} held out; {policy.name}, {counted(world_size())}"
     )

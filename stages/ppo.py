@@ -35,8 +35,7 @@ def main(context: StageContext) -> None:
         for step in held_out.steps(start):
             key = (recipe.seed, step)
             with timer.phase("collect"):
-                asked = [(step - 1) * config.prompts_per_step + row // config.responses_per_prompt for row in rows]
-                experience, _ = collect([order[position] for position in asked], rows, actors, config, key)
+                experience, _ = collect(order.asked(step, rows, config), rows, actors, config, key)
             with timer.phase("update"):
                 targets = find_targets(experience, config, kl.coef, running)
                 warm = not config.has_value or step > config.value_warmup_steps

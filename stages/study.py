@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rlhf.analysis.optimum import Array, objective_gap, optimum, total_variation
@@ -29,7 +28,7 @@ from rlhf.ppo.experience import Actors, collect, own_rows
 from rlhf.ppo.targets import find_targets
 from rlhf.ppo.update import update
 from rlhf.store.artifact import write_json
-from rlhf.tracking.console import StageProgress
+from rlhf.tracking.console import StageProgress, wide_console
 from stages.cast import PromptOrder, optimizer_options
 from stages.command import quiet_libraries, report
 from stages.sampling import native_generator
@@ -83,8 +82,7 @@ def learn(
     for step in range(config.steps + 1):
         if step:
             key = (recipe.seed, step)
-            asked = [(step - 1) * config.prompts_per_step + row // config.responses_per_prompt for row in rows]
-            experience, _ = collect([order[position] for position in asked], rows, actors, config, key)
+            experience, _ = collect(order.asked(step, rows, config), rows, actors, config, key)
             targets = find_targets(experience, config, kl.coef, None)
             update(policy, value, experience, targets, config, key)
             generator.load(world.policy)
@@ -229,10 +227,9 @@ def main() -> int:
         report([f"{error}; once that is mended, the same command goes on"])
         return 2
     except KeyboardInterrupt:
+        print("interrupted; the same command goes on behind the last seed that is complete", file=sys.stderr)
         return 130
-    console = Console()
-    # Whoever reads a file or a pipe has room; a narrow terminal has not, and wraps.
-    console = console if console.is_terminal else Console(width=120)
+    console = wide_console()
     console.print(table(records))
     console.print(f"{study.file}, {options.output / 'optimum.png'}", highlight=False, soft_wrap=True)
     return 0

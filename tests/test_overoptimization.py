@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from running import TINY, rlhf
 
-from launch.commands.overoptimization import numbers, table
+from launch.commands.options import numbers
+from launch.commands.overoptimization import table
 from launch.jobs import Job, Workers
 from launch.overoptimization import Sweep
 from rlhf.analysis.overoptimization import Outcome, Setting, Trajectory, fit, gather, read_trajectory, report

@@ -1,4 +1,4 @@
-"""`rlhf study overoptimization`: when does more reward stop to be better? Loads no torch."""
+"""`rlhf study overoptimization`: when does more reward stop being better? Loads no torch."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from launch.commands.run import DataDirectory, Overrides
+from launch.commands.options import check_output, numbers
+from launch.commands.run import DataDirectory, Overrides, all_overrides
 from launch.jobs import Workers
 from launch.overoptimization import Sweep
 from launch.pipeline import Interrupted
 from rlhf.analysis.overoptimization import Outcome, gather, read_trajectory, report
 from rlhf.errors import ConfigError
 from rlhf.store.artifact import write_json
+from rlhf.tracking.console import wide_console
 
 DEFAULT = Path("runs/studies/overoptimization")
 
@@ -46,9 +47,6 @@ def overoptimization(
     """
     from rlhf.analysis.overoptimization_picture import draw
 
-    given = list(overrides or [])
-    if data_directory is not None:
-        given.append(f"data.directory={data_directory}")
     sweep = Sweep(
         recipe,
         [int(value) for value in numbers("--pairs", pairs, whole=True)],
@@ -57,10 +55,11 @@ def overoptimization(
         steps,
         every,
         output,
-        given,
+        all_overrides(overrides, data_directory),
     )
     if 0 in sweep.pairs:
         raise ConfigError(f"--pairs={pairs}: a reward model learns from one comparison at least; remove 0")
+    check_output(output)
     sweep.check()
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -71,21 +70,11 @@ def overoptimization(
     outcomes = gather(read_trajectory(sweep.place(setting), setting) for setting in sweep.settings())
     write_json(output / "overoptimization.json", report(outcomes))
     draw(outcomes, output / "overoptimization.png")
-    console = Console()
+    console = wide_console()
     console.print(table(outcomes))
-    console.print(f"{output / 'overoptimization.json'}, {output / 'overoptimization.png'}", highlight=False)
-
-
-def numbers(option: str, text: str, whole: bool = False) -> list[float]:
-    """A comma-separated list. Raises ConfigError for anything else."""
-    try:
-        found = [float(int(part)) if whole else float(part) for part in text.split(",")]
-    except ValueError:
-        kind = "whole numbers" if whole else "numbers"
-        raise ConfigError(f"{option}={text}: give {kind} with commas between them, as in {option} 1,2") from None
-    if any(value < 0 for value in found) or len(set(found)) < len(found):
-        raise ConfigError(f"{option}={text}: give each number once, and none below zero")
-    return found
+    console.print(
+        f"{output / 'overoptimization.json'}, {output / 'overoptimization.png'}", highlight=False, soft_wrap=True
+    )
 
 
 def table(outcomes: list[Outcome]) -> Table:

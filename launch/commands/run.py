@@ -91,10 +91,13 @@ def run_selection(recipe: Recipe, run_directory: Path | None, selection: Selecti
 
 def resolve(recipe: str, overrides: list[str] | None, data_directory: str | None) -> Recipe:
     """The recipe with overrides and data directory."""
-    given = list(overrides or [])
-    if data_directory is not None:
-        given.append(f"data.directory={json.dumps(data_directory)}")  # a name, whatever YAML would read
-    return load_recipe(recipe, given)
+    return load_recipe(recipe, all_overrides(overrides, data_directory))
+
+
+def all_overrides(overrides: list[str] | None, data_directory: str | None) -> list[str]:
+    """The overrides with that of the data directory, if one is given."""
+    directory = [] if data_directory is None else [f"data.directory={json.dumps(data_directory)}"]  # not read as YAML
+    return [*(overrides or []), *directory]
 
 
 def stage_command(stage: str, summary: str) -> object:

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from launch.commands.overoptimization import numbers, overoptimization
+from launch.commands.options import check_output, numbers
+from launch.commands.overoptimization import overoptimization
 from launch.local import stage_environment
 from rlhf.errors import ConfigError
 from stages.variants import EXACT, OTHERWISE
@@ -51,8 +52,7 @@ def optimum(
     if 0 in numbers("--beta", beta):
         raise ConfigError(f"--beta={beta}: without a penalty the optimum is one response; use --beta 0.25")
     numbers("--seeds", seeds, whole=True)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output={output}: a file; give a directory")
+    check_output(output)
     command = [sys.executable, "-m", "stages.study", f"--variants={','.join(names)}", f"--betas={beta}"]
     sys.stdout.flush()
     command += [f"--seeds={seeds}", f"--output={output}", *([] if steps is None else [f"--steps={steps}"])]

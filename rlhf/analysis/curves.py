@@ -1,24 +1,23 @@
 """A run's curves in one picture: what each stage measured, by step, in small panels.
 
 `draw(run, run / "curves.png")` is what `rlhf run` does behind its summary and `rlhf curves RUN` does at any time. Needs
-no display and loads no torch; matplotlib is loaded when something is drawn. Colours: Okabe and Ito 2008.
+no display and loads no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import math
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf.analysis.metrics import Figures, read_run
+from rlhf.analysis.pictures import COLOURS, QUIET, label, plain_matplotlib, save_png
 from rlhf.analysis.statistics import Z_95
 from rlhf.errors import ArtifactError
 
@@ -27,22 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
-TRAINING, HELD_OUT, FINAL, QUIET = "#0072B2", "#D55E00", "#009E73", "#666666"
+TRAINING, HELD_OUT, FINAL, *_ = COLOURS
 COLUMNS = 3
-DOTS_PER_INCH, COLOURS = 140, 96
 RING: Any = {"color": FINAL, "linestyle": "", "marker": "o", "markersize": 9, "fillstyle": "none", "zorder": 4}
-STYLE: Any = {
-    "font.size": 8.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#AAAAAA",
-    "axes.grid": True,
-    "grid.color": "#E8E8E8",
-    "grid.linewidth": 0.6,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "svg.hashsalt": "rlhf",  # equal figures, equal files
-}
 
 
 @dataclass(frozen=True)
@@ -114,41 +100,6 @@ def render(figures: Mapping[str, Figures], name: str, suffix: str, mark: str) ->
             undated = {"Date" if suffix == ".svg" else "CreationDate": None}  # equal figures, equal files
             drawn.savefig(file, format=suffix[1:], metadata={"Title": name, "Keywords": mark, **undated})
     return file.getvalue()
-
-
-def save_png(drawn: Figure, file: IO[bytes], texts: Mapping[str, str]) -> None:
-    """Write a figure in few colours: a third of the size, and nobody sees a difference."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image, PngImagePlugin
-
-    drawn.set_dpi(DOTS_PER_INCH)
-    canvas: Any = FigureCanvasAgg(drawn)  # its types are incomplete
-    canvas.draw()
-    image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
-    information = PngImagePlugin.PngInfo()
-    for key, text in texts.items():
-        information.add_itxt(key, text)
-    few = image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(file, "png", optimize=True, pnginfo=information, dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
-
-
-@contextmanager
-def plain_matplotlib() -> Iterator[None]:
-    """Our style, whatever the user's own says, and no word about caches, fonts and missing glyphs."""
-    logger = logging.getLogger("matplotlib")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # before the import, which warns of a home directory that cannot be written
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import matplotlib
-
-            with matplotlib.rc_context():
-                matplotlib.rcdefaults()
-                matplotlib.rcParams.update(STYLE)
-                yield
-    finally:
-        logger.setLevel(level)
 
 
 def picture(figures: Mapping[str, Figures], name: str) -> Figure:
@@ -228,12 +179,6 @@ def draw_evaluation(ax: Axes, figures: Figures) -> None:
     ax.set_xticks([0, 1], ["SFT", "PPO"])
     ax.margins(x=0.25, y=0.35)
     ax.grid(axis="x", visible=False)
-
-
-def label(ax: Axes, title: str, unit: str) -> None:
-    """What a panel shows on the left, its unit on the right."""
-    ax.set_title(title, loc="left", fontsize=8.5, fontweight="bold")
-    ax.set_title(unit, loc="right", fontsize=7, color=QUIET, parse_math=False)
 
 
 def dot(steps: Sequence[int]) -> str | None:

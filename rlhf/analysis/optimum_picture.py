@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf.analysis.curves import QUIET, label, plain_matplotlib, save_png
-from rlhf.store.artifact import write_bytes
+from rlhf.analysis.pictures import COLOURS, QUIET, label, plain_matplotlib, write_png
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 TOLERANCE = 0.03
 
 
@@ -28,7 +25,6 @@ def draw(panels: Mapping[float, Sequence[Line]], output: Path) -> None:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
 
-    file = io.BytesIO()
     with plain_matplotlib():
         canvas = Figure(figsize=(1.6 + 2.6 * len(panels), 3.4), layout=ConstrainedLayoutEngine(w_pad=0.06))
         axes: Any = canvas.subplots(1, len(panels), sharey=True, squeeze=False)
@@ -47,8 +43,7 @@ def draw(panels: Mapping[float, Sequence[Line]], output: Path) -> None:
         axes[0][0].set_ylabel("total variation from the optimum", color=QUIET)
         canvas.supxlabel("step of PPO", fontsize=8, color=QUIET)
         canvas.legend(handles=list(handles.values()), loc="outside right center", frameon=False, fontsize=7.5)
-        save_png(canvas, file, {"Title": "optimum"})
-    write_bytes(output, file.getvalue())
+        write_png(canvas, output, "optimum")
 
 
 def look(number: int) -> dict[str, Any]:

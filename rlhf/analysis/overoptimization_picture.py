@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf.analysis.curves import QUIET, label, plain_matplotlib, save_png
 from rlhf.analysis.overoptimization import Fit, Outcome, fit
-from rlhf.store.artifact import write_bytes
+from rlhf.analysis.pictures import COLOURS, QUIET, label, plain_matplotlib, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008
-
 
 def draw(outcomes: Sequence[Outcome], output: Path) -> None:
     """Write the picture as a PNG, whole or not at all."""
-    file = io.BytesIO()
     with plain_matplotlib():
-        save_png(picture(outcomes), file, {"Title": "over-optimisation"})
-    write_bytes(output, file.getvalue())
+        write_png(picture(outcomes), output, "over-optimisation")
 
 
 def picture(outcomes: Sequence[Outcome]) -> Figure:

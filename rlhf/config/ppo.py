@@ -85,7 +85,7 @@ class PpoConfig(Section):
 
     @property
     def unused(self) -> list[str]:
-        """Settings of a value model that are given although none takes part: one override compares estimators."""
+        """Settings that are given although the estimator has no use for them: one override compares estimators."""
         of_value = [name for name in PpoConfig.model_fields if name == "lam" or name.startswith("value_")]
         names = [] if self.has_value else of_value
         names += ["gamma"] if self.advantage in ("rloo", "grpo") else []  # a response is one action

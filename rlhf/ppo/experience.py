@@ -83,10 +83,12 @@ def collect(
         if actors.value is not None:
             critic = actors.value
             values = over_rows(lambda batch: response_values(critic, *_inputs(critic, batch)))
-        reward, terms = actors.reward, {}
-        if isinstance(reward, WeightedRewards):
-            terms = reward.terms(completions)
-        scores = reward.total(terms) if isinstance(reward, WeightedRewards) else reward(completions)
+        terms: dict[str, Tensor] = {}
+        if isinstance(actors.reward, WeightedRewards):
+            terms = actors.reward.terms(completions)
+            scores = actors.reward.total(terms)
+        else:
+            scores = actors.reward(completions)
     experience = Experience(
         tokens=tokens,
         attention_mask=attention_mask,

@@ -19,6 +19,7 @@ from rich.progress import (
 
 SECONDS_BETWEEN_LINES = 10.0
 WIDTH_OF_ALL = 110  # of a terminal in which all columns have room; in a narrower one the bar gives way
+WIDTH_OF_TABLES = 120
 NO_KL = 1e-4  # nats; less is rounding
 
 
@@ -34,6 +35,12 @@ def columns(width: int) -> list[ProgressColumn]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     ]
+
+
+def wide_console() -> Console:
+    """A console for tables: whoever reads a file or a pipe has room; a narrow terminal has not, and wraps."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH_OF_TABLES)
 
 
 def shown(figures: Mapping[str, float]) -> str:
