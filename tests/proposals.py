@@ -10,6 +10,7 @@ from data import toy
 from launch.proposal.beginning import Wishes, begin, write
 from rlhf.config import Recipe
 from rlhf.recipe import load_recipe
+from tests.qwen import QWEN_05B
 
 SCHEMA = Path(".rlhf/recipe.schema.json")
 
@@ -32,19 +33,8 @@ def write_examples(folder: Path) -> None:
 
 
 def model_like(path: Path, changes: dict[str, object]) -> str:
-    config: dict[str, object] = {
-        "model_type": "qwen2",
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151_936,
-        "max_position_embeddings": 32_768,
-        "tie_word_embeddings": True,
-    }
     path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps(config | changes))
+    (path / "config.json").write_text(json.dumps(QWEN_05B | changes))
     (path / "tokenizer_config.json").write_text("{}")
     bytes_of_weights = 2 * 494_032_768
     tensor = {"dtype": "BF16", "shape": [494_032_768], "data_offsets": [0, bytes_of_weights]}

@@ -123,7 +123,8 @@ def test_a_task_that_breaks_while_it_runs_is_told_and_kept(
     done = rlhf("evaluate", str(TINY), f"evaluate.lm_eval={{tasks: [{tasks}/], batch_size: 4}}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     (warning,) = [line for line in done.stderr.splitlines() if "lm_eval" in line]
-    assert warning.startswith("evaluate: warning: evaluate.lm_eval: failed (KeyError: ") and "--force tries again" in warning
+    assert warning.startswith("evaluate: warning: evaluate.lm_eval: failed (KeyError: ")
+    assert "--force tries again" in warning
     found = manifest(run / "evaluate")["results"]
     assert found["lm_eval"] == {"error": found["lm_eval"]["error"]} and 0 <= found["win_rate"] <= 1
     assert "failed: KeyError: " in done.stdout and "Traceback" not in done.stdout + done.stderr

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
+from running import rlhf
 
 from rlhf.distributed import counted
 from rlhf.tracking.console import columns, shown
@@ -34,3 +36,9 @@ def test_rounding_is_no_kl() -> None:
 
 def test_processes_are_counted_in_words() -> None:
     assert [counted(1), counted(2)] == ["1 process", "2 processes"]
+
+
+@pytest.mark.parametrize("group", ["study", "data"])
+def test_a_group_of_commands_alone_shows_its_help_and_no_empty_error(group: str, tmp_path: Path) -> None:
+    done = rlhf(group, folder=tmp_path)
+    assert f"Usage: rlhf {group}" in done.stdout + done.stderr and "error" not in done.stderr.lower()

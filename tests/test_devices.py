@@ -15,6 +15,7 @@ from rlhf.devices import Computation, Hardware, hardware, settled, settled_recip
 from rlhf.errors import ConfigError
 from rlhf.shapes import Shape, shape_of_config
 from stages.frozen import freeze
+from tests.qwen import QWEN_05B
 from tests.test_models import tiny_policy
 
 GIB = 2**30
@@ -22,21 +23,10 @@ CPU = Hardware(name="cpu", threads=2)
 T4 = Hardware(name="Tesla T4", index=0, memory=15 * GIB, capability=(7, 5), flash=True)
 A10 = Hardware(name="NVIDIA A10", index=0, memory=22 * GIB, capability=(8, 6), flash=True)
 H200 = Hardware(name="NVIDIA H200", index=0, memory=140 * GIB, capability=(9, 0))
-QWEN = {
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151_936,
-    "max_position_embeddings": 32_768,
-    "tie_word_embeddings": True,
-}
 
 
 def shape(**changes: Any) -> Shape:
-    return shape_of_config({**QWEN, **changes}, "config.json")
+    return shape_of_config({**QWEN_05B, **changes}, "config.json")
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,10 @@ from rlhf.errors import ArtifactError
 from rlhf.memory import GIB, Computation, RolloutLoad
 from rlhf.models import add_lora
 from rlhf.shapes import Shape, shape_of_config, shape_of_init, shape_of_size
+from tests.qwen import QWEN_05B
 
 # peft and we use names that transformers is about to change.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
-QWEN_05B = {
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151_936,
-    "max_position_embeddings": 32_768,
-    "tie_word_embeddings": True,
-}
 WIDE = LlamaConfig(
     hidden_size=96,
     intermediate_size=320,

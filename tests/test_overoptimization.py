@@ -1,8 +1,11 @@
 import json
 import math
+import signal
 from pathlib import Path
 
+import psutil
 import pytest
+from interruption import lines_of, start, wait_for
 from running import TINY, rlhf
 
 from launch.commands.options import numbers
@@ -77,6 +80,7 @@ def test_a_sweep_shares_what_its_runs_have_in_common(tmp_path: Path) -> None:
     made = sweep(tmp_path)
     assert len(list(made.settings())) == 8
     assert len({made.place(setting) for setting in made.settings()}) == 8
+    assert len({made._ppo(setting, "data.toy:gold").log for setting in made.settings()}) == 8
     assert sweep(tmp_path, "ppo.epochs=3").check().ppo.epochs == 3
 
 
@@ -85,9 +89,12 @@ def test_a_sweep_that_cannot_be_is_one_line(tmp_path: Path) -> None:
         sweep(tmp_path, "evaluate.gold=null").check()
     with pytest.raises(ConfigError, match=r"reward\.use=data\.toy:gold: the study trains its own"):
         sweep(tmp_path, "reward.use=data.toy:gold").check()
-    for text in ("1,x", "1,1", "-1", ""):
+    for text in ("1,x", "1,1", "-1", "", "1.5"):
         with pytest.raises(ConfigError, match="--seeds"):
             numbers("--seeds", text, whole=True)
+    for text in ("nan", "0,inf"):
+        with pytest.raises(ConfigError, match="none below zero or infinite"):
+            numbers("--coefficients", text)
     assert numbers("--coefficients", "0,0.5") == [0.0, 0.5]
 
 
@@ -113,3 +120,23 @@ def test_the_study_runs_and_is_not_run_again(tmp_path: Path) -> None:
     assert len(before) == 9  # what a stage uses in place of another stands in its run, too
     assert rlhf(*command, folder=tmp_path).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.services
+def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
+    options = ["--pairs", "100", "--coefficients", "0", "--seeds", "1", "--steps", "30", "--every", "15"]
+    command = ["study", "overoptimization", str(TINY), *options, "--output", "study"]
+    process = start(*command, folder=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    ppo = tmp_path / "study" / "seed-1" / "pairs-100" / "coefficient-0" / "ppo"
+    assert wait_for(lambda: lines_of(ppo / "metrics.jsonl") > 2, process)
+    job = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, printed + errors
+    assert "the same command goes on; exit code 75" in printed and not psutil.wait_procs(job, timeout=0)[1]
+    reward = ppo.parents[1] / "reward" / "manifest.json"
+    before = reward.stat().st_mtime_ns
+    done = rlhf(*command, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ppo: going on from" in (ppo.parents[1] / "coefficient-0-ppo.log").read_text()
+    assert reward.stat().st_mtime_ns == before

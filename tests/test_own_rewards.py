@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from data.scorers import load_scorer, scorer_digest
-from reward_models.client import HttpReward
 from reward_models.rules import FunctionReward
 from reward_models.sanity import Examination
-from rlhf.config import ModelConfig, Recipe, RewardServerConfig
+from rlhf.config import ModelConfig, Recipe
 from rlhf.errors import ConfigError, RewardError
 from rlhf.references import check_address, kind_of
 from rlhf.types import Completion, Prompt
@@ -165,119 +159,6 @@ def test_an_examination_tells_what_a_reward_prefers() -> None:
 def test_a_score_that_depends_on_the_batch_is_refused(score: Any, how: str) -> None:
     with pytest.raises(RewardError, match=f"a batch and .* {how}.*must depend on its own prompt and response"):
         examined(score)
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the test says; keeps what it was asked."""
-
-    protocol_version = "HTTP/1.1"
-    asked: list[dict[str, Any]]
-    tokens: list[str | None]
-    encoding = "identity"
-    answer: Callable[[dict[str, Any]], tuple[int, Any]]
-
-    def do_POST(self) -> None:
-        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).asked.append(question)
-        type(self).tokens.append(self.headers.get("Authorization"))
-        status, content = type(self).answer(question)
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Encoding", self.encoding)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
-@contextmanager
-def server(answer: Callable[[dict[str, Any]], tuple[int, Any]]) -> Iterator[tuple[str, type[Handler]]]:
-    handler = type("Own", (Handler,), {"asked": [], "tokens": [], "answer": staticmethod(answer)})
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.server_port}/score", handler
-    finally:
-        listening.shutdown()
-        thread.join()
-        listening.server_close()
-
-
-def lengths(question: dict[str, Any]) -> tuple[int, Any]:
-    return 200, {"scores": [len(response) for response in question["responses"]]}
-
-
-def asked(address: str, **options: Any) -> Tensor:
-    return HttpReward(address, RewardServerConfig(**options))(ANSWERS)
-
-
-LENGTHS = torch.tensor([float(len(c.response)) for c in ANSWERS])
-
-
-def test_a_server_is_asked_in_batches_with_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLHF_REWARD_TOKEN", "secret")
-    with server(lengths) as (address, handler):
-        torch.testing.assert_close(asked(address, batch_size=5), LENGTHS)
-    assert [len(question["responses"]) for question in handler.asked] == [5, 5, 2]
-    assert set(handler.tokens) == {"Bearer secret"}
-    assert handler.asked[0]["messages"][0] == [{"role": "user", "content": "question 0 ?"}]
-    assert handler.asked[0]["prompts"][0] == "question 0 ?" and handler.asked[0]["finished"][0] is True
-
-
-def test_rewards_is_another_word_for_scores() -> None:
-    with server(lambda question: (200, {"rewards": [1.0] * len(question["prompts"])})) as (address, _):
-        assert asked(address).eq(1).all()
-
-
-def test_an_answer_that_cannot_be_decoded_is_one_line() -> None:
-    with server(lambda question: (200, b"no gzip at all")) as (address, handler):
-        handler.encoding = "gzip"
-        with pytest.raises(RewardError, match="gave an answer that cannot be decoded .*the answer must be") as raised:
-            asked(address)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_busy_server_is_asked_again() -> None:
-    answers = iter([(503, {}), (429, {}), (200, None)])
-
-    def busy(question: dict[str, Any]) -> tuple[int, Any]:
-        status, _ = next(answers)
-        return lengths(question) if status == 200 else (status, {})
-
-    with server(busy) as (address, handler):
-        torch.testing.assert_close(asked(address), LENGTHS)
-    assert len(handler.asked) == 3
-
-
-@pytest.mark.parametrize(
-    ("status", "content", "problem"),
-    [
-        (401, {}, "refused with 401 Unauthorized; set RLHF_REWARD_TOKEN"),
-        (404, {}, "refused with 404 Not Found; mend reward.use or the server"),
-        (200, b"<html>", "the answer must be"),
-        (200, [1, 2], "the answer must be"),
-        (200, {"scores": [1.0]}, "gave 1 scores for 12 responses"),
-        (200, b'{"scores": [NaN, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]}', "gave nan for the response 'word answer 0'"),
-        (500, {}, r"no answer within reward.server.patience_seconds=0.3 \(500 Internal Server Error\)"),
-    ],
-)
-def test_what_is_no_answer_is_one_line(status: int, content: Any, problem: str) -> None:
-    with (
-        server(lambda question: (status, content)) as (address, _),
-        pytest.raises(RewardError, match=problem) as raised,
-    ):
-        asked(address, patience_seconds=0.3)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_server_that_is_away_is_waited_for_and_then_named() -> None:
-    with server(lengths) as (address, _):
-        pass
-    with pytest.raises(RewardError, match="no answer within .*ConnectError"):
-        asked(address, patience_seconds=0.3)
 
 
 def encoder(path: Path) -> BertForSequenceClassification:
