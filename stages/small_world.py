@@ -1,4 +1,4 @@
-"""A world small enough to count: four letters and a stop token, responses of at most three tokens, tables as rewards.
+"""A world small enough to count: six letters and a stop token, responses of at most two tokens, tables as rewards.
 
 Everything that PPO runs here is real but these: the tokenizer is an alphabet, and the reward looks a response up.
 """
@@ -22,7 +22,7 @@ from rlhf.types import Completion, Prompt
 from stages.variants import LONGEST
 
 STOP = 0
-ALPHABET = "abcd"  # ids 1 to 4
+ALPHABET = "abcdef"  # ids 1 to 6
 PROMPTS = tuple(map(Prompt, ("ab", "cad")))  # of two lengths, so that there is padding
 SPREAD = 0.1  # deviation of fresh weights: large enough for a reference that prefers some responses
 
@@ -109,7 +109,7 @@ def _shape(**more: Any) -> LlamaConfig:
         hidden_size=32,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=2,
         max_position_embeddings=16,
         initializer_range=SPREAD,
         bos_token_id=None,

@@ -10,21 +10,19 @@ import numpy as np
 from rlhf.analysis.optimum import Array, Response, k2_rule, k3_rule, optimum, settled
 from rlhf.config import GenerationConfig, KlConfig, PpoConfig
 
-LONGEST = 3  # tokens of a response
+LONGEST = 2  # tokens of a response
 GROUP = 16  # responses to a prompt that estimators without a value model compare
 ROWS = 512  # responses a step
-SHORT: Mapping[str, Any] = {"steps": 200, "learning_rate": 1.25e-3}
 # With k1 in the reward, nothing divided by a deviation and a rate that decays, these converge to the optimum. A step of
-# GAE costs most, so it has fewer and larger ones; the noise of REINFORCE++ is largest, so it takes new responses rather
-# than the same ones twice.
+# GAE costs most, so it has fewer; the noise of REINFORCE++ is largest, so it has more, each of new responses.
 EXACT: Mapping[str, Mapping[str, Any]] = {
-    "gae": {"normalize_advantages": "none", "value_start": "policy", **SHORT},
+    "gae": {"normalize_advantages": "none", "value_start": "policy", "steps": 150},
     "rloo": {},
-    "reinforce++": {"normalize_advantages": "center", "steps": 500, "epochs": 1, "learning_rate": 2e-3},
+    "reinforce++": {"normalize_advantages": "center", "steps": 300, "epochs": 1},
 }
 # One thing, or two, that somebody may well set otherwise; behind the sign what is set.
 OTHERWISE: Mapping[str, Mapping[str, Any]] = {
-    "gae:whiten": {"normalize_advantages": "whiten", "value_start": "policy", **SHORT},
+    "gae:whiten": {"normalize_advantages": "whiten", "value_start": "policy", "steps": 150},
     "grpo": {},
     "rloo:constant": {"learning_rate_end": 1.0},
     "rloo:k2": {"kl": ("k2", "loss")},
@@ -39,7 +37,7 @@ def settings(name: str, beta: float, steps: int | None = None) -> PpoConfig:
     chosen = dict(EXACT[name] if name in EXACT else OTHERWISE[name])
     estimator, place = chosen.pop("kl", ("k1", "reward"))
     common: dict[str, Any] = {
-        "steps": 300,
+        "steps": 200,
         "advantage": name.partition(":")[0],
         "prompts_per_step": ROWS // GROUP,
         "responses_per_prompt": GROUP,
@@ -50,7 +48,7 @@ def settings(name: str, beta: float, steps: int | None = None) -> PpoConfig:
         "epochs": 2,
         "minibatches": 2,
         "micro_batch_tokens": 16 * ROWS,  # a minibatch in one piece
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "learning_rate_end": 0.0,
         "evaluate_every": 0,
     }

@@ -32,7 +32,7 @@ def optimum(
 ) -> None:
     """Run PPO in a world small enough to count, and compare its policy with the optimum that theory knows.
 
-    The world has two prompts and 85 responses with random rewards, the policy is a tiny Llama, and the code is PPO's
+    The world has two prompts and 43 responses with random rewards, the policy is a tiny Llama, and the code is PPO's
     own. The optimum is pi_ref(y|x) exp(r(x,y) / beta) / Z(x). Says how far away each variant ends: total variation,
     and the share of the objective's possible gain that is missing. Writes OUTPUT/optimum.json and .png. Seeds that are
     complete are not run again, so the command can be ended and given again, also with more of anything.
