@@ -7,6 +7,7 @@ of a recipe are merged into those of its base, and those of an override into the
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 import os
 import re
@@ -117,9 +118,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def resolved_yaml(recipe: Recipe) -> str:
-    """The full recipe, defaults written out, as YAML that loads back to an equal recipe."""
-    return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, width=120)  # ASCII: PyYAML folds raw U+0085
+def resolved_yaml(recipe: Recipe, without: Iterable[str] = ()) -> str:
+    """The full recipe, defaults written out, as YAML that loads back to an equal recipe.
+
+    without: dotted fields that are left out where they have their defaults.
+    """
+    fields, defaults = recipe.model_dump(), Recipe().model_dump()
+    for field in without:
+        *sections, name = field.split(".")
+        own, default = (functools.reduce(dict.__getitem__, sections, tree) for tree in (fields, defaults))
+        if own[name] == default[name]:
+            del own[name]
+    return yaml.dump(fields, Dumper=_Dumper, sort_keys=False, width=120)  # ASCII: PyYAML folds raw U+0085
 
 
 def _shipped() -> dict[str, Path]:

@@ -11,12 +11,23 @@ from rlhf.config import Recipe
 from rlhf.errors import ConfigError, RLHFError
 from rlhf.references import check_address, kind_of
 from rlhf.store.weights import check_model_directory, check_reward_model
-from stages.lineage import STAGES, used_by
-from stages.origins import model_place
+from stages.lineage import STAGES, kinds_of, used_by
+from stages.origins import first_model, model_place
 
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 HUB_ID = HUB_NAME + r"@[\w.-]+"
 NO_DIRECTORY = "no such directory; give one made by save_pretrained, or org/name@COMMIT"
+
+
+def unread(recipe: Recipe) -> list[str]:
+    """Sections of a recipe that no stage of it reads, as dotted fields."""
+    read = {kind for stage in STAGES for kind in kinds_of(recipe, stage)}
+    fields = [f"data.{kind}" for kind in ("demonstrations", "comparisons", "prompts") if kind not in read]
+    if first_model(recipe) is not None:
+        fields.append("model.init")
+    if recipe.sft.use:
+        fields += [f"sft.{name}" for name in type(recipe.sft).model_fields if name != "use"]
+    return fields
 
 
 def check_uses(recipe: Recipe, stages: Sequence[str]) -> None:

@@ -88,6 +88,16 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "takes half an hour",
     ),
     "rlhf init": ("rlhf init --help", "asks a person"),
+    "rlhf init my.yaml --sft-use ./Qwen2.5-0.5B-Instruct --comparisons votes/ --yes": (
+        "rlhf init written.yaml --sft-use ./Qwen2.5-0.5B-Instruct --comparisons votes/ --yes && "
+        "rlhf run written.yaml --dry-run",
+        "my.yaml is that of the page",
+    ),
+    "rlhf init my.yaml --sft-use ./Qwen2.5-0.5B-Instruct --comparisons preferences.jsonl --yes": (
+        "rlhf init written.yaml --sft-use ./Qwen2.5-0.5B-Instruct --comparisons preferences.jsonl --yes && "
+        "rlhf run written.yaml --dry-run",
+        "my.yaml is that of the page",
+    ),
     "rlhf run demo": ("rlhf run demo --dry-run", "takes five minutes"),
     "torchrun --nproc-per-node 8 -m stages.ppo --recipe my.yaml --run-dir runs/my": (
         "torchrun --nproc-per-node 2 -m stages.ppo --recipe my.yaml --run-dir runs/my --restart",

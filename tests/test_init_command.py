@@ -51,7 +51,7 @@ def _written(folder: Path, text: str) -> Path:
 def test_the_command_asks_at_a_terminal(folder: Path, model: str) -> None:
     answers = [
         ("Model ", model),
-        ("Fine-tune it on demonstrations first", "y"),
+        ("Fine-tune it first, on demonstrations or", "y"),
         ("Reward ", "trained"),
         ("Comparisons", "nothing.jsonl"),
         ("nothing.jsonl: no such file.*Comparisons", "votes.jsonl"),

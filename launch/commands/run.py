@@ -16,6 +16,7 @@ from launch.summary import show_summary
 from rlhf.config import Recipe
 from rlhf.recipe import load_recipe, resolved_yaml
 from stages.preflight import check
+from stages.uses import unread
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to override.")]
@@ -63,9 +64,13 @@ def run(
 
 
 def show_and_check(recipe: Recipe, selection: Selection) -> None:
-    """Print the whole recipe; raise ConfigError with all that a run would refuse before its first stage."""
-    typer.echo(resolved_yaml(recipe), nl=False)
+    """Print all that a run would read of the recipe, and that nothing stands in its way.
+
+    Raises ConfigError with all that a run would refuse before its first stage.
+    """
+    typer.echo(resolved_yaml(recipe, without=unread(recipe)), nl=False)
     check(recipe, selection.stages, lambda stage: processes_of(recipe, stage))
+    typer.echo(f"nothing is missing or wrong; a run would go through {', '.join(selection.stages)}", err=True)
 
 
 def run_selection(recipe: Recipe, run_directory: Path | None, selection: Selection) -> None:

@@ -57,7 +57,8 @@ class Questions:
             model = self.ask("Model", "none", lambda text: self.model(text, wishes))
             if model:
                 own = typer.confirm(
-                    "Fine-tune it on demonstrations first (no: PPO starts from it as it is)?", default=True
+                    "Fine-tune it first, on demonstrations or what votes prefer (no: it follows instructions already)?",
+                    default=True,
                 )
                 wishes = replace(wishes, model=model) if own else replace(wishes, sft_use=model)
         if wishes.reward_use is None:
