@@ -12,7 +12,7 @@ import pytest
 import torch
 from running import TINY, rlhf, stage
 from safetensors.torch import load_file
-from test_own_rewards import lengths, server
+from test_own_reward_servers import lengths, server
 
 from rlhf.errors import ArtifactError, ConfigError, RewardError
 from rlhf.recipe import load_recipe
