@@ -17,7 +17,7 @@ from rlhf import memory
 from rlhf.logprobs import response_logprobs
 from rlhf.memory import POLICY_PER_LOGIT, Computation
 from rlhf.shapes import shape_of_config
-from tests.test_memory import QWEN_05B as QWEN
+from tests.qwen import QWEN_05B as QWEN
 
 
 class Allocated(TorchDispatchMode):
