@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.batching import pad, split_by_tokens
+from rlhf.lockstep import in_lockstep
 from rlhf.models import context_of, sequence_scores
+from rlhf.sharding import device_of, is_sharded
 from rlhf.tokenization import Tokenization
 from rlhf.types import Completion
 
@@ -44,9 +46,16 @@ class RewardModel:
     @torch.no_grad()
     def score_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Scores [batch] of token rows, at each row's last token."""
-        device = next(self.model.parameters()).device
+        work: list[list[int] | None] = list(split_by_tokens([(len(row), 0) for row in rows], self.batch_tokens))
         scores = torch.zeros(len(rows))
-        for indices in split_by_tokens([(len(row), 0) for row in rows], self.batch_tokens):
-            tokens, mask = pad([rows[i] for i in indices], self.tokenization.pad_id, "right")
-            scores[indices] = sequence_scores(self.model, tokens.to(device), mask.to(device)).cpu()
+        for indices in in_lockstep(work) if is_sharded(self.model) else work:
+            if indices is None:
+                self._forward([[self.tokenization.pad_id]])
+            else:
+                scores[indices] = self._forward([rows[i] for i in indices])
         return (scores - self.mean) / self.deviation
+
+    def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        device = device_of(self.model)
+        tokens, mask = pad(rows, self.tokenization.pad_id, "right")
+        return sequence_scores(self.model, tokens.to(device), mask.to(device)).cpu()

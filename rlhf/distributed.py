@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 T = TypeVar("T")
 
@@ -43,14 +44,22 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def join_process_group(timeout_minutes: float = 10.0) -> None:
-    """Join the group that torchrun or deepspeed announced in the environment; nothing to join in a single process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+def join_process_group(timeout_minutes: float = 10.0, alone: bool = False) -> None:
+    """Join the group that torchrun or deepspeed announced in the environment; nothing to join in a single process.
+
+    alone: a single process makes a group of its own, for what works in groups only.
+    """
+    single = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if dist.is_initialized() or (single and not alone):
         return
     if device().type == "cuda":
         torch.cuda.set_device(device())
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    timeout = timedelta(minutes=timeout_minutes)
+    if single:
+        dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
 
 
 @contextmanager

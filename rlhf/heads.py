@@ -63,6 +63,14 @@ def token_classifier(shape: PretrainedConfig) -> Any:
     return type(f"{trunk.__name__}ForValues", (GenericForTokenClassification, base), names)
 
 
+def scoring_parts(model: Any) -> list[nn.Module]:
+    """The modules that `sequence_scores` calls: a model that is shared out answers through these alone."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if getattr(base, "score", None) is None:
+        return [base]
+    return [getattr(base, str(base.base_model_prefix)), base.score]
+
+
 def sequence_scores(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> Tensor:
     """Scores [batch] of a sequence classifier with one label; of a causal one at each row's last attended token.
 

@@ -1,4 +1,4 @@
-"""The best policy of a PPO run by held-out score, found again when training has ended, to be kept and handed on.
+"""The policies of a PPO run to be kept and handed on: the last, whole, and the best by held-out score, found again.
 
 That of the last step is the policy in training; that of step 0 is the SFT model, which stands in the stage's input; any
 other comes from its checkpoint, which `checkpoint.keep_best` has kept.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
-from rlhf.engine.ddp import load_weights
+from rlhf.distributed import is_main, main_first
+from rlhf.engine.learning import load_weights
 from rlhf.models import add_lora, load_policy
 from rlhf.randomness import seed_everything
+from rlhf.sharding import is_sharded, whole
 from rlhf.store.checkpoint import Damaged
 from rlhf.tokenization import Tokenization
 from rlhf.trunk import PolicyWithValueHead
@@ -25,6 +28,26 @@ class Best(NamedTuple):
 
     policy: nn.Module
     evaluation: Evaluation
+
+
+def whole_policy(context: StageContext, last: nn.Module, tokenization: Tokenization) -> nn.Module:
+    """The policy in training, with all of its weights on the main rank. A collective where it is shared out.
+
+    Then the main rank's is another model, on the CPU, into which the weights are gathered one by one; those of the
+    others are of no use.
+    """
+    if not is_sharded(last):
+        return last
+    with main_first():
+        copy = plain_policy(context, tokenization) if is_main() else None
+    copies = dict(copy.named_parameters()) if copy else {}
+    with torch.no_grad():
+        for name, parameter in last.named_parameters():
+            if parameter.requires_grad:
+                gathered = whole(parameter.detach())
+                if copy:
+                    copies[name].copy_(gathered)
+    return copy or last
 
 
 def find_best(context: StageContext, held_out: HeldOut, last: nn.Module, tokenization: Tokenization) -> Best | None:
@@ -45,14 +68,21 @@ def find_best(context: StageContext, held_out: HeldOut, last: nn.Module, tokeniz
     return None
 
 
-def _policy_after(context: StageContext, step: int, tokenization: Tokenization) -> nn.Module:
-    """A policy as the stage prepares it, with the weights that it had after a step. Raises Damaged."""
+def plain_policy(context: StageContext, tokenization: Tokenization) -> nn.Module:
+    """A policy as the stage prepares it before the first step."""
     recipe = context.recipe
-    checkpoint = context.store.verified(context.store.final(step)) if step else None
     policy = load_policy(context.inputs["sft"].model, tokenization, recipe.model, quantized=True)
     if recipe.model.lora:
         seed_everything(recipe.seed)  # fresh adapters are drawn, also where they add nothing yet
         policy = add_lora(policy, recipe.model.lora, "policy")
+    return policy
+
+
+def _policy_after(context: StageContext, step: int, tokenization: Tokenization) -> nn.Module:
+    """A policy as the stage prepares it, with the weights that it had after a step. Raises Damaged."""
+    recipe = context.recipe
+    checkpoint = context.store.verified(context.store.final(step)) if step else None
+    policy = plain_policy(context, tokenization)
     if checkpoint:
         trunk = recipe.ppo.has_value and not recipe.ppo.has_critic  # what learned was the policy with its value head
         load_weights(PolicyWithValueHead(policy) if trunk else policy, checkpoint.directory / "policy")

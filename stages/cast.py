@@ -12,7 +12,8 @@ from rlhf.adapters import AdapterOff
 from rlhf.config import PpoConfig, Recipe
 from rlhf.distributed import counted, world_size
 from rlhf.engine import Engine
-from rlhf.engine.ddp import DdpEngine, OptimizerOptions
+from rlhf.engine.choice import build, sharding_of
+from rlhf.engine.optimizer import OptimizerOptions
 from rlhf.kl import AdaptiveController, Controller, FixedController
 from rlhf.models import context_of, load_policy
 from rlhf.ppo.experience import Actors
@@ -24,7 +25,7 @@ from rlhf.types import Prompt
 from stages.context import StageContext
 from stages.critic import learning, load_critic
 from stages.frozen import freeze
-from stages.preflight import batch_divides
+from stages.preflight import parallelism_fits
 from stages.prompts import fitting_prompts
 from stages.rewards import load_reward, weighted
 from stages.sampling import native_generator
@@ -85,27 +86,29 @@ class PromptOrder:
 def prepare(context: StageContext) -> Cast:
     """Load the models from their artifacts and wrap those that learn."""
     recipe, config = context.recipe, context.recipe.ppo
-    batch_divides(recipe, "ppo", world_size())
+    parallelism_fits(recipe, "ppo", world_size())
     start = context.inputs["sft"]
     tokenization = load_tokenization(start.model, recipe.model)
     sources = start.model, tokenization, recipe.model
     base = load_policy(*sources, quantized=True)
     prompts = fitting_prompts(context, tokenization, context_of(base))
-    reward = load_reward(context.inputs["reward"], tokenization, recipe)
+    sharding = sharding_of(recipe.parallelism_of("ppo"))
+    reward = load_reward(context.inputs["reward"], tokenization, recipe, sharding)
     critic = load_critic(reward, context, tokenization) if config.has_critic else None
     seed_everything(recipe.seed)
-    model = learning(base, recipe, "policy")
+    model = learning(base, recipe, "policy", sharding is not None)
     # Fresh adapters add nothing, and nothing below them learns: without them the policy is the SFT model.
-    reference = AdapterOff(model) if recipe.model.lora else freeze(load_policy(*sources), recipe)
+    reference = AdapterOff(model) if recipe.model.lora else freeze(load_policy(*sources), recipe, sharding)
     trunk = PolicyWithValueHead(model) if config.has_value and critic is None else None
-    policy: Engine = DdpEngine(trunk or model, optimizer_options(recipe, "policy"))
+    policy = build(trunk or model, optimizer_options(recipe, "policy"), sharding)
     value: Engine | None = policy if trunk else None
     if critic is not None:
-        value = DdpEngine(learning(critic, recipe, "value"), optimizer_options(recipe, "value"))
+        critic = learning(critic, recipe, "value", sharding is not None)
+        value = build(critic, optimizer_options(recipe, "value"), sharding)
     generator = native_generator(model, tokenization, recipe)
     bfloat16 = recipe.model.dtype == "bfloat16"
-    values, scorer = value.module if value else None, weighted(reward, tokenization, recipe)
-    actors = Actors(model, reference, values, generator, scorer, tokenization, bfloat16)
+    values, scorer = value.module if value else None, weighted(reward, tokenization, recipe, sharding)
+    actors = Actors(model, reference, values, generator, scorer, tokenization, bfloat16, sharding is not None)
     kl: Controller = FixedController(config.kl.coef)
     if config.kl.controller == "adaptive" and config.kl.target is not None:
         kl = AdaptiveController(config.kl.coef, config.kl.target, config.kl.horizon)

@@ -8,15 +8,21 @@ from torch import nn
 from rlhf.config import Recipe
 from rlhf.distributed import device
 from rlhf.models import is_quantized
+from rlhf.sharding import Sharding
 
 
-def freeze(model: nn.Module, recipe: Recipe) -> nn.Module:
+def freeze(model: nn.Module, recipe: Recipe, sharding: Sharding | None = None, scores: bool = False) -> nn.Module:
     """A model on this rank's device that only answers, in the dtype of computation; one of few bits as it is.
 
-    Buffers stay as they are: rotary frequencies in bfloat16 are off by a radian at position 1,000.
+    sharding: shares it out over processes. scores: it is a reward model, which is called part by part. Buffers stay as
+    they are: rotary frequencies in bfloat16 are off by a radian at position 1,000.
     """
     if not is_quantized(model):
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, recipe.model.dtype))
-        model = model.to(device())
-    return model.eval().requires_grad_(False)
+        if sharding is None:
+            model = model.to(device())
+    model = model.eval().requires_grad_(False)
+    if sharding is None:
+        return model
+    return sharding.shard_scorer(model) if scores else sharding.shard(model)

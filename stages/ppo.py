@@ -10,7 +10,7 @@ from rlhf.ppo.experience import collect, own_rows
 from rlhf.ppo.targets import find_targets
 from rlhf.ppo.update import update
 from rlhf.tracking.timer import PhaseTimer
-from stages.best import find_best
+from stages.best import find_best, whole_policy
 from stages.cast import PromptOrder, prepare
 from stages.command import run_stage
 from stages.context import StageContext
@@ -56,8 +56,9 @@ def main(context: StageContext) -> None:
         "steps": step,
     }
     engine = {"policy": policy.name} | ({"value": value.name} if value else {})
-    best = find_best(context, held_out, actors.policy, actors.tokenization) if is_main() else None
-    handed_on = best.policy if best and config.hand_on == "best" else actors.policy
+    last = whole_policy(context, actors.policy, actors.tokenization)
+    best = find_best(context, held_out, last, actors.tokenization) if is_main() else None
+    handed_on = best.policy if best and config.hand_on == "best" else last
     results |= held_out.results(step, best.evaluation if best else None)
     context.finish(results, handed_on, actors.tokenization, best.policy if best else None, engine=engine)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from data import sources
 from data.scorers import load_scorer
 from rlhf.config import Recipe
-from rlhf.engine.options import to_training_arguments
+from rlhf.engine.options import require_ddp, to_training_arguments
 from rlhf.errors import ConfigError, RLHFError
 from rlhf.recipe_memory import declared_context
 from rlhf.tracking.services import require_packages
@@ -44,9 +44,9 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
         attempt(lambda name=name: load_scorer(name, recipe.data.directory))  # type: ignore[misc]
     if "evaluate" in stages and recipe.evaluate.lm_eval:
         attempt(lambda: find_tasks(recipe))
-    for stage in ("sft", "reward", "ppo"):
+    for stage in ("sft", "reward", "ppo", "evaluate"):
         if stage in stages and not used_by(recipe, stage):
-            attempt(lambda stage=stage: batch_divides(recipe, stage, processes(stage)))  # type: ignore[misc]
+            attempt(lambda stage=stage: parallelism_fits(recipe, stage, processes(stage)))  # type: ignore[misc]
     attempt(lambda: require_packages(recipe.tracking))
     if "sft" in stages and not recipe.sft.use:
         attempt(lambda: check_first_model(recipe))
@@ -98,14 +98,31 @@ def toy_among_real(recipe: Recipe, kinds: Sequence[str]) -> list[str]:
     return toy if len(toy) < len(kinds) else []
 
 
-def batch_divides(recipe: Recipe, stage: str, processes: int) -> None:
-    """Raise ConfigError where a stage's batch leaves a process without its share; see `to_training_arguments`."""
+def parallelism_fits(recipe: Recipe, stage: str, processes: int) -> None:
+    """Raise ConfigError where a stage cannot be shared out over processes as the recipe has it."""
     if stage == "ppo":
+        parallelism, lora = recipe.parallelism_of(stage), recipe.model.lora
+        if parallelism.strategy == "fsdp" and lora and lora.quantization:
+            raise ConfigError(
+                f"model.lora.quantization={lora.quantization} with strategy=fsdp: weights of few bits are not shared "
+                "out; use strategy=ddp, or quantization=null"
+            )
+        if parallelism.shard_over and processes % parallelism.shard_over:
+            raise ConfigError(
+                f"parallelism.shard_over={parallelism.shard_over}: {processes} processes do not split into such "
+                "groups; use a divisor"
+            )
         if recipe.ppo.prompts_per_step < processes:
             raise ConfigError(
                 f"ppo.prompts_per_step={recipe.ppo.prompts_per_step} leaves some of {processes} processes without a "
                 f"prompt; use at least prompts_per_step={processes}"
             )
         return
+    strategy = recipe.parallelism_of(stage).strategy
+    if stage == "evaluate":
+        require_ddp(stage, strategy)
+        return
     section = getattr(recipe, stage)
-    to_training_arguments(section, recipe.model, stage=stage, seed=recipe.seed, processes=processes, cpu=True)
+    to_training_arguments(
+        section, recipe.model, stage=stage, seed=recipe.seed, processes=processes, cpu=True, strategy=strategy
+    )

@@ -81,15 +81,16 @@ def respond(
 
     The noise depends on seed and row alone, so that two policies are compared on the same draws.
     """
-    rows = range(rank(), len(prompts), world_size())
+    own = range(rank(), len(prompts), world_size())
+    rows = list(own) or [0] * actors.lockstep  # a rank without prompts makes the others' calls
     found: list[tuple[int, Answer]] = []
-    if len(rows):
+    if rows:
         experience, completions = collect([prompts[i] for i in rows], rows, actors, config, (seed, EVALUATION_STEP))
         kl = (experience.old_logprobs - experience.ref_logprobs).masked_fill(~experience.mask, 0.0).sum(-1)
         scores = experience.scores.tolist()
         judged = judge(completions).tolist() if judge else scores
         answers = map(Answer, completions, scores, judged, kl.tolist())
-        found = list(zip(rows, answers, strict=True))
+        found = list(zip(own, answers, strict=False))
     return [answer for _, answer in sorted((pair for part in gather_objects(found) for pair in part), key=_row)]
 
 

@@ -157,6 +157,7 @@ def train(
         seed=context.recipe.seed,
         processes=world_size(),
         cpu=not torch.cuda.is_available(),
+        strategy=context.recipe.parallelism_of(context.stage).strategy,
     )
     arguments["output_dir"] = str(context.partial / "trainer")
     checkpoints = context.checkpoints()

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from reward_models.scoring import RewardModel
 from rlhf.adapters import AdapterOff
 from rlhf.config import GenerationConfig, LoraConfig, ModelConfig, PpoConfig
-from rlhf.engine.ddp import DdpEngine, OptimizerOptions
+from rlhf.engine import Engine
+from rlhf.engine.choice import build
+from rlhf.engine.optimizer import OptimizerOptions
 from rlhf.generation.native import NativeGenerator
 from rlhf.models import add_lora, load_policy, load_reward_model, load_value_model, save_model
 from rlhf.ppo.experience import Actors, collect
 from rlhf.ppo.shaping import RunningScores
 from rlhf.ppo.targets import Targets, find_targets
 from rlhf.ppo.update import update
+from rlhf.sharding import Sharding, whole
 from rlhf.trunk import PolicyWithValueHead
 from rlhf.types import Completion, Experience, Prompt
 from tests.test_models import tiny_policy, tiny_tokenization
@@ -44,8 +47,8 @@ class Cast:
     """The models of a run."""
 
     actors: Actors
-    policy: DdpEngine
-    value: DdpEngine | None  # the policy's own with a value head; None where no values are needed
+    policy: Engine
+    value: Engine | None  # the policy's own with a value head; None where no values are needed
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -104,7 +107,9 @@ def with_head(policy: nn.Module) -> PolicyWithValueHead:
     return trunk
 
 
-def load_cast(folder: Path, config: PpoConfig = CONFIG, lora: bool = False, **options: Any) -> Cast:
+def load_cast(
+    folder: Path, config: PpoConfig = CONFIG, lora: bool = False, sharding: Sharding | None = None, **options: Any
+) -> Cast:
     """As stages/cast.py makes it, from what `save_cast` wrote."""
     tokenization, model = tiny_tokenization(), ModelConfig()
     policy, frozen = (load_policy(folder / name, tokenization, model) for name in ("policy", "reference"))
@@ -129,15 +134,19 @@ def load_cast(folder: Path, config: PpoConfig = CONFIG, lora: bool = False, **op
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
     }
-    engine = DdpEngine(trunk or policy, OptimizerOptions(**settings | options))
+    engine = build(trunk or policy, OptimizerOptions(**settings | options), sharding)
     value = engine if trunk else None
     if critic is not None:
-        value = DdpEngine(critic, OptimizerOptions(**settings | options))
+        value = build(critic, OptimizerOptions(**settings | options), sharding)
+    if sharding is not None:
+        reward = sharding.shard_scorer(reward.requires_grad_(False))
+        frozen = frozen if lora else sharding.shard(frozen.requires_grad_(False))
     bfloat16 = options.get("bfloat16", False)
     generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, config.generation, bfloat16)
     scorer = RewardModel(reward, tokenization, config.micro_batch_tokens, SCORE_MEAN, SCORE_DEVIATION)
     values = value.module if value else None
-    return Cast(Actors(policy, frozen, values, generator, scorer, tokenization, bfloat16), engine, value)
+    actors = Actors(policy, frozen, values, generator, scorer, tokenization, bfloat16, sharding is not None)
+    return Cast(actors, engine, value)
 
 
 def step(
@@ -158,4 +167,4 @@ def step(
 
 
 def weights(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).clone()
+    return torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()]).clone()

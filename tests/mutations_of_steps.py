@@ -23,6 +23,18 @@ OF_STEPS: dict[str, Mutation] = {
         "loss.backward()",
         (TWO + "statistics_are_equal_on_every_rank[ragged]",),
     ),
+    "gradients averaged over shards": Mutation(
+        "rlhf/sharding.py",
+        "            self._cut(block, policy)\n",
+        "            self._cut(block, policy)\n            block.set_gradient_divide_factor(2.0)\n",
+        (TWO + "statistics_are_equal_on_every_rank[ragged, fsdp]",),
+    ),
+    "Adam's moments forgotten by a checkpoint": Mutation(
+        "rlhf/engine/learning.py",
+        'self.optimizer.state[parameter] = state["optimizer"][name]',
+        "pass",
+        (STAGE + "stopped_and_resumed_is_bit_for_bit[rloo]",),
+    ),
     "noise by the row on its rank": Mutation(
         "rlhf/ppo/experience.py",
         "actors.generator.sample(prompt_tokens, rows, seed",
@@ -115,7 +127,7 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "the reference trained along": Mutation(
         "stages/cast.py",
-        "else freeze(load_policy(*sources), recipe)",
+        "else freeze(load_policy(*sources), recipe, sharding)",
         "else model",
         (STAGE + "the_reference_stays_what_it_was[full]",),
     ),
@@ -138,7 +150,7 @@ OF_STEPS: dict[str, Mutation] = {
         (STAGE + "the_kl_coefficient_follows_the_kl",),
     ),
     "an optimizer with other averages": Mutation(
-        "rlhf/engine/ddp.py",
+        "rlhf/engine/optimizer.py",
         "betas=(0.9, 0.95)",
         "betas=(0.9, 0.999)",
         ("tests/test_golden.py::test_figures_are_the_baselines[rloo]",),

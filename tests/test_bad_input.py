@@ -60,6 +60,12 @@ def comparisons_from(path: Path) -> list[str]:
         (["run", str(TINY), "ppo.prompts_per_step=9"], "does not split into minibatches=2; use prompts_per_step=8"),
         (["run", str(TINY), "sft.batch_size=9", "parallelism.processes=2"], "does not split over 2 processes"),
         (["run", str(TINY), "parallelism.processes=16", "sft.batch_size=32"], "leaves some of 16 processes without"),
+        (["run", str(TINY), "parallelism.strategy=fsdp"], "parallelism.strategy=fsdp: sft runs under ddp alone"),
+        (["run", str(TINY), "ppo.parallelism.cpu_offload=true"], "cpu_offload=true with strategy=ddp"),
+        (
+            ["ppo", str(TINY), "ppo.parallelism={strategy: fsdp, processes: 3, shard_over: 2}"],
+            "shard_over=2: 3 processes do not split",
+        ),
         (["run", str(TINY), "--run", "/proc/rlhf"], "/proc/rlhf: "),
         (["run", str(TINY), "model.init.hidden_size=200000"], "free on its disk, but the sft stage of a model of"),
     ],
@@ -234,7 +240,7 @@ def test_of_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
 def test_of_a_checkpoint_that_is_damaged(tiny_run: Path, tmp_path: Path) -> None:
     run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
     assert rlhf("ppo", str(TINY), EVERY_STEP, "--stop-after", "2", folder=tmp_path).returncode == 0
-    path = run / "ppo" / "checkpoints" / "step-000002" / "policy" / "state.pt"
+    path = run / "ppo" / "checkpoints" / "step-000002" / "policy" / "__0_0.distcp"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -15,6 +15,7 @@ from interruption import figures, manifest
 from peft import PeftModel
 from running import TINY, stage
 from safetensors.torch import load_file
+from saved import saved_weights
 from transformers import AutoModelForCausalLM
 
 from rlhf.errors import ConfigError
@@ -59,9 +60,9 @@ def equal(one: Path, other: Path) -> bool:
 
 def is_after(model: Path, checkpoint: Path) -> bool:
     """Whether a model has the weights that a checkpoint's policy has."""
-    saved = torch.load(checkpoint / "policy" / "state.pt", weights_only=True)["weights"]
-    parameters = list(AutoModelForCausalLM.from_pretrained(model).parameters())
-    return all(torch.equal(a, b) for a, b in zip(parameters, saved, strict=True))
+    saved = saved_weights(checkpoint / "policy", checkpoint.parent)
+    parameters = dict(AutoModelForCausalLM.from_pretrained(model).named_parameters())
+    return parameters.keys() == saved.keys() and all(torch.equal(parameters[name], saved[name]) for name in saved)
 
 
 def test_the_best_by_the_judge_is_kept_and_the_last_handed_on(judged: Script, tiny_run: Path, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_where_the_best_was_lost_the_next_best_is_kept(
 ) -> None:
     def verified(store: CheckpointStore, directory: Path) -> Checkpoint:
         if directory.name == "step-000002":
-            raise Damaged(f"{directory}/policy/state.pt: damaged (its checksum differs)")
+            raise Damaged(f"{directory}/policy/__0_0.distcp: damaged (its checksum differs)")
         return original(store, directory)
 
     original = CheckpointStore.verified

@@ -11,10 +11,10 @@ import torch
 from interruption import manifest
 from running import TINY, stage
 from safetensors.torch import load_file
+from saved import saved_weights
 from torch import nn
 
 from rlhf.adapters import AdapterOff
-from rlhf.engine.ddp import STATE
 from rlhf.ppo.experience import Actors
 from stages import ppo
 from stages.cast import Cast
@@ -75,8 +75,8 @@ def test_with_a_head_on_the_trunk_the_best_policy_comes_back_from_its_checkpoint
     overrides = ["ppo.value_start=trunk", "ppo.evaluate_every=1", "ppo.steps=2", "checkpoint.keep_every=1"]
     train(run, tmp_path / "ppo", [*overrides, "ppo.held_out.judge=tests.untrained:scripted"])
     best, last = (load_file(tmp_path / "ppo" / name / "model.safetensors") for name in ("best", "model"))
-    checkpoint = tmp_path / "ppo" / "checkpoints" / "step-000001" / "policy" / STATE
-    learned = torch.load(checkpoint, weights_only=True)["weights"]
+    checkpoint = tmp_path / "ppo" / "checkpoints" / "step-000001" / "policy"
+    learned = saved_weights(checkpoint, tmp_path).values()
     assert len(learned) == len(best) + 2 and set(best) == set(last)  # weight and bias of the head
     assert all(any(torch.equal(weight, each) for each in learned) for weight in best.values())
     assert any(not torch.equal(best[name], last[name]) for name in best)

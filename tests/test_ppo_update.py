@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf.engine.ddp import OptimizerOptions
+from rlhf.engine.optimizer import OptimizerOptions
 from rlhf.ppo.experience import trim
 from rlhf.ppo.shaping import penalize_unfinished, shape_rewards
 from rlhf.ppo.update import micro_batches_in_lockstep, minibatches

@@ -9,7 +9,7 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor, multiprocessing
 
-from rlhf.config import PpoConfig
-from rlhf.distributed import barrier, gather_objects, global_max, global_sum, is_main, process_group, rank
+from rlhf.config import ParallelismConfig, PpoConfig
+from rlhf.distributed import barrier, gather_objects, global_max, global_sum, is_main, process_group, rank, world_size
+from rlhf.engine.choice import sharding_of
 from rlhf.ppo.experience import own_rows
 from rlhf.ppo.update import micro_batches_in_lockstep, minibatches
 from rlhf.types import Prompt
@@ -40,6 +41,7 @@ class Case:
     budget: int  # of a micro-batch, in tokens
     changes: Mapping[str, Any] = field(default_factory=dict)
     lora: bool = False
+    parallelism: ParallelismConfig = ParallelismConfig()
 
     @property
     def config(self) -> PpoConfig:
@@ -57,6 +59,7 @@ RAGGED = {
     # Three rows on one rank and two on the other; every minibatch is one row, so one rank has no work at all.
     "nothing to do": Case(["The cat", "a", "and the dog", "it", "on the mat"], 5, 1000),
 }
+SAMPLING = CONFIG.generation.model_dump()
 GROUPS = {"responses_per_prompt": 2}
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "gae": {"whiten_rewards": True, "entropy_bonus": 0.1},
@@ -70,6 +73,14 @@ CASES = RAGGED | {
     for name, changes in ESTIMATORS.items()
     for lora in (False, True)
 }
+SHARDED = ParallelismConfig(strategy="fsdp")
+CASES |= {f"{name}, fsdp": replace(case, parallelism=SHARDED) for name, case in CASES.items()}
+CASES["ragged, fsdp with replicas"] = replace(
+    CASES["ragged"], parallelism=SHARDED, changes={"generation": {**SAMPLING, "weights": "replica"}}
+)
+CASES["trunk, fsdp with offloading"] = replace(
+    CASES["trunk"], parallelism=ParallelismConfig(strategy="fsdp", cpu_offload=True)
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,8 @@ class Outcome:
 
 def play(folder: Path, case: str) -> Outcome:
     config = CASES[case].config
-    cast = load_cast(folder, config, CASES[case].lora)
+    sharding = sharding_of(CASES[case].parallelism) if world_size() > 1 else None
+    cast = load_cast(folder, config, CASES[case].lora, sharding)
     rows = own_rows(config)
     prompts = [Prompt(CASES[case].texts[row // config.responses_per_prompt]) for row in rows]
     made = step(cast, prompts, rows, config)
@@ -212,16 +224,20 @@ def test_weights_are_equal_after_the_step(outcomes: list[dict[str, Any]], case: 
 def test_ranks_ran_in_lockstep_with_uneven_work(outcomes: list[dict[str, Any]], case: str) -> None:
     """Otherwise the other tests of a case would show little."""
     _, first, second = (outcome[case] for outcome in outcomes)
-    assert first.engines == second.engines == {"DistributedDataParallel"}
+    assert first.engines == second.engines
+    if CASES[case].parallelism.strategy == "fsdp":
+        assert all(name.startswith("FSDP") for name in first.engines)
+    else:
+        assert first.engines == {"DistributedDataParallel"}
     assert [len(work) for work in first.empty] == [len(work) for work in second.empty]
     uneven = [mine != theirs for mine, theirs in zip(first.empty, second.empty, strict=True)]
     assert any(uneven)
-    if case == "nothing to do":
+    if case.startswith("nothing to do"):
         assert all(uneven) and all(len(work) == 1 for work in first.empty)
     else:
         assert max(len(work) for work in first.empty) > 1
         lengths = {len(row["tokens"]) for row in second.rows.values()}
-        assert (lengths == {1}) == (case == "one rank ends at once")
+        assert (lengths == {1}) == case.startswith("one rank ends at once")
 
 
 def test_collectives_are_identities_alone_and_span_the_ranks_together(outcomes: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf.config.sections import AffectsNothing, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
@@ -13,7 +13,18 @@ class ParallelismConfig(Section):
     """How many processes, and how they share a model."""
 
     processes: PositiveInt | Literal["auto"] = "auto"  # auto: one per GPU, one on a machine without
-    strategy: Literal["ddp"] = "ddp"
+    # ddp: each has the whole model. fsdp, PPO only: weights, gradients and optimizer are shared out, as are the frozen
+    # models.
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    cpu_offload: bool = False  # fsdp: what is shared out waits in the CPU's memory
+    shard_over: PositiveInt | None = None  # fsdp: processes that share one copy, those of a node for example; null: all
+
+    @model_validator(mode="after")
+    def _shares_are_of_fsdp(self) -> ParallelismConfig:
+        if self.strategy == "ddp" and (self.cpu_offload or self.shard_over):
+            given = "cpu_offload=true" if self.cpu_offload else f"shard_over={self.shard_over}"
+            raise ValueError(f"{given} with strategy=ddp, which shares nothing out; use strategy=fsdp, or leave it out")
+        return self
 
 
 class StageConfig(Section):

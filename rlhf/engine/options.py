@@ -9,12 +9,13 @@ from rlhf.errors import ConfigError
 
 
 def to_training_arguments(
-    config: StageConfig, model: ModelConfig, *, stage: str, seed: int, processes: int, cpu: bool
+    config: StageConfig, model: ModelConfig, *, stage: str, seed: int, processes: int, cpu: bool, strategy: str = "ddp"
 ) -> dict[str, Any]:
     """Arguments of transformers' Trainer and TRL's; every default of theirs that touches numerics is set here.
 
-    Raises ConfigError where the batch does not split over processes and micro-batches.
+    Raises ConfigError where the batch does not split over processes and micro-batches, or another strategy is wanted.
     """
+    require_ddp(stage, strategy)
     if config.batch_size % processes:
         raise ConfigError(
             f"{stage}.batch_size={config.batch_size} does not split over {processes} processes; "
@@ -60,3 +61,12 @@ def to_training_arguments(
         "disable_tqdm": True,
         "max_length": None,
     }
+
+
+def require_ddp(stage: str, strategy: str) -> None:
+    """Raise ConfigError where a stage that has whole models on each process is to share them out."""
+    if strategy != "ddp":
+        raise ConfigError(
+            f"parallelism.strategy={strategy}: {stage} runs under ddp alone; give PPO a section of its own, "
+            f"ppo.parallelism={{strategy: {strategy}}}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,11 @@ from transformers import DynamicCache
 
 from rlhf.batching import pad
 from rlhf.config import GenerationConfig
+from rlhf.distributed import global_max
 from rlhf.generation.noise import uniforms
+from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import gather_logprobs, position_ids
+from rlhf.sharding import device_of, gathered, is_sharded
 from rlhf.types import Sampled
 
 
@@ -26,9 +30,10 @@ class NativeGenerator:
         self.pad_id = pad_id
         self.config = config
         self.bfloat16 = bfloat16
-        self.device = next(policy.parameters()).device
+        self.device = device_of(policy)
         # Below float32 a cached decode and a training forward differ by more than rounding.
         self.exact = not bfloat16
+        self.lockstep = is_sharded(policy) and config.weights != "replica"
         # Sees each token as it is sampled: the rows of the batch that still decode, and their new tokens.
         self.watch: Callable[[Tensor, Tensor], None] | None = None
 
@@ -47,13 +52,15 @@ class NativeGenerator:
         lengths = torch.zeros(len(prompts), dtype=torch.long)
         size = self.config.batch_size
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        chunks: list[list[int] | None] = [by_length[i : i + size] for i in range(0, len(by_length), size)]
         training = self.policy.training
         self.policy.eval()
-        for start in range(0, len(by_length), size):
-            chunk = torch.tensor(by_length[start : start + size])
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                decoded = self._decode([prompts[i] for i in chunk], noise[chunk])
-            responses[chunk], logprobs[chunk], kept[chunk], lengths[chunk] = (part.cpu() for part in decoded)
+        with nullcontext() if self.lockstep else gathered(self.policy):
+            for chunk in in_lockstep(chunks) if self.lockstep else chunks:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                    decoded = self._decode([prompts[i] for i in chunk or ()], noise[chunk or []])
+                if chunk is not None:
+                    responses[chunk], logprobs[chunk], kept[chunk], lengths[chunk] = (part.cpu() for part in decoded)
         self.policy.train(training)
         width = int(lengths.max())
         mask = torch.arange(width) < lengths[:, None]
@@ -62,8 +69,8 @@ class NativeGenerator:
         return Sampled(responses, logprobs, logprobs - kept[:, :width], mask, finished)
 
     def _decode(self, prompts: list[Sequence[int]], noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Responses, log-probs, what top-p kept, and lengths of one batch."""
-        tokens, attention_mask = (part.to(self.device) for part in pad(prompts, self.pad_id, "left"))
+        """Responses, log-probs, what top-p kept, and lengths of one batch; of none, it only makes the others' calls."""
+        tokens, attention_mask = (part.to(self.device) for part in pad(prompts or [[self.pad_id]], self.pad_id, "left"))
         noise = noise.to(self.device)
         responses = torch.full((len(prompts), noise.shape[1]), self.pad_id, device=self.device)
         logprobs, log_kept = (torch.zeros(len(prompts), noise.shape[1], device=self.device) for _ in range(2))
@@ -72,6 +79,11 @@ class NativeGenerator:
         cache = DynamicCache(config=self.policy.config)  # type: ignore[arg-type]
         positions = position_ids(attention_mask)
         for t in range(noise.shape[1]):
+            if self.lockstep and not global_max(len(live)):
+                break
+            if not len(live):
+                self._accompany()
+                continue
             output = self.policy(
                 input_ids=tokens,
                 attention_mask=attention_mask,
@@ -90,7 +102,7 @@ class NativeGenerator:
             alive = chosen != self.stop_id
             if not alive.all():
                 kept = alive.nonzero().squeeze(-1)
-                if not len(kept):
+                if not len(kept) and not self.lockstep:
                     break
                 live, chosen, attention_mask = live[kept], chosen[kept], attention_mask[kept]
                 positions = positions[kept]
@@ -99,6 +111,10 @@ class NativeGenerator:
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(live), 1)], dim=-1)
             positions = positions[:, -1:] + 1
         return responses, logprobs, log_kept, lengths
+
+    def _accompany(self) -> None:
+        """A forward of nothing, while other ranks still decode."""
+        self.policy(input_ids=torch.tensor([[self.pad_id]], device=self.device), use_cache=False, logits_to_keep=1)
 
 
 def choose(logits: Tensor, noise: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

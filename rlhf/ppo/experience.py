@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from rlhf.batching import pad, split_by_tokens
 from rlhf.config import PpoConfig
 from rlhf.distributed import rank, world_size
+from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import response_logprobs, response_values
 from rlhf.ppo.rewards import WeightedRewards
+from rlhf.sharding import device_of
 from rlhf.tokenization import Tokenization
 from rlhf.types import Completion, Experience, Generator, Prompt, Reward, Sampled
 
@@ -38,6 +40,7 @@ class Actors:
     reward: Reward
     tokenization: Tokenization
     bfloat16: bool = False  # policy and value compute by autocast, as the engines that train them do
+    lockstep: bool = False  # models are shared out, so that every forward is a collective
 
 
 def own_rows(config: PpoConfig) -> list[int]:
@@ -65,24 +68,35 @@ def collect(
     attention_mask = torch.cat([prompt_mask, sampled.mask], dim=-1)
     completions = complete(prompts, prompt_tokens, tokenization, sampled)
 
-    def over_rows(compute: Callable[[MicroBatch], Tensor]) -> Tensor:
-        # The rollout's own log-probs fix the shape; every rank has rows, so no empty work is needed without gradients.
+    work: list[MicroBatch | None] = list(micro_batches(tokens, attention_mask, sampled.mask, config.micro_batch_tokens))
+    if actors.lockstep:
+        work = in_lockstep(work)
+    empty = trim(torch.zeros(1, dtype=torch.long), tokens, attention_mask, sampled.mask)
+
+    def over_rows(model: nn.Module, compute: Callable[[nn.Module, MicroBatch], Tensor]) -> Tensor:
+        # The rollout's own log-probs fix the shape.
         filled = torch.zeros_like(sampled.logprobs)
-        for batch in micro_batches(tokens, attention_mask, sampled.mask, config.micro_batch_tokens):
-            filled[batch.rows, : batch.response_length] = compute(batch).cpu()
+        for batch in work:
+            if batch is None:
+                compute(model, empty)
+            else:
+                filled[batch.rows, : batch.response_length] = compute(model, batch).cpu()
         return filled.masked_fill(~sampled.mask, 0.0)
 
-    kind = next(actors.policy.parameters()).device.type
+    kind = device_of(actors.policy).type
+
+    def logprobs(model: nn.Module, batch: MicroBatch) -> Tensor:
+        return response_logprobs(model, *_inputs(model, batch), temperature).logprobs
+
     with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=actors.bfloat16):
         old_logprobs = sampled.logprobs
         if not actors.generator.exact:
-            old_logprobs = over_rows(lambda batch: _logprobs(actors.policy, batch, temperature))
+            old_logprobs = over_rows(actors.policy, logprobs)
         # The reference at the sampling temperature too: at T != 1 the KL of the raw model is not the policy's we train.
-        ref_logprobs = over_rows(lambda batch: _logprobs(actors.reference, batch, temperature))
+        ref_logprobs = over_rows(actors.reference, logprobs)
         values = torch.zeros_like(old_logprobs)
         if actors.value is not None:
-            critic = actors.value
-            values = over_rows(lambda batch: response_values(critic, *_inputs(critic, batch)))
+            values = over_rows(actors.value, lambda model, batch: response_values(model, *_inputs(model, batch)))
         terms: dict[str, Tensor] = {}
         if isinstance(actors.reward, WeightedRewards):
             terms = actors.reward.terms(completions)
@@ -139,9 +153,5 @@ def trim(rows: Tensor, tokens: Tensor, attention_mask: Tensor, mask: Tensor) -> 
 
 
 def _inputs(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor, int]:
-    device = next(model.parameters()).device
+    device = device_of(model)
     return batch.tokens.to(device), batch.attention_mask.to(device), batch.response_length
-
-
-def _logprobs(model: nn.Module, batch: MicroBatch, temperature: float) -> Tensor:
-    return response_logprobs(model, *_inputs(model, batch), temperature).logprobs

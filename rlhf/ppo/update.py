@@ -11,12 +11,14 @@ from torch import Tensor
 
 from rlhf.batching import split_by_tokens
 from rlhf.config import PpoConfig
-from rlhf.distributed import global_max, global_sum
+from rlhf.distributed import global_sum
 from rlhf.engine import Engine
+from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import response_logprobs, response_values
 from rlhf.ppo.experience import MicroBatch, trim
 from rlhf.ppo.objective import Objective
 from rlhf.ppo.targets import Targets
+from rlhf.sharding import device_of
 from rlhf.types import Experience
 
 
@@ -102,11 +104,10 @@ def micro_batches_in_lockstep(experience: Experience, rows: Tensor, budget: int)
     responses = experience.mask.sum(-1)
     prompts = experience.attention_mask.sum(-1) - responses
     widths = list(zip(prompts[rows].tolist(), responses[rows].tolist(), strict=True))
-    work: list[MicroBatch | None] = [
+    return in_lockstep(
         trim(rows[indices], experience.tokens, experience.attention_mask, experience.mask)
         for indices in split_by_tokens(widths, budget)
-    ]
-    return work + [None] * (global_max(len(work)) - len(work))
+    )
 
 
 def _micro_step(
@@ -143,4 +144,4 @@ def _micro_step(
 
 
 def _device(engine: Engine) -> torch.device:
-    return next(engine.module.parameters()).device
+    return device_of(engine.module)

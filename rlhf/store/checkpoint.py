@@ -22,7 +22,7 @@ from typing import Any
 from rlhf.config import Recipe
 from rlhf.store.artifact import checksums, file_digest, remove, write_json
 
-FORMAT = 1  # raised when a checkpoint of the same stage would be written in another way
+FORMAT = 2  # raised when a checkpoint of the same stage would be written in another way
 META, CHECKSUMS = "checkpoint.json", "checksums.json"
 _NAME = re.compile(r"step-(\d{6,})")
 

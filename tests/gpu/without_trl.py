@@ -18,7 +18,8 @@ from reward_models.scoring import RewardModel
 from rlhf.batching import pad
 from rlhf.config import StageConfig
 from rlhf.distributed import device
-from rlhf.engine.ddp import DdpEngine, OptimizerOptions
+from rlhf.engine.ddp import DdpEngine
+from rlhf.engine.optimizer import OptimizerOptions
 from rlhf.logprobs import gather_logprobs
 from rlhf.losses import bradley_terry_loss
 from rlhf.models import add_lora, load_policy, load_reward_model

@@ -1,0 +1,31 @@
+"""The engine that a recipe asks for, and how weights are shared out under it."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from rlhf.config import ParallelismConfig
+from rlhf.distributed import device, join_process_group, world_size
+from rlhf.engine import Engine
+from rlhf.engine.ddp import DdpEngine
+from rlhf.engine.fsdp import FsdpEngine
+from rlhf.engine.optimizer import OptimizerOptions
+from rlhf.sharding import Sharding
+
+
+def sharding_of(parallelism: ParallelismConfig) -> Sharding | None:
+    """How models are shared out; None where each process has them whole."""
+    if parallelism.strategy == "ddp":
+        return None
+    join_process_group(alone=True)
+    processes = world_size()
+    over = parallelism.shard_over or processes
+    shape = (processes,) if over == processes else (processes // over, over)
+    names = ("shards",) if len(shape) == 1 else ("copies", "shards")
+    return Sharding(init_device_mesh(device().type, shape, mesh_dim_names=names), parallelism.cpu_offload)
+
+
+def build(module: nn.Module, options: OptimizerOptions, sharding: Sharding | None) -> Engine:
+    """A model's engine: replicated, or shared out."""
+    return DdpEngine(module, options) if sharding is None else FsdpEngine(module, options, sharding)

@@ -1,0 +1,102 @@
+"""What engines in torch's own manner share: clipping, the update, the schedule, and the state of all that learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
+
+from rlhf.engine.optimizer import OptimizerOptions, pass_over
+from rlhf.sharding import whole
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Learning:
+    """The part of `rlhf.engine.Engine` behind the backward pass; parameters may be shared out over ranks.
+
+    States are torch's distributed checkpoints: tensors by name, of which every rank writes a part, so that replicated
+    and shared-out engines, on any number of ranks, read each other's.
+    """
+
+    def __init__(self, module: nn.Module, options: OptimizerOptions) -> None:
+        self.module = module
+        self.options = options
+        self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.parameters = list(self.named.values())
+        self.optimizer, self.schedule = options.build(self.parameters)
+
+    def step(self) -> float:
+        """Clip to the global norm and update; a gradient that is not finite is dropped on every rank alike."""
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return norm
+
+    def skip(self, steps: int = 1) -> None:
+        """Clear gradients and advance the schedule, without an update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        pass_over(self.schedule, steps)
+
+    def save(self, directory: Path) -> None:
+        """Every rank writes its part. Raises OSError on all of them where one cannot."""
+        try:
+            save_parts(self._state(), checkpoint_id=directory, no_dist=not dist.is_initialized())
+        except CheckpointException as error:  # which is no Exception
+            raise OSError(_cause(error)) from error
+
+    def load(self, directory: Path) -> None:
+        """Every rank reads what is its own, however many ranks wrote it. Raises OSError on all where one cannot."""
+        state = self._state()
+        _fill(state, directory, alone=not dist.is_initialized())
+        steps = int(state["steps"])
+        for name, parameter in self.named.items():
+            self.optimizer.state[parameter] = state["optimizer"][name]
+        rates = [rate * self.options.share(steps) for rate in self.schedule.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": steps, "_last_lr": rates})
+
+    def _state(self) -> dict[str, Any]:
+        """All that learns, as tensors that loading fills in place; before the first step Adam's moments are zeros."""
+        moments: dict[str, Mapping[str, Tensor]] = {}
+        for name, parameter in self.named.items():
+            found = self.optimizer.state.get(parameter)
+            if not found:
+                fresh = {moment: torch.zeros_like(parameter.detach()) for moment in MOMENTS}
+                found = {"step": torch.tensor(0.0), **fresh}
+            moments[name] = {key: found[key] for key in ("step", *MOMENTS)}
+        return {
+            "weights": {name: parameter.detach() for name, parameter in self.named.items()},
+            "optimizer": moments,
+            "steps": torch.tensor(self.schedule.last_epoch),
+        }
+
+
+def load_weights(module: nn.Module, directory: Path) -> None:
+    """Give a whole model, in this process alone, the weights and nothing else that the engine of one like it wrote."""
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    _fill({"weights": weights}, directory, alone=True)
+
+
+def _fill(state: dict[str, Any], directory: Path, alone: bool) -> None:
+    try:
+        load_parts(state, checkpoint_id=directory, no_dist=alone)
+    except CheckpointException as error:
+        raise OSError(f"{directory}: {_cause(error)}") from error
+
+
+def _cause(error: CheckpointException) -> str:
+    """The failure of the first rank that has one, on a line."""
+    failures = [failure[0] for _, failure in sorted(error.failures.items())]
+    return str(failures[0]).strip().split("\n")[0] if failures else "a part cannot be read or written"
