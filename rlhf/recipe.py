@@ -23,41 +23,7 @@ from pydantic_core import ErrorDetails
 
 from rlhf.config import Recipe, Section
 from rlhf.errors import ConfigError
-
-# YAML 1.1 wants a dot and a signed exponent in a float, so that 1e-5 would be a string.
-_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+\Z")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML, with floats as people write them; a key given twice is an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose, then look for duplicates: later, `<<` has mixed in keys that may rightly be overridden."""
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if (known := (key.tag, key.value)) in lines:
-                problem = f"the key {key.value!r} was already given in line {lines[known]}"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            lines[known] = key.start_mark.line + 1
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Name the place of a scalar that contradicts its tag, such as `!!int x` or `0x_`."""
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError, TypeError):
-            problem = f"{reprlib.repr(node.value)} is no {node.tag.rpartition(':')[2]}"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that `_Loader` would read as floats."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: node.value)  # no setting is a date
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+from rlhf.recipe_yaml import Dumper, Loader
 
 # A section's keys; in brackets, those of each item of a list; or what is known of a single value.
 Schema: TypeAlias = "dict[str, Schema] | list[Schema] | FieldInfo"
@@ -129,7 +95,7 @@ def resolved_yaml(recipe: Recipe, without: Iterable[str] = ()) -> str:
         own, default = (functools.reduce(dict.__getitem__, sections, tree) for tree in (fields, defaults))
         if own[name] == default[name]:
             del own[name]
-    return yaml.dump(fields, Dumper=_Dumper, sort_keys=False, width=120)  # ASCII: PyYAML folds raw U+0085
+    return yaml.dump(fields, Dumper=Dumper, sort_keys=False, width=120)  # ASCII: PyYAML folds raw U+0085
 
 
 def _shipped() -> dict[str, Path]:
@@ -154,7 +120,7 @@ def _text(path: Path, name: str) -> str:
 def _parsed(text: str, name: str) -> Any:
     line, column = 0, 0
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         if mark := error.problem_mark or error.context_mark:
             line, column = mark.line, mark.column

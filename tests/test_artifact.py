@@ -169,6 +169,7 @@ NOTHING = [
     "ppo.parallelism={processes: 2}",
     "ppo.micro_batch_tokens=77",
     "ppo.generation.batch_size=3",
+    "ppo.generation.weights=replica",
     "sft.evaluate_every=1",
     "reward.evaluate_every=1",
     "reward.server={batch_size: 3}",
