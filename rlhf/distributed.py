@@ -12,7 +12,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
 
 T = TypeVar("T")
 
@@ -57,7 +56,8 @@ def join_process_group(timeout_minutes: float = 10.0, alone: bool = False) -> No
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     if single:
-        dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
     else:
         dist.init_process_group(backend, timeout=timeout)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from rlhf.distributed import device
@@ -28,36 +28,35 @@ class Sharding:
     mesh: DeviceMesh  # [shards], or [copies, shards]: each copy shared out over some of the processes
     offload: bool = False  # weights, gradients and optimizer wait in the CPU's memory
 
-    def shard(self, module: nn.Module, bfloat16: bool = False) -> nn.Module:
-        """Share a model's weights out, in place; it may still be on the CPU, each block is moved as it is cut.
+    def shard(self, module: nn.Module) -> nn.Module:
+        """Share a model that learns out, in place; it may still be on the CPU, each block is moved as it is cut.
 
-        bfloat16: weights are sent, and compute, in bfloat16; those that learn stay in float32, as do gradients' sums.
+        Weights stay as they are, and compute by autocast like those of a whole model.
         """
-        if isinstance(module, PolicyWithValueHead):  # the policy samples without its head, so each is a root
-            self.shard(module.policy, bfloat16)
-            self._cut(module.head, MixedPrecisionPolicy())
-            return module
-        policy = MixedPrecisionPolicy()
-        if bfloat16:
-            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for block in blocks(module):
-            self._cut(block, policy)
-        return self._cut(module, policy)
+            self._cut(block)
+        if isinstance(module, PolicyWithValueHead):  # the policy samples without its head, so each is a root
+            self._cut(module.policy)
+            self._cut(module.head)
+            return module
+        return self._cut(module)
 
-    def shard_scorer(self, model: nn.Module) -> nn.Module:
-        """Share a frozen reward model out, in place: `rlhf.heads.sequence_scores` calls it part by part."""
-        for block in blocks(model):
-            self._cut(block, MixedPrecisionPolicy())
-        for part in scoring_parts(model):
-            self._cut(part, MixedPrecisionPolicy())
-        return model
+    def shard_frozen(self, module: nn.Module, scores: bool = False) -> nn.Module:
+        """Share a model that only answers out, in place.
 
-    def _cut(self, module: nn.Module, precision: MixedPrecisionPolicy) -> nn.Module:
+        scores: it is a reward model, which `rlhf.heads.sequence_scores` calls part by part.
+        """
+        for block in blocks(module):
+            self._cut(block)
+        for part in scoring_parts(module) if scores else [module]:
+            # FSDP notes the order of forwards for a backward; where none comes, the notes would grow for ever.
+            self._cut(part).register_forward_hook(lambda root, *_: root.reset_iter_state())
+        return module
+
+    def _cut(self, module: nn.Module) -> nn.Module:
         offload = CPUOffloadPolicy(pin_memory=device().type == "cuda") if self.offload else OffloadPolicy()
         # The root too, whose weights FSDP would keep whole behind a forward: they would miss what shards are given.
-        cut = fully_shard(
-            module, mesh=self.mesh, reshard_after_forward=True, mp_policy=precision, offload_policy=offload
-        )
+        cut = fully_shard(module, mesh=self.mesh, reshard_after_forward=True, offload_policy=offload)
         # Sums, where FSDP would average: losses are divided by counts over all ranks. Each block has a setting of its
         # own; a factor alone is a kind of reduction that gloo does not have.
         cut.set_gradient_divide_factor(1.0)
@@ -66,9 +65,9 @@ class Sharding:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers that a model repeats, by transformers' own account of what must not be split."""
+    """The layers that a model repeats, inner ones first, by transformers' own account of what must not be split."""
     names = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    yield from (part for part in module.modules() if type(part).__name__ in names)
+    yield from (part for part in reversed(list(module.modules())) if type(part).__name__ in names)
 
 
 def shards(module: nn.Module) -> list[FSDPModule]:
@@ -95,12 +94,12 @@ def whole(tensor: Tensor) -> Tensor:
 def gathered(module: nn.Module) -> Iterator[None]:
     """All weights on every rank for a while: forwards are no collectives until it ends. Entering is one."""
     parts: list[Any] = shards(module)
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
     try:
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
         yield
     finally:
         for part in parts:
-            part.reshard()
             part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rlhf.distributed import is_main, main_first
+from rlhf.distributed import from_main
 from rlhf.engine.learning import load_weights
 from rlhf.models import add_lora, load_policy
 from rlhf.randomness import seed_everything
@@ -38,16 +38,16 @@ def whole_policy(context: StageContext, last: nn.Module, tokenization: Tokenizat
     """
     if not is_sharded(last):
         return last
-    with main_first():
-        copy = plain_policy(context, tokenization) if is_main() else None
-    copies = dict(copy.named_parameters()) if copy else {}
+    made: list[nn.Module] = []  # on the main rank alone
+    from_main(lambda: made.append(plain_policy(context, tokenization)))
+    copies = dict(made[0].named_parameters()) if made else {}
     with torch.no_grad():
         for name, parameter in last.named_parameters():
             if parameter.requires_grad:
                 gathered = whole(parameter.detach())
-                if copy:
+                if made:
                     copies[name].copy_(gathered)
-    return copy or last
+    return made[0] if made else last
 
 
 def find_best(context: StageContext, held_out: HeldOut, last: nn.Module, tokenization: Tokenization) -> Best | None:

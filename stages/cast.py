@@ -14,11 +14,13 @@ from rlhf.distributed import counted, world_size
 from rlhf.engine import Engine
 from rlhf.engine.choice import build, sharding_of
 from rlhf.engine.optimizer import OptimizerOptions
+from rlhf.errors import ConfigError
 from rlhf.kl import AdaptiveController, Controller, FixedController
-from rlhf.models import context_of, load_policy
+from rlhf.models import context_of, is_quantized, load_policy
 from rlhf.ppo.experience import Actors
 from rlhf.ppo.shaping import RunningScores
 from rlhf.randomness import seed_everything
+from rlhf.sharding import Sharding
 from rlhf.tokenization import load_tokenization
 from rlhf.trunk import PolicyWithValueHead
 from rlhf.types import Prompt
@@ -40,6 +42,7 @@ class Cast(NamedTuple):
     kl: Controller
     running: RunningScores | None
     prompts: Split[Prompt]
+    sharding: Sharding | None = None  # how models are shared out over processes
 
 
 def doubts(recipe: Recipe, weights: int) -> Iterator[str]:
@@ -93,6 +96,8 @@ def prepare(context: StageContext) -> Cast:
     base = load_policy(*sources, quantized=True)
     prompts = fitting_prompts(context, tokenization, context_of(base))
     sharding = sharding_of(recipe.parallelism_of("ppo"))
+    if sharding and is_quantized(base):
+        raise ConfigError(f"model {start.model}: its weights of few bits are not shared out; use strategy=ddp")
     reward = load_reward(context.inputs["reward"], tokenization, recipe, sharding)
     critic = load_critic(reward, context, tokenization) if config.has_critic else None
     seed_everything(recipe.seed)
@@ -120,7 +125,7 @@ def prepare(context: StageContext) -> Cast:
     context.say(
         f"{len(prompts.train):,} prompts, {len(prompts.test):,} held out; {policy.name}, {counted(world_size())}"
     )
-    return Cast(actors, policy, value, kl, running, prompts)
+    return Cast(actors, policy, value, kl, running, prompts, sharding)
 
 
 def optimizer_options(recipe: Recipe, role: str) -> OptimizerOptions:

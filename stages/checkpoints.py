@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from rlhf.distributed import barrier, gather_objects, global_max, is_main, world_size
+from rlhf.distributed import barrier, gather_objects, global_max, is_main
 from rlhf.store.checkpoint import Checkpoint
 from stages.signals import RESUMABLE, Stopped
 
@@ -102,7 +102,7 @@ class Checkpoints:
         made: list[Checkpoint] = []
 
         def commit() -> None:
-            meta = {**record, **self.context.progress_made(), "processes": world_size()}
+            meta = {**record, **self.context.progress_made(), **self.context.shared_over}
             made.append(self.store.commit(step, meta))
 
         # Each part is done by all ranks or by the main one, and all learn of a failure anywhere before the next.

@@ -72,9 +72,10 @@ class StageContext:
                 self.say(f"what stood in {self.output} is kept in {begun.slot} until this is complete")
         self.begun: Begun = gather_objects(begun)[0]
         self.checkpoint = gather_objects(self.checkpoint)[0]
-        if self.checkpoint and self.checkpoint.meta["processes"] != world_size():
-            before = self.checkpoint.meta["processes"]
-            self.say(f"begun by {counted(before)}: with {world_size()} it goes on to rounding, not bit for bit")
+        before = {key: self.checkpoint.meta[key] for key in self.shared_over} if self.checkpoint else self.shared_over
+        if before != self.shared_over:
+            then, now = (f"{counted(each['processes'])}, {each['strategy']}" for each in (before, self.shared_over))
+            self.say(f"begun by {then}: with {now} it goes on to rounding, not bit for bit")
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
         inputs = {name: artifact.directory for name, artifact in self.inputs.items()}
         place = Place(stage, self.output, inputs, begun.resumed)
@@ -98,6 +99,12 @@ class StageContext:
         self.say(f"going on from {checkpoint.directory}")
         cut_back(self.output, checkpoint.step, checkpoint.meta["metrics_bytes"], self.warn)
         return checkpoint
+
+    @property
+    def shared_over(self) -> dict[str, Any]:
+        """Over what this execution's sums are taken: the same again goes on bit for bit."""
+        parallelism = self.recipe.parallelism_of(self.stage)
+        return {"processes": world_size(), "strategy": parallelism.strategy, "shard_over": parallelism.shard_over}
 
     def checkpoints(self) -> Checkpoints:
         """When this stage writes checkpoints, and the one to go on from."""

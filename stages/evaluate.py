@@ -13,6 +13,7 @@ from data.scorers import load_scorer
 from reward_models.rules import FunctionReward
 from rlhf.analysis.statistics import bootstrap_interval, mean, wins
 from rlhf.config import Recipe
+from rlhf.engine.options import require_ddp
 from rlhf.models import context_at, load_policy
 from rlhf.ppo.experience import Actors
 from rlhf.tokenization import Tokenization, load_tokenization
@@ -33,6 +34,7 @@ SHOWN = 6  # pairs of responses printed to people
 def main(context: StageContext) -> None:
     """Sample from both policies, score, compare; hand on the figures and the responses side by side."""
     recipe, config = context.recipe, context.recipe.evaluate
+    require_ddp("evaluate", recipe.parallelism_of("evaluate").strategy)
     tokenization = load_tokenization(context.inputs["sft"].model, recipe.model)
     tokenization.require(context.inputs["ppo"].manifest["contract"], "the PPO policy")
     if config.lm_eval:

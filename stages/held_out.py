@@ -39,7 +39,7 @@ class HeldOut:
         self.evaluations: list[Evaluation] = []
         self.prompts = cast.prompts.test[: config.held_out.prompts]
         name, tokenization = config.held_out.judge, cast.actors.tokenization
-        self.judge = named_reward(name, tokenization, context.recipe) if name else None
+        self.judge = named_reward(name, tokenization, context.recipe, cast.sharding) if name else None
         if config.evaluate_every and len(self.prompts) < config.held_out.prompts:
             context.say(f"evaluates on all {len(self.prompts)} held-out prompts, fewer than ppo.held_out.prompts")
 

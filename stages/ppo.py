@@ -23,7 +23,7 @@ def main(context: StageContext) -> None:
     """Train the policy against the reward model; hand on the policy."""
     recipe, config = context.recipe, context.recipe.ppo
     cast = prepare(context)
-    actors, policy, value, kl, running, prompts = cast
+    actors, policy, value, kl, running, prompts, _ = cast
     held_out, checkpoints = HeldOut(context, cast), context.checkpoints()
     state = PpoState(cast, held_out)
     step = start = checkpoints.restore(state.load)

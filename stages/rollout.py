@@ -90,7 +90,7 @@ def respond(
         scores = experience.scores.tolist()
         judged = judge(completions).tolist() if judge else scores
         answers = map(Answer, completions, scores, judged, kl.tolist())
-        found = list(zip(own, answers, strict=False))
+        found = list(zip(own, answers, strict=True)) if own else []
     return [answer for _, answer in sorted((pair for part in gather_objects(found) for pair in part), key=_row)]
 
 

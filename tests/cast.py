@@ -139,8 +139,8 @@ def load_cast(
     if critic is not None:
         value = build(critic, OptimizerOptions(**settings | options), sharding)
     if sharding is not None:
-        reward = sharding.shard_scorer(reward.requires_grad_(False))
-        frozen = frozen if lora else sharding.shard(frozen.requires_grad_(False))
+        reward = sharding.shard_frozen(reward.requires_grad_(False), scores=True)
+        frozen = frozen if lora else sharding.shard_frozen(frozen.requires_grad_(False))
     bfloat16 = options.get("bfloat16", False)
     generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, config.generation, bfloat16)
     scorer = RewardModel(reward, tokenization, config.micro_batch_tokens, SCORE_MEAN, SCORE_DEVIATION)

@@ -25,8 +25,8 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "gradients averaged over shards": Mutation(
         "rlhf/sharding.py",
-        "            self._cut(block, policy)\n",
-        "            self._cut(block, policy)\n            block.set_gradient_divide_factor(2.0)\n",
+        "            self._cut(block)\n        if",
+        "            self._cut(block).set_gradient_divide_factor(2.0)\n        if",
         (TWO + "statistics_are_equal_on_every_rank[ragged, fsdp]",),
     ),
     "Adam's moments forgotten by a checkpoint": Mutation(

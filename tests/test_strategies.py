@@ -28,7 +28,9 @@ LORA = "model.lora={rank: 4, alpha: 8.0}"
 def ppo(reference: Path, folder: Path, *overrides: str) -> Path:
     """A PPO run of its own; its directory."""
     run = own_copy(reference, folder, ["sft", "reward"])
-    done = rlhf("ppo", str(TINY), f"ppo.steps={STEPS}", "ppo.evaluate_every=0", *overrides, folder=folder, seconds=600)
+    # Four rows of a minibatch on each of four processes, one or two in a micro-batch: gradients of several are summed.
+    work = (f"ppo.steps={STEPS}", "ppo.prompts_per_step=16", "ppo.minibatches=1", "ppo.micro_batch_tokens=100")
+    done = rlhf("ppo", str(TINY), "ppo.evaluate_every=0", *work, *overrides, folder=folder, seconds=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return run / "ppo"
 
@@ -99,6 +101,7 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tiny_run: Path, tmp_pa
         ("{strategy: ddp, processes: 1}", "{strategy: fsdp, processes: 2}"),
         ("{strategy: fsdp, processes: 2}", "{strategy: fsdp, processes: 4, shard_over: 2}"),
         ("{strategy: fsdp, processes: 2}", "{strategy: ddp, processes: 1}"),
+        ("{strategy: ddp, processes: 2}", "{strategy: fsdp, processes: 2}"),
     ],
 )
 def test_another_strategy_goes_on_to_rounding(before: str, after: str, tiny_run: Path, tmp_path: Path) -> None:
@@ -108,3 +111,20 @@ def test_another_strategy_goes_on_to_rounding(before: str, after: str, tiny_run:
     for ours, theirs in zip(figures(own), figures(tiny_run / "ppo"), strict=True):
         for key, value in theirs.items():
             assert math.isclose(ours[key], value, rel_tol=1e-4, abs_tol=1e-4), (theirs["step"], key)
+
+
+def test_one_held_out_prompt_for_two_processes_and_the_best_from_a_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
+    """A process without a prompt makes the other's calls; a best policy other than the last comes from shares."""
+    settings = ("ppo.evaluate_every=1", "ppo.held_out.prompts=1", "ppo.steps=4", "ppo.rewards=[{use: 'data.toy:gold'}]")
+    found = {}
+    for name, parallelism in (("alone", "{strategy: ddp, processes: 1}"), ("shared", "{strategy: fsdp, processes: 2}")):
+        run = own_copy(tiny_run, tmp_path / name, ["sft", "reward"])
+        own = (*settings, f"ppo.parallelism={parallelism}", "ppo.held_out.judge=runs/tiny/reward/model")
+        done = rlhf("ppo", str(TINY), *own, folder=tmp_path / name, seconds=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found[name] = run / "ppo"
+    alone, shared = (manifest(stage)["results"] for stage in found.values())
+    assert alone["best_step"] == shared["best_step"] != 4
+    assert alone["best_score"] == pytest.approx(shared["best_score"], abs=1e-4)
+    ours, theirs = (load_file(stage / "best" / "model.safetensors") for stage in found.values())
+    assert max(float((ours[key] - theirs[key]).abs().max()) for key in theirs) < 1e-4

@@ -13,9 +13,9 @@ class GenerationConfig(Section):
     """How responses are sampled."""
 
     engine: Literal["native"] = "native"
-    # Where the sampler's weights are. auto: the policy's own; shared out as they are under fsdp, all ranks decoding in
-    # step. replica: whole on every process while it samples, which is faster, where they fit.
-    weights: Annotated[Literal["auto", "replica"], AffectsNothing] = "auto"
+    # The sampler's. shared: the policy's own, under fsdp as they are shared out, all processes decoding in step.
+    # replica: whole on every process while it samples, which is faster, where they fit.
+    weights: Annotated[Literal["shared", "replica"], AffectsNothing] = "shared"
     max_new_tokens: PositiveInt = 24
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # under 1 PPO needs importance_cap

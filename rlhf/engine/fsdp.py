@@ -18,7 +18,7 @@ class FsdpEngine(Learning):
     """See `rlhf.engine.Engine`. Gradients are reduced with every micro-batch, so that none is ever held whole."""
 
     def __init__(self, module: nn.Module, options: OptimizerOptions, sharding: Sharding) -> None:
-        super().__init__(sharding.shard(module.train(), options.bfloat16), options)
+        super().__init__(sharding.shard(module.train()), options)
         self.parts = shards(self.module)
         self.name = type(self.parts[0]).__name__  # the outermost
         self.device = device_of(self.module)
