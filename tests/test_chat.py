@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from running import ROOT, rlhf
 
@@ -241,6 +242,13 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
 
+    def rest(self) -> None:
+        """Wait until the conversation waits for us: for a second it has used no processor."""
+        process, before = psutil.Process(self.pid), -1.0
+        while (used := sum(process.cpu_times()[:2])) != before:
+            before = used
+            time.sleep(1.0)
+
     def end(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -272,7 +280,7 @@ def test_ctrl_c_stops_an_answer_and_then_the_conversation(tiny_run: Path) -> Non
     terminal.until("you> ")
     terminal.type(f"{PROMPT}\n")
     terminal.until("tokens.*you> ")
-    time.sleep(0.5)  # Python reads on where the signal comes between the prompt and the reading of an answer to it
+    terminal.rest()  # Python reads on where the signal comes between the prompt and the reading of an answer to it
     terminal.type("\x03")
     terminal.until("\n")
     assert terminal.end() == 0
