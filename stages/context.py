@@ -74,7 +74,11 @@ class StageContext:
         self.checkpoint = gather_objects(self.checkpoint)[0]
         before = {key: self.checkpoint.meta[key] for key in self.shared_over} if self.checkpoint else self.shared_over
         if before != self.shared_over:
-            then, now = (f"{counted(each['processes'])}, {each['strategy']}" for each in (before, self.shared_over))
+            then, now = (
+                f"{counted(each['processes'])}, {each['strategy']}"
+                + (f" over {each['shard_over']}" if each["shard_over"] else "")
+                for each in (before, self.shared_over)
+            )
             self.say(f"begun by {then}: with {now} it goes on to rounding, not bit for bit")
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
         inputs = {name: artifact.directory for name, artifact in self.inputs.items()}

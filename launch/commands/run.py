@@ -22,7 +22,9 @@ RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to override.")]
 DataDirectory = Annotated[str | None, typer.Option("--data-dir", help="Where relative paths of data start.")]
 RunDirectory = Annotated[Path | None, typer.Option("--run", help="Run directory. Default: runs/NAME.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and check it; run nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the recipe, defaults included, and check it; run nothing.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Run stages from the beginning, also complete and begun ones.")]
 StopAfter = Annotated[
     int | None, typer.Option("--stop-after", min=1, help="End the last stage behind a checkpoint of this step.")
@@ -64,13 +66,15 @@ def run(
 
 
 def show_and_check(recipe: Recipe, selection: Selection) -> None:
-    """Print all that a run would read of the recipe, and that nothing stands in its way.
+    """Print all that a run would read of the recipe, and that it is in order; not whether inputs of a run are there.
 
     Raises ConfigError with all that a run would refuse before its first stage.
     """
     typer.echo(resolved_yaml(recipe, without=unread(recipe)), nl=False)
     check(recipe, selection.stages, lambda stage: processes_of(recipe, stage))
-    typer.echo(f"nothing is missing or wrong; a run would go through {', '.join(selection.stages)}", err=True)
+    typer.echo(
+        f"the recipe and what it names are in order; a run would go through {', '.join(selection.stages)}", err=True
+    )
 
 
 def run_selection(recipe: Recipe, run_directory: Path | None, selection: Selection) -> None:
