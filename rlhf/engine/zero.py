@@ -28,8 +28,8 @@ TAG = "zero"  # DeepSpeed's checkpoints lie in a folder of this name below ours
 class ZeroEngine:
     """See `rlhf.engine.Engine`.
 
-    DeepSpeed averages over ranks, so losses are multiplied first, and it would divide by a number of micro-batches, so
-    it is told that we say when to step. settings: what `rlhf.engine.zero_options.to_deepspeed` gave.
+    DeepSpeed averages over ranks, so losses are multiplied first, and it would divide by a number of micro-batches and
+    count them, so it is told which is the last. settings: what `rlhf.engine.zero_options.to_deepspeed` gave.
     """
 
     def __init__(self, module: nn.Module, options: OptimizerOptions, settings: dict[str, Any]) -> None:
@@ -38,6 +38,7 @@ class ZeroEngine:
         self.options = options
         self.device = device()
         self.steps = 0  # optimizer steps, those that were skipped included
+        self.has_gradient = False
         learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer, _ = options.build(learning)
         # Vectors, of norms and biases, stay whole; DeepSpeed's own limit would keep all of a small model.
@@ -72,20 +73,33 @@ class ZeroEngine:
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
-        """ZeRO-1 reduces gradients in `step`, ZeRO-2 and 3 with every micro-batch."""
+        """ZeRO-1 reduces gradients with the last micro-batch, ZeRO-2 and 3 with each; DeepSpeed's own count is off."""
+        self.engine.set_gradient_accumulation_boundary(last)
         yield
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient, undoing DeepSpeed's average over ranks."""
         self.engine.backward(loss * world_size(), scale_wrt_gas=False)
+        self.has_gradient = True
+
+    def norm(self) -> float:
+        """The gradient's global norm before clipping."""
+        if not self.has_gradient:
+            return 0.0
+        inner = self.engine.optimizer
+        if self.stage < 3:
+            return finite(inner.scaled_global_norm())
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        return finite(combine_grad_norm_groups(inner._get_norm_groups()))
 
     def step(self) -> float:
         """Clip to the global norm and update; a gradient that is not finite is dropped on every rank alike."""
         self._set_rate()
         self.engine.step()
-        norm = float(self.engine.get_global_grad_norm())
+        self.has_gradient = False
         self._advance(1)
-        return norm if math.isfinite(norm) and norm >= 0 else math.inf
+        return finite(self.engine.get_global_grad_norm())
 
     def skip(self, steps: int = 1) -> None:
         """Clear gradients and advance the schedule, without an update."""
@@ -128,7 +142,7 @@ class ZeroEngine:
 
     def _drop(self) -> None:
         """Forget gradients, as DeepSpeed does where they overflow; it has no public way to."""
-        inner = self.engine.optimizer
+        inner, self.has_gradient = self.engine.optimizer, False
         inner.zero_grad()
         if self.stage == 3:
             inner._overflow_clean_up(1.0)
@@ -141,6 +155,11 @@ class ZeroEngine:
             return
         for part in inner.averaged_gradients:
             inner.averaged_gradients[part] = inner.all_grad_tensors[part] = None
+
+
+def finite(norm: Any) -> float:
+    """A norm, or infinity where DeepSpeed gives -1 for one that is not finite."""
+    return float(norm) if math.isfinite(norm) and norm >= 0 else math.inf
 
 
 def load_deepspeed() -> Any:

@@ -46,13 +46,10 @@ def to_deepspeed(parallelism: ParallelismConfig, max_grad_norm: float, gpu: bool
         if parallelism.stage == 3:
             zero.setdefault("offload_param", dict(waiting))
     zero.setdefault("reduce_bucket_size", 50_000_000)  # entries; DeepSpeed's own takes 2 GB for each model that learns
-    if parallelism.stage != 2:
-        zero.setdefault("overlap_comm", parallelism.stage == 3 and gpu)
     return settings | {
-        # DeepSpeed wants numbers, and never uses these: micro-batches are cut by tokens, and we say when to step.
+        # DeepSpeed wants numbers and never uses these: micro-batches are cut by tokens, and it is told the last one.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
         "gradient_clipping": max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -99,8 +96,8 @@ def contradictions(settings: dict[str, Any], parallelism: ParallelismConfig, max
     for key in ("optimizer", "scheduler"):
         if key in settings:
             yield f"{key}: is the recipe's (ppo.learning_rate, ppo.weight_decay, ...); leave it out"
-    if settings.get("managed_gradient_accumulation"):
-        yield "managed_gradient_accumulation=true: micro-batches vary in number, PPO says when to step; leave it out"
+    if settings.get("managed_gradient_accumulation") is False:
+        yield "managed_gradient_accumulation=false: PPO says which micro-batch is a step's last; leave it out"
     clipping = settings.get("gradient_clipping", max_grad_norm)
     if clipping != max_grad_norm:
         yield f"gradient_clipping={clipping} but ppo.max_grad_norm={max_grad_norm:g}; write auto"
