@@ -69,6 +69,14 @@ def stage_process(process: subprocess.Popen[Any]) -> int:
     return min(child.pid for child in psutil.Process(process.pid).children())
 
 
+def ranks(process: subprocess.Popen[Any], stage: str) -> list[psutil.Process]:
+    """The processes of a stage that a command has started, in no order."""
+    try:
+        return [child for child in psutil.Process(process.pid).children() if f"stages.{stage}" in child.cmdline()]
+    except psutil.NoSuchProcess:
+        return []
+
+
 def figures(stage: Path) -> list[dict[str, Any]]:
     """All figures of a stage's metrics file, in order, clocks apart."""
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import made_once
-from interruption import EVERY_STEP, assert_same, figures, manifest, own_copy
+from interruption import EVERY_STEP, assert_same, figures, lines_of, manifest, own_copy, ranks, start, wait_for
 from running import TINY, rlhf
 from strategies import LORA, apart, compare, ppo, shared, stopped
 
@@ -82,6 +83,22 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(strategy: str, tiny_ru
     assert rlhf("ppo", str(TINY), EVERY_STEP, shared(strategy), folder=tmp_path / "whole").returncode == 0
     own = stopped(tiny_run, tmp_path / "stopped", shared(strategy))
     done = rlhf("ppo", str(TINY), EVERY_STEP, shared(strategy), folder=tmp_path / "stopped")
+    assert done.returncode == 0 and "going on from" in done.stdout, done.stderr
+    assert_same(own, whole)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+def test_one_killed_process_ends_the_others_and_the_run_goes_on(strategy: str, tiny_run: Path, tmp_path: Path) -> None:
+    overrides = ("ppo.steps=6", EVERY_STEP, shared(strategy))
+    whole = own_copy(tiny_run, tmp_path / "whole", ["sft", "reward"]) / "ppo"
+    assert rlhf("ppo", str(TINY), *overrides, folder=tmp_path / "whole").returncode == 0
+    own = own_copy(tiny_run, tmp_path / "killed", ["sft", "reward"]) / "ppo"
+    process = start("ppo", str(TINY), *overrides, folder=tmp_path / "killed")
+    assert wait_for(lambda: lines_of(own / "metrics.jsonl") >= 3, process)
+    max(ranks(process, "ppo"), key=lambda rank: rank.pid).send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and not (own / "manifest.json").exists()
+    done = rlhf("ppo", str(TINY), *overrides, folder=tmp_path / "killed")
     assert done.returncode == 0 and "going on from" in done.stdout, done.stderr
     assert_same(own, whole)
 

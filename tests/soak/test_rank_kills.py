@@ -17,9 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from interruption import EVERY_STEP, assert_same, lines_of, own_copy, start, wait_for
+from interruption import EVERY_STEP, assert_same, lines_of, own_copy, ranks, start, wait_for
 from running import TINY, rlhf
 from strategies import shared
 
@@ -44,16 +43,8 @@ def half_written(run: Path, overrides: tuple[str, ...]) -> list[str]:
     return said
 
 
-def ranks(process: subprocess.Popen[Any]) -> list[psutil.Process]:
-    """The processes of the stage that a command has started."""
-    try:
-        return [child for child in psutil.Process(process.pid).children() if "stages.ppo" in child.cmdline()]
-    except psutil.NoSuchProcess:
-        return []
-
-
 def started(process: subprocess.Popen[Any]) -> bool:
-    return len(ranks(process)) == 2
+    return len(ranks(process, "ppo")) == 2
 
 
 def has_lines(path: Path, lines: int) -> bool:
@@ -82,7 +73,8 @@ def test_rank_kills(strategy: str, tiny_run: Path, tmp_path: Path) -> None:
             if killed % 2:
                 wait_for(partial(has_lines, metrics, lines), process)
             time.sleep(chance.random() * (0.5 if killed % 2 else duration / 2))
-            for rank in chance.sample(ranks(process), 1 if ranks(process) else 0):
+            alive = ranks(process, "ppo")
+            for rank in chance.sample(alive, min(1, len(alive))):
                 rank.send_signal(signal.SIGKILL)
             at = time.monotonic()
             process.communicate(timeout=300)
