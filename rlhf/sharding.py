@@ -90,6 +90,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """All weights on every rank for a while: forwards are no collectives until it ends. Entering is one."""

@@ -34,10 +34,16 @@ class Learning:
         self.parameters = list(self.named.values())
         self.optimizer, self.schedule = options.build(self.parameters)
 
+    def norm(self) -> float:
+        """The gradient's global norm before clipping."""
+        return float(whole(self._total_norm()))
+
     def step(self) -> float:
         """Clip to the global norm and update; a gradient that is not finite is dropped on every rank alike."""
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)))
+        total = self._total_norm()
+        norm = float(whole(total))
         if math.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(self.parameters, self.options.max_grad_norm, total)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
@@ -66,6 +72,10 @@ class Learning:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": steps, "_last_lr": rates})
+
+    def _total_norm(self) -> Tensor:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return nn.utils.get_total_norm(gradients)
 
     def _state(self) -> dict[str, Any]:
         """All that learns, as tensors that loading fills in place; before the first step Adam's moments are zeros."""
