@@ -59,7 +59,7 @@ class Faults:
         if fault is not None:
             mine = self._note(step, fault, experience, completions) if fault.found else None
             self.notes = [note for note in gather_objects(mine) if note]
-            self.context.warn(f"step {step} is skipped, for something is not finite: {said(self.notes)}")
+            self.context.warn(f"{fault.part}step {step} is skipped, for something is not finite: {said(self.notes)}")
         return self.breaker.figures()
 
     def stop_after_too_many(self, step: int) -> None:

@@ -31,6 +31,8 @@ STEPS = 5
 COMMON = [
     f"ppo.steps={STEPS}",
     "ppo.rewards=[{use: 'tests.faulty:score'}]",
+    "ppo.prompts_per_step=4",
+    "ppo.generation.max_new_tokens=6",
     "ppo.evaluate_every=0",
     "checkpoint.every_steps=1",
     "checkpoint.keep_every=1",
@@ -104,15 +106,15 @@ def test_a_faulty_step_changes_nothing_but_the_schedule_and_the_count(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     kept = output / "faults" / "step-000003"
     assert line == (
-        "ppo: warning: step 3 is skipped, for something is not finite: rank 0, scores of 1 of 8 responses, "
-        f"scores_1-score of 1 of 8 responses (kept in {kept / 'rank-0.safetensors'})"
+        "ppo: warning: step 3 is skipped, for something is not finite: rank 0, scores of 1 of 4 responses, "
+        f"scores_1-score of 1 of 4 responses (kept in {kept / 'rank-0.safetensors'})"
     )
     tensors = load_file(kept / "rank-0.safetensors")
     assert {"tokens", "attention_mask", "mask", "old_logprobs", "ref_logprobs", "values"} < set(tensors)
-    assert tensors["scores"].isnan().tolist() == [True] + [False] * 7
+    assert tensors["scores"].isnan().tolist() == [True] + [False] * 3
     rows = [json.loads(row) for row in (kept / "rank-0.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == prompts[2] and rows[0]["score"] == "nan"
-    assert [row["not_finite"] for row in rows] == [{"scores": True, "scores_1-score": True}, *({},) * 7]
+    assert [row["not_finite"] for row in rows] == [{"scores": True, "scores_1-score": True}, *({},) * 3]
 
 
 def test_stopped_between_two_faults_and_resumed_is_bit_for_bit(run: Path, undisturbed: Any, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_after_too_many_in_a_row_it_stops_and_once_mended_ends_as_if_nothing_had
         train(run, output, [*COMMON, *STATEFUL])
     (problem,) = raised.value.problems
     assert problem.startswith("ppo.faults.limit=3: step 5 was the last of so many in a row in which something was not ")
-    assert f"rank 0, scores of 1 of 8 responses, scores_1-score of 1 of 8 responses (kept in {output}" in problem
+    assert f"rank 0, scores of 1 of 4 responses, scores_1-score of 1 of 4 responses (kept in {output}" in problem
     assert problem.endswith(
         f"; the last good checkpoint is {output / 'checkpoints' / 'step-000002'}, from which the same command goes on; "
         "mend the reward"

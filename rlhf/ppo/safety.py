@@ -29,6 +29,7 @@ class Fault:
     """What is not finite in a step that all ranks give up together, as far as this rank has it."""
 
     found: Mapping[str, Tensor]  # by name, True = not finite: [batch] or [batch, response]; none: another rank has it
+    part: str = ""  # of the step that is given up: all of it, or what is left of it
 
 
 def not_finite(fields: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
@@ -61,7 +62,7 @@ def examine_minibatch(losses: Mapping[str, Tensor], norms: Mapping[str, float], 
         own = [name for name, norm in norms.items() if not math.isfinite(norm)]
         if not own:
             return None
-    return Fault(dict.fromkeys(own, rows))
+    return Fault(dict.fromkeys(own, rows), "what is left of ")
 
 
 def is_sound(engine: Engine, tokens: Sequence[int]) -> bool:
