@@ -40,6 +40,7 @@ class HttpReward:
     config: RewardServerConfig
     mean: float = 0.0
     deviation: float = 1.0
+    strict: bool = True  # refuse scores that are not finite; to PPO one is a fault of its step, and no end
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
         """Scores [batch]. Raises RewardError where the server stays away, refuses, or its answer is no scores."""
@@ -49,7 +50,7 @@ class HttpReward:
         with httpx.Client(timeout=self.config.timeout_seconds, headers=headers()) as client:
             for start in range(0, len(completions), size):
                 batch = completions[start : start + size]
-                parts.append(scores_of(self._asked(client, batch, deadline), batch, self.address))
+                parts.append(scores_of(self._asked(client, batch, deadline), batch, self.address, self.strict))
         return (torch.cat(parts) - self.mean) / self.deviation
 
     def _asked(self, client: httpx.Client, batch: Sequence[Completion], deadline: float) -> Any:

@@ -22,9 +22,10 @@ class FunctionReward:
     function: Scorer
     mean: float = 0.0
     deviation: float = 1.0
+    strict: bool = True  # refuse scores that are not finite; to PPO one is a fault of its step, and no end
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
-        """Scores [batch]. Raises RewardError where the function raises, or gives something else than finite scores."""
+        """Scores [batch]. Raises RewardError where the function raises, or gives something else than scores."""
         prompts, responses = [c.prompt.text for c in completions], [c.response for c in completions]
         try:
             raw = self.function(prompts, responses)
@@ -32,11 +33,11 @@ class FunctionReward:
             code = getattr(inspect.unwrap(getattr(self.function, "func", self.function)), "__code__", None)
             reason = raised(error, code.co_filename if code else None)
             raise RewardError(f"reward {self.name}: raised {reason}; mend it, the same command goes on") from error
-        return (scores_of(raw, completions, self.name) - self.mean) / self.deviation
+        return (scores_of(raw, completions, self.name, self.strict) - self.mean) / self.deviation
 
 
-def scores_of(raw: Any, completions: Sequence[Completion], name: str) -> Tensor:
-    """One finite score [batch] per completion, or a RewardError that names the first that is none."""
+def scores_of(raw: Any, completions: Sequence[Completion], name: str, strict: bool = True) -> Tensor:
+    """One score [batch] per completion, finite where strict, or a RewardError that names the first that is none."""
     try:
         if isinstance(raw, str | bytes | Mapping):  # which float() would read letter by letter, key by key
             raise TypeError(f"a {type(raw).__name__}")
@@ -49,7 +50,7 @@ def scores_of(raw: Any, completions: Sequence[Completion], name: str) -> Tensor:
         )
     scores = torch.tensor(values, dtype=torch.float32)
     bad = (~scores.isfinite()).nonzero().flatten().tolist()
-    if bad:
+    if bad and strict:
         first = completions[bad[0]]
         raise RewardError(
             f"reward {name}: gave {values[bad[0]]} for the response {first.response[:60]!r} to the prompt "

@@ -5,7 +5,8 @@
     ├── DataError       a record or a file of examples
     ├── ContractError   two artifacts that do not fit together (tokenizer, template, shapes)
     ├── ArtifactError   a model directory or manifest that is missing, damaged or of another run
-    └── RewardError     a reward of one's own that does not answer, or whose answer is no score
+    ├── RewardError     a reward of one's own that does not answer, or whose answer is no score
+    └── FaultError      figures that are not finite, step after step
 
 The command line turns each of these into its lines on standard error and exit code 2, never into a traceback.
 """
@@ -46,6 +47,10 @@ class ArtifactError(RLHFError):
 
 class RewardError(RLHFError):
     """A reward that a recipe names does not answer, or what it answers is no score."""
+
+
+class FaultError(RLHFError):
+    """Training cannot go on, for what it computes is not finite; what it has made stands."""
 
 
 def raised(error: BaseException, file: str | None = None) -> str:

@@ -16,6 +16,12 @@ def is_partitioned(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id")
 
 
+def own_partition(parameter: Any) -> Tensor:
+    """This rank's share of a parameter, flat."""
+    share: Tensor = parameter.ds_tensor
+    return share
+
+
 def gather(parameter: Any) -> Tensor:
     """A copy of the whole parameter, on every rank. A collective."""
     from deepspeed.runtime.zero import GatheredParameters

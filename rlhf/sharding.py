@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from rlhf.distributed import device
 from rlhf.heads import scoring_parts
-from rlhf.partitions import gather, gathered_partitions, is_partitioned
+from rlhf.partitions import gather, gathered_partitions, is_partitioned, own_partition
 from rlhf.trunk import PolicyWithValueHead
 
 
@@ -91,6 +91,13 @@ def whole(tensor: Tensor) -> Tensor:
     if is_partitioned(tensor):
         return gather(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor."""
+    if is_partitioned(tensor):
+        return own_partition(tensor)
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager

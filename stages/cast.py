@@ -44,6 +44,11 @@ class Cast(NamedTuple):
     prompts: Split[Prompt]
     sharding: Sharding | None = None  # how models are shared out over processes
 
+    @property
+    def probe(self) -> list[int]:
+        """A text on which models are tried: the first prompt's tokens."""
+        return self.actors.tokenization.prompt(self.prompts.train[0])
+
 
 def doubts(recipe: Recipe, weights: int) -> Iterator[str]:
     """Settings of PPO that can be meant, but seldom are; weights: how many the policy has."""
@@ -115,7 +120,7 @@ def prepare(context: StageContext) -> Cast:
         value = build(critic, optimizer_options(recipe, "value"), parallelism, sharding)
     generator = native_generator(model, tokenization, recipe)
     bfloat16 = recipe.model.dtype == "bfloat16"
-    values, scorer = value.module if value else None, weighted(reward, tokenization, recipe, sharding)
+    values, scorer = value.module if value else None, weighted(reward, tokenization, recipe, sharding, strict=False)
     actors = Actors(model, reference, values, generator, scorer, tokenization, bfloat16, sharding is not None)
     kl: Controller = FixedController(config.kl.coef)
     if config.kl.controller == "adaptive" and config.kl.target is not None:

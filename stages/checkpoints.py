@@ -38,6 +38,7 @@ class Checkpoints:
         self.newest: Checkpoint | None = context.checkpoint
         self.best = self.store.best_score() if is_main() else None
         self.written_at = time.monotonic()
+        self.faults_in_a_row = 0  # of PPO, up to the present step
 
     @property
     def start(self) -> int:
@@ -72,14 +73,20 @@ class Checkpoints:
         """
         demand = self.demand(step, score, last)
         if demand:
-            self.write(step, save, {"score": score, "last": last})
+            streak = {"faults_in_a_row": self.faults_in_a_row} if self.faults_in_a_row else {}
+            self.write(step, save, {"score": score, "last": last, **streak})
         if demand == END:
             self.end(step)
 
     def demand(self, step: int, score: float | None = None, last: bool = False) -> int:
-        """What all ranks together ask for after a step: NOTHING, SAVE, or END, which saves too."""
-        signals = self.context.signals
-        mine = SAVE if self._due(step, score, last) or signals.take_checkpoint() else NOTHING
+        """What all ranks together ask for after a step: NOTHING, SAVE, or END, which saves too.
+
+        Behind a faulty step nothing is due but the end, or a policy that has proved the best; SIGUSR1 waits.
+        """
+        signals, asked = self.context.signals, False
+        if not self.faults_in_a_row:
+            asked = signals.take_checkpoint()
+        mine = SAVE if self._due(step, score, last) or asked else NOTHING
         if signals.stop or (self.context.stop_after is not None and step >= self.context.stop_after):
             mine = END
         return global_max(mine)  # clocks and the moments of signals differ between ranks
@@ -126,6 +133,8 @@ class Checkpoints:
         every, minutes = self.config.every_steps, self.config.every_minutes
         elapsed = (time.monotonic() - self.written_at) / 60
         better = self.config.keep_best and self._is_best(score)
+        if self.faults_in_a_row:
+            return better
         return last or better or bool(every and step % every == 0) or bool(minutes and elapsed >= minutes)
 
     def _is_best(self, score: float | None) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 from rlhf.config import Recipe
 from rlhf.devices import Computation, hardware, settled_recipe, use_plain_float32
 from rlhf.distributed import barrier, counted, gather_objects, is_main, main_first, world_size
-from rlhf.errors import ConfigError, RLHFError
+from rlhf.errors import ConfigError, FaultError, RLHFError
 from rlhf.models import save_alone, save_model
 from rlhf.recipe_memory import read_shape
 from rlhf.shapes import Shape, shape_of_init
@@ -160,11 +160,11 @@ class StageContext:
         """Run a stage's main function; what stood here returns where the user's input cannot be used."""
         try:
             main(self)
+        except (Stopped, FaultError):  # what was made stands
+            self.tracker.close()
+            raise
         except RLHFError:
             self.give_up()
-            raise
-        except Stopped:
-            self.tracker.close()
             raise
 
     def _tell(self, manifest: Mapping[str, Any]) -> None:

@@ -78,7 +78,7 @@ class HeldOut:
         """The score of the policy before the first step, evaluated now if no checkpoint has it."""
         if not self.evaluations:
             return self.evaluate(0)
-        return None if math.isnan(self.evaluations[0].score) else self.evaluations[0].score
+        return self.evaluations[0].score if math.isfinite(self.evaluations[0].score) else None
 
     def evaluate(self, step: int) -> float | None:
         """Evaluate the present policy if that is due after a step: its score, higher is better, else None."""
@@ -96,7 +96,7 @@ class HeldOut:
                 f"ended early after step {step}: {self.config.held_out.patience} evaluations without a better "
                 f"held-out score than {self.best.score:.3f} of step {self.best.step}"
             )
-        return None if math.isnan(score) else score
+        return score if math.isfinite(score) else None
 
     def _rows(self, step: int, answers: Sequence[Answer]) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = []
@@ -149,5 +149,5 @@ def figures_of(answers: Sequence[Answer], judged: bool) -> dict[str, float]:
 
 
 def _descending(score: float) -> float:
-    """A key to sort scores by, the highest first; one that is no number is the last."""
-    return math.inf if math.isnan(score) else -score
+    """A key to sort scores by, the highest first; one that is not finite is the last."""
+    return -score if math.isfinite(score) else math.inf

@@ -1,9 +1,13 @@
 """Proximal policy optimisation with a KL penalty: the policy learns to score high without leaving the SFT model.
 
-One step: collect (no gradients), shape rewards, estimate advantages, update, adapt the KL coefficient, log.
+One step: collect (no gradients), shape rewards, estimate advantages, update, adapt the KL coefficient, log. From a step
+in which something is not finite nothing is learned.
 """
 
 from __future__ import annotations
+
+from copy import copy
+from math import nan
 
 from rlhf.distributed import is_main
 from rlhf.ppo.experience import collect, own_rows
@@ -14,6 +18,7 @@ from stages.best import find_best, whole_policy
 from stages.cast import PromptOrder, prepare
 from stages.command import run_stage
 from stages.context import StageContext
+from stages.faults import Faults
 from stages.held_out import HeldOut
 from stages.rollout import rollout_statistics
 from stages.state import PpoState
@@ -25,7 +30,8 @@ def main(context: StageContext) -> None:
     cast = prepare(context)
     actors, policy, value, kl, running, prompts, _ = cast
     held_out, checkpoints = HeldOut(context, cast), context.checkpoints()
-    state = PpoState(cast, held_out)
+    faults = Faults(context, checkpoints)
+    state = PpoState(cast, held_out, faults.breaker)
     step = start = checkpoints.restore(state.load)
     order = PromptOrder(prompts.train, recipe.seed)
     rows = own_rows(config)
@@ -35,23 +41,30 @@ def main(context: StageContext) -> None:
         for step in held_out.steps(start):
             key = (recipe.seed, step)
             with timer.phase("collect"):
-                experience, _ = collect(order.asked(step, rows, config), rows, actors, config, key)
+                experience, completions = collect(order.asked(step, rows, config), rows, actors, config, key)
             with timer.phase("update"):
-                targets = find_targets(experience, config, kl.coef, running)
+                seen = copy(running)
+                targets = find_targets(experience, config, kl.coef, seen)
                 warm = not config.has_value or step > config.value_warmup_steps
-                statistics = update(policy, value, experience, targets, config, key, learn_policy=warm)
+                statistics, fault = update(policy, value, experience, targets, config, key, learn_policy=warm)
             figures = rollout_statistics(experience, targets) | statistics | {"objective/kl_coef": kl.coef}
-            if warm:  # before, there is no KL to control
+            figures |= faults.count(step, fault, experience, completions)
+            if not fault and running and seen:
+                running.load_state_dict(seen.state_dict())
+            if not fault and warm:  # before, there is no KL to control
                 kl.update(figures["objective/kl"], config.responses_per_step)
             actors.generator.load(actors.policy)
-            state.figures = figures | timer.speed(figures["tokens/response_length"] * config.responses_per_step)
-            context.tracker.log(step, state.figures)
-            progress.update(step, {name: figures[f"objective/{name}"] for name in ("scores", "kl", "entropy")})
+            figures |= timer.speed(figures["tokens/response_length"] * config.responses_per_step)
+            context.tracker.log(step, figures)
+            state.note(figures)
+            progress.update(step, {name: figures.get(f"objective/{name}", nan) for name in ("scores", "kl", "entropy")})
+            faults.stop_after_too_many(step)
             score = held_out.evaluate(step)
             checkpoints.after(step, state.save, score, last=held_out.ended(step))
+    faults.require_sound(step, policy, cast.probe)
     results = {
-        "kl": state.figures["objective/kl"],
-        "scores": state.figures["objective/scores"],
+        "kl": state.figures.get("objective/kl"),
+        "scores": state.figures.get("objective/scores"),
         "episodes": step * config.responses_per_step,
         "steps": step,
     }

@@ -61,17 +61,31 @@ def named_reward(name: str, tokenization: Tokenization, recipe: Recipe, sharding
     return reward_model(place, tokenization, recipe, sharding)
 
 
-def weighted(reward: AnyReward, tokenization: Tokenization, recipe: Recipe, sharding: Sharding | None = None) -> Reward:
-    """The reward stage's reward with those that `ppo.rewards` adds, or alone where it is all there is."""
+def weighted(
+    reward: AnyReward,
+    tokenization: Tokenization,
+    recipe: Recipe,
+    sharding: Sharding | None = None,
+    strict: bool = True,
+) -> Reward:
+    """The reward stage's reward with those that `ppo.rewards` adds, or alone where it is all there is.
+
+    strict: False lets through what functions and servers give that is not finite, as models' scores go through.
+    """
     config = recipe.ppo
-    if not config.rewards and config.reward_weight == 1.0:
-        return reward
-    rewards: dict[str, Reward] = {"reward": reward}
-    weights = {"reward": config.reward_weight}
+    rewards, weights = {"reward": reward}, {"reward": config.reward_weight}
     for i, term in enumerate(config.rewards, start=1):
         name = f"{i}-{short_name(term.use)}"
         rewards[name], weights[name] = named_reward(term.use, tokenization, recipe, sharding), term.weight
-    return WeightedRewards(rewards, weights)
+    if not strict:
+        rewards = {name: lenient(each) for name, each in rewards.items()}
+    alone = not config.rewards and config.reward_weight == 1.0
+    return rewards["reward"] if alone else WeightedRewards(rewards, weights)
+
+
+def lenient(reward: AnyReward) -> AnyReward:
+    """A reward that hands on what its function or server gives, finite or not."""
+    return replace(reward, strict=False) if isinstance(reward, FunctionReward | HttpReward) else reward
 
 
 def short_name(use: str) -> str:

@@ -17,6 +17,7 @@ from rlhf.engine.optimizer import OptimizerOptions
 from rlhf.generation.native import NativeGenerator
 from rlhf.models import add_lora, load_policy, load_reward_model, load_value_model, save_model
 from rlhf.ppo.experience import Actors, collect
+from rlhf.ppo.safety import Fault
 from rlhf.ppo.shaping import RunningScores
 from rlhf.ppo.targets import Targets, find_targets
 from rlhf.ppo.update import update
@@ -65,6 +66,7 @@ class Step:
     completions: list[Completion]
     targets: Targets
     statistics: dict[str, float]
+    fault: Fault | None
 
 
 def save_cast(folder: Path) -> Path:
@@ -169,7 +171,8 @@ def step(
         running = RunningScores()
     targets = find_targets(experience, config, KL_COEF, running)
     before_update(cast)
-    return Step(experience, completions, targets, update(cast.policy, cast.value, experience, targets, config, KEY))
+    statistics, fault = update(cast.policy, cast.value, experience, targets, config, KEY)
+    return Step(experience, completions, targets, statistics, fault)
 
 
 def weights(model: nn.Module) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutation import ALONE, MASKED, STAGE, STOPS, TWO, UPDATE, VARIANTS, Mutation
+from mutation import ALONE, FAULTS, MASKED, SAFETY, STAGE, STOPS, TWO, UPDATE, VARIANTS, Mutation
 
 OF_STEPS: dict[str, Mutation] = {
     "the KL's sign in the loss": Mutation(
@@ -166,5 +166,35 @@ OF_STEPS: dict[str, Mutation] = {
         '                state["running"] = self.cast.running.state_dict()\n',
         '                state["running"] = {"count": 0.0, "mean": 0.0, "squares": 0.0}\n',
         (STAGE + "stopped_and_resumed_is_bit_for_bit[rloo]",),
+    ),
+    "the policy updated where the value model cannot be": Mutation(
+        "rlhf/ppo/update.py",
+        "norms.append({role: engine.norm() for role, engine in learning.items()})",
+        'norms.append({role: engine.norm() for role, engine in learning.items() if role == "policy"})',
+        (SAFETY + "neither_model_learns_from_a_faulty_minibatch_nor_from_what_follows[inf in the value's gradient]",),
+    ),
+    "a loss that nobody looks at": Mutation(
+        "rlhf/ppo/safety.py",
+        "own = [name for name, loss in losses.items() if not bool(loss.isfinite())]",
+        "own: list[str] = []",
+        (SAFETY + "an_infinite_loss_is_a_fault_though_its_gradient_is_finite",),
+    ),
+    "a schedule that stands still over faults": Mutation(
+        "rlhf/ppo/update.py",
+        "engine.skip(planned - updates)",
+        "engine.skip(0)",
+        (SAFETY + "a_faulty_rollout_is_not_learned_from_and_the_schedule_goes_on",),
+    ),
+    "a faulty step's scores remembered": Mutation(
+        "stages/ppo.py",
+        "if not fault and running and seen:",
+        "if running and seen:",
+        (FAULTS + "a_faulty_step_changes_nothing_but_the_schedule_and_the_count",),
+    ),
+    "a checkpoint among faults": Mutation(
+        "stages/checkpoints.py",
+        "        if self.faults_in_a_row:\n            return better\n",
+        "",
+        (FAULTS + "among_faults_only_the_end_or_a_better_policy_is_written_and_sigusr1_waits",),
     ),
 }

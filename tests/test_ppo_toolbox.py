@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def updated(cast: Cast, config: PpoConfig = CONFIG, learn_policy: bool = True) -> dict[str, float]:
     experience, _ = collect(PROMPTS, ROWS, cast.actors, config, KEY)
     targets = find_targets(experience, config, KL_COEF, None)
-    return update(cast.policy, cast.value, experience, targets, config, KEY, learn_policy)
+    return update(cast.policy, cast.value, experience, targets, config, KEY, learn_policy).statistics
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -16,14 +16,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, multiprocessing, nn
-from torch.distributed.tensor import DTensor
 
 from rlhf.config import ParallelismConfig, PpoConfig
 from rlhf.distributed import barrier, gather_objects, global_max, global_sum, is_main, process_group, rank, world_size
-from rlhf.partitions import is_partitioned
 from rlhf.ppo.experience import own_rows
 from rlhf.ppo.update import micro_batches_in_lockstep, minibatches
-from rlhf.sharding import whole
+from rlhf.sharding import own_part, whole
 from rlhf.types import Prompt
 from tests.cast import CONFIG, KEY, load_cast, save_cast, step, weights
 
@@ -151,15 +149,8 @@ def play(folder: Path, case: str) -> Outcome:
 
 def held(model: nn.Module) -> float:
     """The share of a model's weights that this rank has between two steps."""
-    own = sum(share_of(parameter).numel() for parameter in model.parameters())
+    own = sum(own_part(parameter).numel() for parameter in model.parameters())
     return own / sum(whole(parameter).numel() for parameter in model.parameters())
-
-
-def share_of(parameter: Any) -> Tensor:
-    if isinstance(parameter, DTensor):
-        return parameter.to_local()
-    kept: Tensor = parameter.ds_tensor if is_partitioned(parameter) else parameter
-    return kept
 
 
 def collectives() -> dict[str, Any]:

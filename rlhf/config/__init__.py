@@ -15,7 +15,14 @@ from rlhf.config.data import DataConfig, FormatName, PreferenceFormat, PromptFor
 from rlhf.config.evaluation import EvaluateConfig, LmEvalConfig
 from rlhf.config.model import InitConfig, LoraConfig, ModelConfig
 from rlhf.config.ppo import PpoConfig
-from rlhf.config.rollout import GenerationConfig, HeldOutConfig, KlConfig, OverlongConfig, RewardTermConfig
+from rlhf.config.rollout import (
+    FaultsConfig,
+    GenerationConfig,
+    HeldOutConfig,
+    KlConfig,
+    OverlongConfig,
+    RewardTermConfig,
+)
 from rlhf.config.sections import AffectsNothing, Section
 from rlhf.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from rlhf.config.training import (
@@ -32,6 +39,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EvaluateConfig",
+    "FaultsConfig",
     "FormatName",
     "GenerationConfig",
     "HeldOutConfig",

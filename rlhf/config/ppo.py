@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.rollout import GenerationConfig, HeldOutConfig, KlConfig, OverlongConfig, RewardTermConfig
+from rlhf.config.rollout import (
+    FaultsConfig,
+    GenerationConfig,
+    HeldOutConfig,
+    KlConfig,
+    OverlongConfig,
+    RewardTermConfig,
+)
 from rlhf.config.sections import AffectsNothing, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from rlhf.config.training import ParallelismConfig
 
@@ -67,6 +74,7 @@ class PpoConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
+    faults: Annotated[FaultsConfig, AffectsNothing] = FaultsConfig()
 
     evaluate_every: Annotated[int, Field(ge=0)] = 25  # steps, and before the first and after the last; 0: never
     held_out: HeldOutConfig = HeldOutConfig()

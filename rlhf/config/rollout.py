@@ -73,6 +73,13 @@ class RewardTermConfig(Section):
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
+class FaultsConfig(Section):
+    """What happens to a step in which something is not finite: it is skipped, counted and kept."""
+
+    limit: PositiveInt | None = 3  # such steps in a row until the run stops; null: it never does
+    keep: Annotated[int, Field(ge=0)] = 3  # steps whose batches are kept in ppo/faults/, the newest; 0: none
+
+
 class HeldOutConfig(Section):
     """Evaluation while PPO trains: fixed held-out prompts, always sampled with the same noise."""
 

@@ -32,6 +32,13 @@ class Engine(Protocol):
         """Add the loss's gradient."""
         ...
 
+    def norm(self) -> float:
+        """The gradient's global norm before clipping, equal on every rank; changes nothing. Every rank calls.
+
+        Behind the last micro-batch of an optimizer step, so that one can look before `step` or `skip`.
+        """
+        ...
+
     def step(self) -> float:
         """Clip, update, advance the schedule, clear gradients; the gradient's global norm before clipping.
 

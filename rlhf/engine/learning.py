@@ -33,19 +33,28 @@ class Learning:
         self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.parameters = list(self.named.values())
         self.optimizer, self.schedule = options.build(self.parameters)
+        self.total: Tensor | None = None  # the gradient's norm, once it is complete and was asked for
+
+    def norm(self) -> float:
+        """The gradient's global norm before clipping."""
+        if self.total is None:
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            self.total = nn.utils.get_total_norm(gradients)
+        return float(whole(self.total))
 
     def step(self) -> float:
         """Clip to the global norm and update; a gradient that is not finite is dropped on every rank alike."""
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)))
-        if math.isfinite(norm):
+        norm = self.norm()
+        if math.isfinite(norm) and self.total is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.options.max_grad_norm, self.total)
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear()
         self.schedule.step()
         return norm
 
     def skip(self, steps: int = 1) -> None:
         """Clear gradients and advance the schedule, without an update."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear()
         pass_over(self.schedule, steps)
 
     def save(self, directory: Path) -> None:
@@ -66,6 +75,10 @@ class Learning:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": steps, "_last_lr": rates})
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.total = None
 
     def _state(self) -> dict[str, Any]:
         """All that learns, as tensors that loading fills in place; before the first step Adam's moments are zeros."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,17 @@ from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import response_logprobs, response_values
 from rlhf.ppo.experience import MicroBatch, trim
 from rlhf.ppo.objective import Objective
+from rlhf.ppo.safety import Fault, examine, examine_minibatch
 from rlhf.ppo.targets import Targets
 from rlhf.sharding import device_of
 from rlhf.types import Experience
+
+
+class Update(NamedTuple):
+    """What came of a step."""
+
+    statistics: dict[str, float]  # means over its minibatches, over all ranks
+    fault: Fault | None  # what was not finite, so that the step, or the rest of it, was not learned from
 
 
 def update(
@@ -30,24 +38,26 @@ def update(
     config: PpoConfig,
     key: tuple[int, int],
     learn_policy: bool = True,
-) -> dict[str, float]:
-    """Train the policy, and the value model if there is one, on one rollout; the statistics' means over minibatches.
+) -> Update:
+    """Train the policy, and the value model if there is one, on one rollout.
 
     value: None, an engine of its own, or the policy's, whose model then has a value head. key: (seed, step), from which
     the order of rows is drawn: the same for every number of ranks. learn_policy: False while the value model warms up.
+    From what is not finite neither model learns, nor from what follows it in the step; schedules go on as planned.
     """
-    engines = [policy] if value is policy or value is None else [policy, value]
+    engines = {"policy": policy} | ({} if value is policy or value is None else {"value": value})
     seen: list[Tensor] = []  # of each minibatch, this rank's shares of the statistics
-    norms: list[list[float]] = []
-    names, planned, device = [""], config.epochs * config.minibatches, _device(policy)
-    for rows in minibatches(experience.rows, config, key):
+    norms: list[dict[str, float]] = []  # of each minibatch, the whole gradients'
+    updates, names, planned, device = 0, [""], config.epochs * config.minibatches, _device(policy)
+    fault = examine(experience, targets)
+    for rows in () if fault else minibatches(experience.rows, config, key):
         n_tokens = float(global_sum(experience.mask[rows].sum().to(device)))
         objective = Objective(config, targets, n_tokens, learn_policy)
         work = micro_batches_in_lockstep(experience, rows, config.micro_batch_tokens)
         shares: dict[str, Tensor] = {}
         for i, batch in enumerate(work):
             with ExitStack() as stack:
-                for engine in engines:
+                for engine in engines.values():
                     stack.enter_context(engine.micro_batch(last=i == len(work) - 1))
                 found = _micro_step(policy, value, experience, batch, objective)
             shares = {name: shares.get(name, 0) + share.double() for name, share in found.items()}
@@ -55,34 +65,54 @@ def update(
         seen.append(torch.stack(list(shares.values())))
         if _too_far(shares["policy/approxkl"], config.target_kl):
             break  # measured before this minibatch's update, which is dropped with all that would follow
-        norms.append([_step(engine, skip=engine is policy and not learn_policy) for engine in engines])
-    for engine in engines:
-        engine.skip(planned - len(norms))
-    shares_seen = torch.stack(seen)
-    means, first = global_sum(torch.stack([shares_seen.mean(0), shares_seen[0]])).tolist()
+        learning = {role: engine for role, engine in engines.items() if learn_policy or role != "policy"}
+        norms.append({role: engine.norm() for role, engine in learning.items()})
+        # Of both models, before either is updated.
+        if fault := examine_minibatch(_losses(shares), _gradients(norms[-1]), _among(rows, experience)):
+            break
+        for role, engine in engines.items():
+            engine.step() if role in learning else engine.skip()
+        updates += 1
+    for engine in engines.values():
+        engine.skip(planned - updates)
+    dropped = float(planned - updates if fault else 0)
+    statistics = _means(seen, names)
+    for role in engines:
+        if seen:
+            statistics[f"{role}/grad_norm"] = sum(norm.get(role, 0.0) for norm in norms) / max(1, len(norms))
+        statistics[f"{role}/skipped_steps"] = dropped
+    if config.target_kl is not None:
+        statistics["policy/updates"] = updates
+    return Update(statistics, fault)
+
+
+def _means(seen: list[Tensor], names: list[str]) -> dict[str, float]:
+    """Statistics over minibatches and ranks, of each minibatch's shares on this rank."""
+    if not seen:
+        return {}
+    shares = torch.stack(seen)
+    means, first = global_sum(torch.stack([shares.mean(0), shares[0]])).tolist()
     statistics = dict(zip(names, means, strict=True))
     statistics["policy/approxkl_first"] = dict(zip(names, first, strict=True))["policy/approxkl"]  # on policy: 0
-    for i, role in enumerate(("policy", "value")[: len(engines)]):
-        own = [norm[i] for norm in norms]
-        statistics[f"{role}/grad_norm"] = sum(own) / max(1, len(own))
-        # Engines drop a step whose gradient is not finite, on all ranks alike.
-        statistics[f"{role}/skipped_steps"] = sum(not math.isfinite(norm) for norm in own)
-    if config.target_kl is not None:
-        statistics["policy/updates"] = len(norms)
     return statistics
+
+
+def _losses(shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: share for name, share in shares.items() if name.startswith("loss/")}
+
+
+def _gradients(norms: Mapping[str, float]) -> dict[str, float]:
+    return {f"{role}/grad_norm": norm for role, norm in norms.items()}
+
+
+def _among(rows: Tensor, experience: Experience) -> Tensor:
+    """Which of this rank's rows [batch] a minibatch has."""
+    return torch.zeros(len(experience.rows), dtype=torch.bool).index_fill(0, rows, True)
 
 
 def _too_far(share: Tensor, target: float | None) -> bool:
     """Whether the policy has left the one that sampled by more than the target; the same on every rank."""
     return target is not None and float(global_sum(share.clone())) > target
-
-
-def _step(engine: Engine, skip: bool) -> float:
-    """Update, or only pass over the step; the gradient's norm."""
-    if not skip:
-        return engine.step()
-    engine.skip()
-    return 0.0
 
 
 def minibatches(rows: Tensor, config: PpoConfig, key: tuple[int, int]) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@
                     manifest.json   fingerprint, inputs, data hashes, recipe, contract, results, checksums
                     metrics.jsonl   figures by step
                     samples/        responses (parquet)
+                    faults/         of PPO, batches in which something was not finite
                     checkpoints/    while it trains; see `rlhf.store.checkpoint`
 
 The manifest is written last, so a stage that was killed has none. Loads no torch.
@@ -33,6 +34,7 @@ MODELS = ("model", "adapter", "best")
 CONTENTS = (
     *MODELS,
     "samples",
+    "faults",
     "wandb",
     "tensorboard",
     "mlflow",

@@ -55,6 +55,11 @@ class Checkpoint:
         return int(self.meta["step"])
 
     @property
+    def good(self) -> bool:
+        """Whether the step before it was sound; see `rlhf.ppo.safety`."""
+        return not self.meta.get("faults_in_a_row")
+
+    @property
     def score(self) -> float | None:
         """The held-out score at that step, higher is better; None where nothing was evaluated."""
         return None if self.meta["score"] is None else float(self.meta["score"])
@@ -115,6 +120,17 @@ class CheckpointStore:
                     directory.replace(aside)
         return None
 
+    def newest_good(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """The newest valid checkpoint after a sound step; those from among faulty ones are set aside as `.faulty`.
+
+        Raises OSError on a disk that cannot rename them.
+        """
+        while (checkpoint := self.newest(say)) and not checkpoint.good:
+            aside = checkpoint.directory.with_name(f"{checkpoint.directory.name}.faulty")
+            remove(aside)
+            checkpoint.directory.replace(aside)
+        return checkpoint
+
     def verified(self, directory: Path) -> Checkpoint:
         """A checkpoint after its files were compared with their checksums; raises Damaged with the cause."""
         try:
@@ -151,6 +167,7 @@ class CheckpointStore:
         """Remove what the retention does not keep; a hidden name first, so that no half of one is ever found."""
         standing = self._read()
         keep = {checkpoint.step for checkpoint in standing[-self.retention.last :]} | self.milestones(standing)
+        keep |= {checkpoint.step for checkpoint in [each for each in standing if each.good][-1:]}
         self._remove(checkpoint.directory for checkpoint in standing if checkpoint.step not in keep)
 
     def finish(self) -> None:
@@ -158,7 +175,7 @@ class CheckpointStore:
         standing = self._read()
         keep = self.milestones(standing)
         self._remove(checkpoint.directory for checkpoint in standing if checkpoint.step not in keep)
-        for leftover in [*self.directory.glob(".step-*"), *self.directory.glob("step-*.damaged")]:
+        for leftover in [*self.directory.glob(".step-*"), *self.directory.glob("step-*.*")]:  # damaged, faulty
             remove(leftover)
         if self.directory.is_dir() and not any(self.directory.iterdir()):
             self.directory.rmdir()

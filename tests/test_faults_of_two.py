@@ -1,0 +1,126 @@
+"""Something that is not finite on one of two processes: both skip the same under each engine, and neither waits."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, multiprocessing
+
+from rlhf.config import ParallelismConfig
+from rlhf.distributed import process_group, rank
+from rlhf.engine.zero import ZeroEngine
+from rlhf.ppo.experience import collect, own_rows
+from rlhf.ppo.safety import is_sound
+from rlhf.ppo.targets import find_targets
+from rlhf.ppo.update import update
+from rlhf.sharding import own_part
+from tests.cast import CONFIG, KEY, KL_COEF, PROMPTS, Cast, load_cast, save_cast, weights
+from tests.test_safety import spoil_gradient, spoil_values
+
+SECONDS = 150.0
+STRATEGIES = ("ddp", "fsdp", "zero2", "zero3")
+
+
+def of_rank_1(plant: Callable[[Cast], None]) -> Callable[[Cast], None]:
+    return lambda cast: plant(cast) if rank() == 1 else None
+
+
+# What breaks, and the names that each rank then has of it.
+WAYS: dict[str, tuple[Callable[[Cast], None], list[list[str]]]] = {
+    "nothing": (lambda cast: None, [[], []]),
+    # Rank 1 sees its own NaN in the sum of both, as rank 0 does.
+    "the policy's gradient": (
+        of_rank_1(lambda cast: spoil_gradient(cast.policy.module, 1, math.nan)),
+        [["policy/grad_norm"], ["policy/grad_norm"]],
+    ),
+    "the value's gradient": (
+        of_rank_1(lambda cast: spoil_gradient(cast.models["value"], 1, math.inf)),
+        [["value/grad_norm"], ["value/grad_norm"]],
+    ),
+    "a loss": (of_rank_1(spoil_values), [[], ["loss/value"]]),
+    "a score": (lambda cast: None, [[], ["scores"]]),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rank has of a step."""
+
+    names: list[str] | None  # what it found; None where the step was sound
+    moved: bool
+    weights: Tensor
+    schedule: int
+    sound: bool
+
+
+def play(folder: Path, strategy: str, way: str) -> Outcome:
+    config = CONFIG.model_copy(update={"micro_batch_tokens": 10_000})
+    cast = load_cast(folder, config, parallelism=ParallelismConfig.model_validate({"strategy": strategy}))
+    rows = own_rows(config)
+    experience, _ = collect([PROMPTS[row] for row in rows], rows, cast.actors, config, KEY)
+    if way == "a score" and rank() == 1:
+        experience.scores[0] = math.nan
+    targets = find_targets(experience, config, KL_COEF, None)
+    before = torch.cat([weights(cast.policy.module), weights(cast.models["value"])])
+    WAYS[way][0](cast)
+    fault = update(cast.policy, cast.value, experience, targets, config, KEY).fault
+    after = torch.cat([weights(cast.policy.module), weights(cast.models["value"])])
+    sound = is_sound(cast.policy, [5, 6, 7])
+    if rank() == 1:  # one shard of one weight
+        with torch.no_grad():
+            own_part(next(cast.policy.module.parameters()))[-1] = math.nan
+    assert not is_sound(cast.policy, [5, 6, 7])
+    names = None if fault is None else list(fault.found)
+    last = cast.policy.steps if isinstance(cast.policy, ZeroEngine) else cast.policy.schedule.last_epoch  # type: ignore[attr-defined]
+    return Outcome(names, not torch.equal(before, after), after, last, sound)
+
+
+def one_of_two(index: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with process_group(timeout_minutes=SECONDS / 120):
+        made = {(strategy, way): play(folder, strategy, way) for strategy in STRATEGIES for way in WAYS}
+        torch.save(made, folder / f"rank{index}.pt")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[Any, Outcome]]]:
+    folder = save_cast(tmp_path_factory.mktemp("cast"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = multiprocessing.start_processes(
+        one_of_two, args=(port, folder), nprocs=2, join=False, start_method="spawn"
+    )
+    deadline = time.monotonic() + SECONDS
+    try:
+        while not processes.join(timeout=1.0):
+            if time.monotonic() > deadline:
+                pytest.fail(f"the two processes did not end within {SECONDS:.0f} seconds: they wait for each other")
+    finally:
+        for process in processes.processes:
+            process.kill()
+    yield [torch.load(folder / f"rank{i}.pt", weights_only=False) for i in range(2)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_both_skip_what_one_has_and_stay_equal(outcomes: list[dict[Any, Outcome]], strategy: str, way: str) -> None:
+    first, second = (outcome[strategy, way] for outcome in outcomes)
+    assert torch.equal(first.weights, second.weights) and first.weights.isfinite().all()
+    if way == "nothing":
+        assert first.names is second.names is None and first.moved and second.moved
+    else:
+        assert [first.names, second.names] == WAYS[way][1]
+        assert not first.moved and not second.moved
+    assert first.schedule == second.schedule == CONFIG.epochs * CONFIG.minibatches
+    assert first.sound and second.sound  # and no longer, once one weight of rank 1 is spoiled: asserted there
