@@ -1,4 +1,4 @@
-"""Models whose weights are shared out over processes, block by block: torch's FSDP2.
+"""Models whose weights are shared out over processes, block by block: torch's FSDP2, or DeepSpeed's ZeRO-3.
 
 Every forward of such a model is a collective: all ranks must make as many (`rlhf.lockstep`).
 """
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from rlhf.distributed import device
 from rlhf.heads import scoring_parts
+from rlhf.partitions import gather, gathered_partitions, is_partitioned
 from rlhf.trunk import PolicyWithValueHead
 
 
@@ -77,7 +78,7 @@ def shards(module: nn.Module) -> list[FSDPModule]:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether a model's forward is a collective."""
-    return any(isinstance(part, FSDPModule) for part in module.modules())
+    return bool(shards(module)) or any(map(is_partitioned, module.parameters()))
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -87,17 +88,26 @@ def device_of(module: nn.Module) -> torch.device:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with all of its parts, on every rank; a collective where it is shared out."""
+    if is_partitioned(tensor):
+        return gather(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor."""
+    if is_partitioned(tensor):
+        share: Tensor = tensor.ds_tensor  # type: ignore[attr-defined]
+        return share
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """All weights on every rank for a while: forwards are no collectives until it ends. Entering is one."""
+    if any(map(is_partitioned, module.parameters())):
+        with gathered_partitions(module):
+            yield
+        return
     parts: list[Any] = shards(module)
     try:
         for part in parts:

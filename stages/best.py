@@ -44,7 +44,7 @@ def whole_policy(context: StageContext, last: nn.Module, tokenization: Tokenizat
     with torch.no_grad():
         for name, parameter in last.named_parameters():
             if parameter.requires_grad:
-                gathered = whole(parameter.detach())
+                gathered = whole(parameter).detach()
                 if made:
                     copies[name].copy_(gathered)
     return made[0] if made else last
@@ -85,5 +85,11 @@ def _policy_after(context: StageContext, step: int, tokenization: Tokenization) 
     policy = plain_policy(context, tokenization)
     if checkpoint:
         trunk = recipe.ppo.has_value and not recipe.ppo.has_critic  # what learned was the policy with its value head
-        load_weights(PolicyWithValueHead(policy) if trunk else policy, checkpoint.directory / "policy")
+        learned, place = PolicyWithValueHead(policy) if trunk else policy, checkpoint.directory / "policy"
+        if checkpoint.meta["strategy"].startswith("zero"):
+            from rlhf.engine.zero import load_zero_weights  # loads DeepSpeed
+
+            load_zero_weights(learned, place)
+        else:
+            load_weights(learned, place)
     return policy

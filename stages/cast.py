@@ -100,21 +100,24 @@ def prepare(context: StageContext) -> Cast:
     sources = start.model, tokenization, recipe.model
     base = load_policy(*sources, quantized=True)
     prompts = fitting_prompts(context, tokenization, context_of(base))
-    sharding = sharding_of(recipe.parallelism_of("ppo"))
-    if sharding and is_quantized(base):
+    parallelism = recipe.parallelism_of("ppo")
+    sharding = sharding_of(parallelism)
+    if parallelism.strategy != "ddp" and is_quantized(base):
         raise ConfigError(f"model {start.model}: its weights of few bits are not shared out; use strategy=ddp")
     reward = load_reward(context.inputs["reward"], tokenization, recipe, sharding)
     critic = load_critic(reward, context, tokenization) if config.has_critic else None
     seed_everything(recipe.seed)
-    model = learning(base, recipe, "policy", sharding is not None)
+    moved = parallelism.strategy != "ddp"  # to this process's device by the engine, share by share
+    weights = sum(parameter.numel() for parameter in base.parameters())
+    model = learning(base, recipe, "policy", moved)
     # Fresh adapters add nothing, and nothing below them learns: without them the policy is the SFT model.
     reference = AdapterOff(model) if recipe.model.lora else freeze(load_policy(*sources), recipe, sharding)
     trunk = PolicyWithValueHead(model) if config.has_value and critic is None else None
-    policy = build(trunk or model, optimizer_options(recipe, "policy"), sharding)
+    policy = build(trunk or model, optimizer_options(recipe, "policy"), parallelism, sharding)
     value: Engine | None = policy if trunk else None
     if critic is not None:
-        critic = learning(critic, recipe, "value", sharding is not None)
-        value = build(critic, optimizer_options(recipe, "value"), sharding)
+        critic = learning(critic, recipe, "value", moved)
+        value = build(critic, optimizer_options(recipe, "value"), parallelism, sharding)
     generator = native_generator(model, tokenization, recipe)
     bfloat16 = recipe.model.dtype == "bfloat16"
     values, scorer = value.module if value else None, weighted(reward, tokenization, recipe, sharding, strict=False)
@@ -123,7 +126,7 @@ def prepare(context: StageContext) -> Cast:
     if config.kl.controller == "adaptive" and config.kl.target is not None:
         kl = AdaptiveController(config.kl.coef, config.kl.target, config.kl.horizon)
     running = RunningScores() if config.normalize_scores == "running" else None
-    for doubt in doubts(recipe, sum(parameter.numel() for parameter in model.parameters())):
+    for doubt in doubts(recipe, weights):
         context.warn(doubt)
     if config.unused:
         context.say(f"ppo.advantage={config.advantage} does not use {', '.join(config.unused)}")

@@ -16,7 +16,7 @@ from torch import nn
 from rlhf.config import Recipe
 from rlhf.devices import Computation, hardware, settled_recipe, use_plain_float32
 from rlhf.distributed import barrier, counted, gather_objects, is_main, main_first, world_size
-from rlhf.errors import FaultError, RLHFError
+from rlhf.errors import ConfigError, FaultError, RLHFError
 from rlhf.models import save_alone, save_model
 from rlhf.recipe_memory import read_shape
 from rlhf.shapes import Shape, shape_of_init
@@ -79,6 +79,12 @@ class StageContext:
                 + (f" over {each['shard_over']}" if each["shard_over"] else "")
                 for each in (before, self.shared_over)
             )
+            if "zero" in before["strategy"] + self.shared_over["strategy"]:
+                raise ConfigError(
+                    f"{self.stage} was begun by {then}: DeepSpeed's checkpoints go on under the same strategy on as "
+                    f"many processes alone, not with {now}; use {stage}.parallelism={{strategy: {before['strategy']}, "
+                    f"processes: {before['processes']}}}, or --force to start again"
+                )
             self.say(f"begun by {then}: with {now} it goes on to rounding, not bit for bit")
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
         inputs = {name: artifact.directory for name, artifact in self.inputs.items()}

@@ -52,15 +52,15 @@ def obstacle(reward: AnyReward, room: int, tokenization: Tokenization) -> str | 
     return None
 
 
-def learning(model: Any, recipe: Recipe, role: str, sharded: bool = False) -> nn.Module:
+def learning(model: Any, recipe: Recipe, role: str, moved: bool = False) -> nn.Module:
     """A model ready to learn, on this rank's device, with fresh adapters if the recipe wants any; seed torch before.
 
-    sharded: it stays where it is, for its engine moves it block by block.
+    moved: by its engine, block by block; until then it stays where it is.
     """
     if recipe.model.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()  # with adapters nothing else would need one
-    lora, place = recipe.model.lora, (lambda model: model) if sharded else placed
+    lora, place = recipe.model.lora, (lambda model: model) if moved else placed
     model = place(model)
     return place(add_lora(model, lora, role)) if lora else model
 

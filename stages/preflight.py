@@ -9,6 +9,7 @@ from data import sources
 from data.scorers import load_scorer
 from rlhf.config import Recipe
 from rlhf.engine.options import require_ddp, to_training_arguments
+from rlhf.engine.zero_options import to_deepspeed
 from rlhf.errors import ConfigError, RLHFError
 from rlhf.recipe_memory import declared_context
 from rlhf.tracking.services import require_packages
@@ -64,6 +65,12 @@ def packages_are_there(recipe: Recipe) -> None:
         problems.append(
             f"{field}: needs bitsandbytes; in the clone: pip install -c constraints.txt -e '.[quantization]'"
         )
+    strategy = recipe.parallelism_of("ppo").strategy
+    if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        problems.append(
+            f"parallelism.strategy={strategy}: needs deepspeed; in the clone: pip install -c constraints.txt -e "
+            "'.[deepspeed]'"
+        )
     if recipe.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         problems.append(
             "model.attention=flash_attention_2: the package flash-attn is not installed; install it, or use "
@@ -102,11 +109,13 @@ def parallelism_fits(recipe: Recipe, stage: str, processes: int) -> None:
     """Raise ConfigError where a stage cannot be shared out over processes as the recipe has it."""
     if stage == "ppo":
         parallelism, lora = recipe.parallelism_of(stage), recipe.model.lora
-        if parallelism.strategy == "fsdp" and lora and lora.quantization:
+        if parallelism.strategy != "ddp" and lora and lora.quantization:
             raise ConfigError(
-                f"model.lora.quantization={lora.quantization} with strategy=fsdp: weights of few bits are not shared "
-                "out; use strategy=ddp, or quantization=null"
+                f"model.lora.quantization={lora.quantization} with strategy={parallelism.strategy}: weights of few "
+                "bits are not shared out; use strategy=ddp, or quantization=null"
             )
+        if parallelism.stage:
+            to_deepspeed(parallelism, recipe.ppo.max_grad_norm)
         if parallelism.shard_over and processes % parallelism.shard_over:
             raise ConfigError(
                 f"parallelism.shard_over={parallelism.shard_over}: {processes} processes do not split into such "

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from reward_models.scoring import RewardModel
 from rlhf.adapters import AdapterOff
-from rlhf.config import GenerationConfig, LoraConfig, ModelConfig, PpoConfig
+from rlhf.config import GenerationConfig, LoraConfig, ModelConfig, ParallelismConfig, PpoConfig
 from rlhf.engine import Engine
-from rlhf.engine.choice import build
+from rlhf.engine.choice import build, sharding_of
 from rlhf.engine.optimizer import OptimizerOptions
 from rlhf.generation.native import NativeGenerator
 from rlhf.models import add_lora, load_policy, load_reward_model, load_value_model, save_model
@@ -21,7 +21,7 @@ from rlhf.ppo.safety import Fault
 from rlhf.ppo.shaping import RunningScores
 from rlhf.ppo.targets import Targets, find_targets
 from rlhf.ppo.update import update
-from rlhf.sharding import Sharding, whole
+from rlhf.sharding import whole
 from rlhf.trunk import PolicyWithValueHead
 from rlhf.types import Completion, Experience, Prompt
 from tests.test_models import tiny_policy, tiny_tokenization
@@ -110,7 +110,11 @@ def with_head(policy: nn.Module) -> PolicyWithValueHead:
 
 
 def load_cast(
-    folder: Path, config: PpoConfig = CONFIG, lora: bool = False, sharding: Sharding | None = None, **options: Any
+    folder: Path,
+    config: PpoConfig = CONFIG,
+    lora: bool = False,
+    parallelism: ParallelismConfig | None = None,
+    **options: Any,
 ) -> Cast:
     """As stages/cast.py makes it, from what `save_cast` wrote."""
     tokenization, model = tiny_tokenization(), ModelConfig()
@@ -136,10 +140,12 @@ def load_cast(
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
     }
-    engine = build(trunk or policy, OptimizerOptions(**settings | options), sharding)
+    parallelism = parallelism or ParallelismConfig()
+    sharding = sharding_of(parallelism)
+    engine = build(trunk or policy, OptimizerOptions(**settings | options), parallelism, sharding)
     value = engine if trunk else None
     if critic is not None:
-        value = build(critic, OptimizerOptions(**settings | options), sharding)
+        value = build(critic, OptimizerOptions(**settings | options), parallelism, sharding)
     if sharding is not None:
         reward = sharding.shard_frozen(reward.requires_grad_(False), scores=True)
         frozen = frozen if lora else sharding.shard_frozen(frozen.requires_grad_(False))
@@ -170,4 +176,4 @@ def step(
 
 
 def weights(model: nn.Module) -> Tensor:
-    return torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()]).clone()
+    return torch.cat([whole(parameter).detach().flatten() for parameter in model.parameters()]).clone()

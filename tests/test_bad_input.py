@@ -63,6 +63,10 @@ def comparisons_from(path: Path) -> list[str]:
         (["run", str(TINY), "parallelism.strategy=fsdp"], "parallelism.strategy=fsdp: sft runs under ddp alone"),
         (["run", str(TINY), "ppo.parallelism.cpu_offload=true"], "cpu_offload=true with strategy=ddp"),
         (
+            ["run", str(TINY), "ppo.parallelism={strategy: zero2, deepspeed: absent.json}"],
+            "absent.json: cannot be read",
+        ),
+        (
             ["ppo", str(TINY), "ppo.parallelism={strategy: fsdp, processes: 3, shard_over: 2}"],
             "shard_over=2: 3 processes do not split",
         ),

@@ -15,17 +15,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing
+from torch import Tensor, multiprocessing, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf.config import ParallelismConfig, PpoConfig
 from rlhf.distributed import barrier, gather_objects, global_max, global_sum, is_main, process_group, rank, world_size
-from rlhf.engine.choice import sharding_of
+from rlhf.partitions import is_partitioned
 from rlhf.ppo.experience import own_rows
 from rlhf.ppo.update import micro_batches_in_lockstep, minibatches
+from rlhf.sharding import whole
 from rlhf.types import Prompt
 from tests.cast import CONFIG, KEY, load_cast, save_cast, step, weights
 
-SECONDS = 150.0
+SECONDS, EACH = 60.0, 12.0  # to start, and for a case
 # Only for who knows that nothing here has used torch yet (tests/mutate.py): without the seconds of imports.
 START = os.environ.get("RLHF_TEST_PROCESSES", "spawn")
 LONG, SHORT = "The cat sat on the mat, and the dog ", ("a", "it", "ran", "on")
@@ -74,6 +76,14 @@ CASES = RAGGED | {
     for lora in (False, True)
 }
 SHARDED = ParallelismConfig(strategy="fsdp")
+DEEPSPEED = {
+    f"{name}, zero{stage}": replace(CASES[name], parallelism=ParallelismConfig(strategy=f"zero{stage}"))
+    for stage in (1, 2, 3)
+    for name in CASES
+}
+# `make test` plays these of DeepSpeed's, the rest `make test-services`.
+OFTEN = {f"{name}, zero3" for name in (*RAGGED, "trunk", "rloo with adapters")}
+OFTEN |= {"ragged, zero1", "ragged, zero2", "gae with adapters, zero2"}
 CASES |= {f"{name}, fsdp": replace(case, parallelism=SHARDED) for name, case in CASES.items()}
 CASES["ragged, fsdp with replicas"] = replace(
     CASES["ragged"], parallelism=SHARDED, changes={"generation": {**SAMPLING, "weights": "replica"}}
@@ -81,6 +91,17 @@ CASES["ragged, fsdp with replicas"] = replace(
 CASES["trunk, fsdp with offloading"] = replace(
     CASES["trunk"], parallelism=ParallelismConfig(strategy="fsdp", cpu_offload=True)
 )
+CASES |= DEEPSPEED
+CASES["ragged, zero3 with replicas"] = replace(
+    CASES["ragged"],
+    parallelism=ParallelismConfig(strategy="zero3"),
+    changes={"generation": {**SAMPLING, "weights": "replica"}},
+)
+for number in (2, 3):
+    CASES[f"gae, zero{number} with offloading"] = replace(
+        CASES["gae"], parallelism=ParallelismConfig(strategy=f"zero{number}", cpu_offload=True)
+    )
+RARELY = [case for case in CASES if "zero" in case and case not in OFTEN]
 
 
 @dataclass(frozen=True)
@@ -92,12 +113,13 @@ class Outcome:
     weights: dict[str, Tensor]
     engines: set[str]
     empty: list[list[bool]]  # of each minibatch, which micro-batches are empty work
+    held: float  # share of the policy's weights that this rank holds
 
 
 def play(folder: Path, case: str) -> Outcome:
     config = CASES[case].config
-    sharding = sharding_of(CASES[case].parallelism) if world_size() > 1 else None
-    cast = load_cast(folder, config, CASES[case].lora, sharding)
+    parallelism = CASES[case].parallelism if world_size() > 1 else None
+    cast = load_cast(folder, config, CASES[case].lora, parallelism)
     rows = own_rows(config)
     prompts = [Prompt(CASES[case].texts[row // config.responses_per_prompt]) for row in rows]
     made = step(cast, prompts, rows, config)
@@ -123,7 +145,21 @@ def play(folder: Path, case: str) -> Outcome:
         {"policy": weights(cast.policy.module)} | ({"value": weights(cast.value.module)} if cast.value else {}),
         {cast.policy.name, cast.value.name if cast.value else cast.policy.name},
         [[batch is None for batch in batches] for batches in work],
+        held(cast.policy.module),
     )
+
+
+def held(model: nn.Module) -> float:
+    """The share of a model's weights that this rank has between two steps."""
+    own = sum(share_of(parameter).numel() for parameter in model.parameters())
+    return own / sum(whole(parameter).numel() for parameter in model.parameters())
+
+
+def share_of(parameter: Any) -> Tensor:
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    kept: Tensor = parameter.ds_tensor if is_partitioned(parameter) else parameter
+    return kept
 
 
 def collectives() -> dict[str, Any]:
@@ -146,7 +182,7 @@ def one_of_two(index: int, port: int, folder: Path, cases: Sequence[str]) -> Non
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of a fork; a new process has no other
     os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with process_group(timeout_minutes=SECONDS / 120):
+    with process_group(timeout_minutes=2.0):
         torch.save(play_all(folder, cases), folder / f"rank{index}.pt")
 
 
@@ -165,11 +201,12 @@ def outcomes(
         one_of_two, args=(port, folder, cases), nprocs=2, join=False, start_method=START
     )
     alone = play_all(folder, cases)
-    deadline = time.monotonic() + SECONDS
+    seconds = SECONDS + EACH * len(cases)
+    deadline = time.monotonic() + seconds
     try:
         while not processes.join(timeout=1.0):
             if time.monotonic() > deadline:
-                pytest.fail(f"the two processes did not end within {SECONDS:.0f} seconds: they wait for each other")
+                pytest.fail(f"the two processes did not end within {seconds:.0f} seconds: they wait for each other")
     finally:
         for process in processes.processes:
             process.kill()
@@ -177,7 +214,9 @@ def outcomes(
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
-every_case = pytest.mark.parametrize("case", CASES)
+every_case = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.services] * (case in RARELY)) for case in CASES]
+)
 
 
 @every_case
@@ -225,10 +264,13 @@ def test_ranks_ran_in_lockstep_with_uneven_work(outcomes: list[dict[str, Any]], 
     """Otherwise the other tests of a case would show little."""
     _, first, second = (outcome[case] for outcome in outcomes)
     assert first.engines == second.engines
-    if CASES[case].parallelism.strategy == "fsdp":
+    strategy = CASES[case].parallelism.strategy
+    if strategy == "fsdp":
         assert all(name.startswith("FSDP") for name in first.engines)
     else:
-        assert first.engines == {"DistributedDataParallel"}
+        assert first.engines == {"DistributedDataParallel" if strategy == "ddp" else "DeepSpeedEngine"}
+    for outcome in (first, second):
+        assert (outcome.held < 0.6) == (strategy in ("fsdp", "zero3")), outcome.held
     assert [len(work) for work in first.empty] == [len(work) for work in second.empty]
     uneven = [mine != theirs for mine, theirs in zip(first.empty, second.empty, strict=True)]
     assert any(uneven)

@@ -13,17 +13,33 @@ class ParallelismConfig(Section):
     """How many processes, and how they share a model."""
 
     processes: PositiveInt | Literal["auto"] = "auto"  # auto: one per GPU, one on a machine without
-    # ddp: each has the whole model. fsdp, PPO only: weights, gradients and optimizer are shared out, as are the frozen
-    # models.
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    cpu_offload: bool = False  # fsdp: what is shared out waits in the CPU's memory
+    # ddp: each has the whole model. The others are PPO's. fsdp: weights, gradients and optimizer are shared out, as are
+    # the frozen models. By DeepSpeed: zero1 shares out the optimizer, zero2 gradients too, zero3 all that fsdp does.
+    strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"
+    cpu_offload: bool = False  # what is shared out waits in the CPU's memory; zero1, zero2: the optimizer
     shard_over: PositiveInt | None = None  # fsdp: processes that share one copy, those of a node for example; null: all
+    deepspeed: str | None = None  # zero1, zero2, zero3: a file of DeepSpeed's own settings (json), for all but numerics
+
+    @property
+    def stage(self) -> int:
+        """DeepSpeed's number of the strategy; 0 where it is not DeepSpeed's."""
+        return int(self.strategy.removeprefix("zero")) if self.strategy.startswith("zero") else 0
 
     @model_validator(mode="after")
-    def _shares_are_of_fsdp(self) -> ParallelismConfig:
+    def _settings_are_of_the_strategy(self) -> ParallelismConfig:
         if self.strategy == "ddp" and (self.cpu_offload or self.shard_over):
             given = "cpu_offload=true" if self.cpu_offload else f"shard_over={self.shard_over}"
             raise ValueError(f"{given} with strategy=ddp, which shares nothing out; use strategy=fsdp, or leave it out")
+        if self.stage and self.shard_over:
+            raise ValueError(
+                f"shard_over={self.shard_over} with strategy={self.strategy}: groups of processes are fsdp's; use "
+                "strategy=fsdp, or zero_hpz_partition_size in a file of DeepSpeed's settings"
+            )
+        if self.deepspeed and not self.stage:
+            raise ValueError(
+                f"deepspeed={self.deepspeed} with strategy={self.strategy}, which DeepSpeed does not run; use "
+                "strategy=zero2 or zero3, or leave it out"
+            )
         return self
 
 

@@ -71,7 +71,7 @@ def is_sound(engine: Engine, tokens: Sequence[int]) -> bool:
     with torch.no_grad():
         output: Any = engine(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False)  # type: ignore[arg-type]
     said = [output.logits, getattr(output, "state_values", None)]  # the latter of a head beside the logits
-    weights = [own_part(parameter.detach()) for parameter in engine.module.parameters()]
+    weights = [own_part(parameter).detach() for parameter in engine.module.parameters()]
     sound = all(bool(tensor.isfinite().all()) for tensor in (*said, *weights) if tensor is not None)
     return not global_max(int(not sound))
 

@@ -1,0 +1,212 @@
+"""Optimizer, gradients and weights partitioned by DeepSpeed: ZeRO-1, 2 and 3 (Rajbhandari et al. 2020)."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from rlhf.distributed import device, rank, world_size
+from rlhf.engine.optimizer import OptimizerOptions
+from rlhf.errors import ConfigError
+from rlhf.partitions import OWNER
+from rlhf.trunk import PolicyWithValueHead
+
+TAG = "zero"  # DeepSpeed's checkpoints lie in a folder of this name below ours
+
+
+class ZeroEngine:
+    """See `rlhf.engine.Engine`.
+
+    DeepSpeed averages over ranks, so losses are multiplied first, and it would divide by a number of micro-batches, so
+    it is told that we say when to step. settings: what `rlhf.engine.zero_options.to_deepspeed` gave.
+    """
+
+    def __init__(self, module: nn.Module, options: OptimizerOptions, settings: dict[str, Any]) -> None:
+        deepspeed = load_deepspeed()
+        self.module = module.train()
+        self.options = options
+        self.device = device()
+        self.steps = 0  # optimizer steps, those that were skipped included
+        self.meeting = False  # gradients of the present step have been reduced
+        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer, _ = options.build(learning)
+        # Vectors, of norms and biases, stay whole; DeepSpeed's own limit would keep all of a small model.
+        vectors = max((parameter.numel() for parameter in module.parameters() if parameter.dim() < 2), default=0)
+        settings["zero_optimization"].setdefault("stage3_param_persistence_threshold", vectors)
+        try:
+            self.engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, model_parameters=learning, config=settings
+            )
+        except ValidationError as error:  # of DeepSpeed's own check of its settings
+            wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+            raise ConfigError(*(f"parallelism.deepspeed: {each}; mend the file" for each in wrong)) from error
+        self.stage = int(settings["zero_optimization"]["stage"])
+        self.name = type(self.engine).__name__
+        if self.engine.zero_optimization_stage() != self.stage:
+            found = self.engine.zero_optimization_stage()
+            raise ConfigError(f"parallelism.strategy=zero{self.stage}: DeepSpeed runs ZeRO-{found}; use strategy=fsdp")
+        self.unwritten: str | None = None  # why a file of a checkpoint could not be written
+        self._write = self.engine.checkpoint_engine.save
+        self.engine.checkpoint_engine.save = self._write_or_remember
+        if self.stage == 3:
+            self._own(module.policy if isinstance(module, PolicyWithValueHead) else module)
+
+    def _own(self, sampled: nn.Module) -> None:
+        """Let the module that samples find what gathers its weights."""
+        setattr(sampled, OWNER, self.engine.optimizer.parameter_offload)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The forward pass of training."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
+            return self.engine(**inputs)
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """ZeRO-1 reduces gradients in `step`, ZeRO-2 and 3 with every micro-batch."""
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradient, undoing DeepSpeed's average over ranks."""
+        self.engine.backward(loss * world_size(), scale_wrt_gas=False)
+
+    def norm(self) -> float:
+        """The gradient's global norm before clipping; infinity for what is not finite, as DeepSpeed has it."""
+        self._meet()
+        inner = self.engine.optimizer
+        norms = inner._get_norm_groups() if self.stage == 3 else [inner.scaled_global_norm()]
+        return finite_norm(math.sqrt(sum(finite_norm(float(norm)) ** 2 for norm in norms)))
+
+    def step(self) -> float:
+        """Clip to the global norm and update; a gradient that is not finite is dropped on every rank alike."""
+        self._meet()
+        self._set_rate()
+        with self._met():
+            self.engine.step()
+        self.meeting = False
+        norm = float(self.engine.get_global_grad_norm())
+        self._advance(1)
+        return finite_norm(norm)
+
+    def skip(self, steps: int = 1) -> None:
+        """Clear gradients and advance the schedule, without an update."""
+        self._drop()
+        self.meeting = False
+        self._advance(steps)
+
+    def save(self, directory: Path) -> None:
+        """Every rank writes its part. Raises OSError on each that cannot."""
+        state = {"steps": self.steps}
+        self.engine.save_checkpoint(
+            str(directory), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True
+        )
+        cause, self.unwritten = self.unwritten, None
+        if cause is not None:
+            raise OSError(cause)
+
+    def load(self, directory: Path) -> None:
+        """Every rank reads what it wrote: as many ranks, and the same strategy, as `stages.context` has made sure."""
+        # Adapters alone were written, so that not every name of the module is there.
+        _, state = self.engine.load_checkpoint(
+            str(directory), tag=TAG, load_module_strict=False, load_lr_scheduler_states=False
+        )
+        if state is None:
+            raise OSError(f"{directory}: DeepSpeed finds no checkpoint there")
+        self.steps = int(state["steps"])
+
+    def _write_or_remember(self, *state: Any, **named: Any) -> Any:
+        """Write a file of a checkpoint; a rank that cannot goes on, for it owes the others its calls."""
+        try:
+            return self._write(*state, **named)
+        except (OSError, RuntimeError) as error:  # torch does not raise OSError
+            self.unwritten = f"rank {rank()}: {error}"
+
+    def _meet(self) -> None:
+        """What DeepSpeed's `step` begins with, once a step: gradients are reduced as far as they are not yet."""
+        if self.meeting:
+            return
+        self.meeting = self.engine._running_engine_step = True
+        if self.stage == 1:
+            self.engine.allreduce_gradients()
+        else:
+            self.engine.optimizer.finalize_gradient_accumulation_boundary()
+        self.engine._running_engine_step = False
+
+    @contextmanager
+    def _met(self) -> Iterator[None]:
+        """Keep DeepSpeed's `step` from doing that again."""
+        inner, finalize = self.engine.optimizer, self.engine.optimizer.finalize_gradient_accumulation_boundary
+        self.engine.enable_backward_allreduce = False
+        inner.finalize_gradient_accumulation_boundary = lambda: None
+        try:
+            yield
+        finally:
+            self.engine.enable_backward_allreduce = True
+            inner.finalize_gradient_accumulation_boundary = finalize
+
+    def _set_rate(self) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * self.options.share(self.steps)
+
+    def _advance(self, steps: int) -> None:
+        self.steps += steps
+
+    def _drop(self) -> None:
+        """Forget gradients, as DeepSpeed does where they overflow; it has no public way to."""
+        inner = self.engine.optimizer
+        inner.zero_grad()
+        if self.stage == 3:
+            inner._overflow_clean_up(1.0)
+            return
+        inner.micro_step_id = -1
+        inner._release_preflattened_grad_buffers()
+        if inner.cpu_offload:
+            inner._offload_accumulated_param_ids = set()
+            inner.reset_cpu_buffers()
+            return
+        for part in inner.averaged_gradients:
+            inner.averaged_gradients[part] = inner.all_grad_tensors[part] = None
+
+
+def finite_norm(norm: float) -> float:
+    """A norm, or infinity where DeepSpeed marks one that is not finite by -1."""
+    return norm if math.isfinite(norm) and norm >= 0 else math.inf
+
+
+def load_deepspeed() -> Any:
+    """DeepSpeed, quiet, on this process's device."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # it asks for one in a single process too
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On a CPU it would compile, in minutes, an all-reduce through shared memory; killed meanwhile, it leaves a lock for
+    # which every later run waits for ever.
+    backend: Any = importlib.import_module("deepspeed.comm.torch")  # as an attribute, that name is torch itself
+    backend.build_shm_op = lambda: None
+    return deepspeed
+
+
+def load_zero_weights(module: nn.Module, directory: Path) -> None:
+    """Give a whole model, in this process alone, the weights that learned from what the engine of one like it wrote."""
+    load_deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with redirect_stdout(io.StringIO()):  # it prints what it reads
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=TAG, exclude_frozen_parameters=True)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])

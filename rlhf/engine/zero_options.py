@@ -1,0 +1,114 @@
+"""What DeepSpeed is told: the recipe's settings, over a file of the user's own. Loads neither torch nor DeepSpeed.
+
+The recipe decides what the figures are: batches, optimizer, clipping, precision. A file may say all the rest, how
+weights are partitioned, moved and offloaded; `auto` in it means the recipe's. A contradiction is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import ParallelismConfig
+from rlhf.errors import ConfigError
+
+ZERO = "zero_optimization"
+BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+PRECISIONS = ("fp16", "bf16", "bfloat16", "amp", "torch_autocast")
+# DeepSpeed passes over a key that it does not know.
+KNOWN: tuple[str, ...] = (
+    *BATCHES,
+    *PRECISIONS,
+    ZERO,
+    *("gradient_clipping", "optimizer", "scheduler", "communication_data_type", "seq_parallel_communication_data_type"),
+    *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "managed_gradient_accumulation"),
+    *("prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "disable_allgather", "graph_harvesting"),
+    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger"),
+    *("activation_checkpointing", "aio", "checkpoint", "data_types", "timers", "use_node_local_storage"),
+)
+
+
+def to_deepspeed(parallelism: ParallelismConfig, max_grad_norm: float, gpu: bool = False) -> dict[str, Any]:
+    """DeepSpeed's settings for an engine that sums over micro-batches until it is told to step.
+
+    max_grad_norm: of the whole gradient. gpu: whether tensors that wait in the CPU's memory are pinned there. Raises
+    ConfigError, a line for each of the file's settings that contradicts the recipe.
+    """
+    settings = own_settings(parallelism, max_grad_norm) if parallelism.deepspeed else {}
+    zero = settings.setdefault(ZERO, {})
+    zero |= {"stage": parallelism.stage}
+    if parallelism.cpu_offload:
+        waiting = {"device": "cpu", "pin_memory": gpu}
+        zero.setdefault("offload_optimizer", dict(waiting))
+        if parallelism.stage == 3:
+            zero.setdefault("offload_param", dict(waiting))
+    zero.setdefault("reduce_bucket_size", 50_000_000)  # entries; DeepSpeed's own takes 2 GB for each model that learns
+    if parallelism.stage != 2:
+        zero.setdefault("overlap_comm", parallelism.stage == 3 and gpu)
+    return settings | {
+        # DeepSpeed wants numbers, and never uses these: micro-batches are cut by tokens, and we say when to step.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": settings.get("steps_per_print", 1_000_000_000),  # our own figures are logged
+    }
+
+
+def own_settings(parallelism: ParallelismConfig, max_grad_norm: float) -> dict[str, Any]:
+    """What the user's file says, without `auto`. Raises ConfigError."""
+    field = f"parallelism.deepspeed={parallelism.deepspeed}"
+    try:
+        settings = json.loads(Path(str(parallelism.deepspeed)).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{field}: cannot be read ({error.strerror}); give the path of a json file") from error
+    except ValueError as error:
+        raise ConfigError(f"{field}: is no json ({error}); mend it") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get(ZERO, {}), dict):
+        raise ConfigError(f"{field}: holds no object of settings; see DeepSpeed's documentation of its json")
+    settings = without_auto(settings)
+    problems = [f"{field}: {problem}" for problem in contradictions(settings, parallelism, max_grad_norm)]
+    if problems:
+        raise ConfigError(*problems)
+    return {key: value for key, value in settings.items() if key not in (*BATCHES, *PRECISIONS)}
+
+
+def without_auto(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that are left to whoever starts DeepSpeed."""
+    inner = {key: without_auto(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    return {key: value for key, value in inner.items() if value != "auto"}
+
+
+def contradictions(settings: dict[str, Any], parallelism: ParallelismConfig, max_grad_norm: float) -> Iterator[str]:
+    """What a file says against the recipe, or what nobody would read, each with its remedy."""
+    for key in settings:
+        if key not in KNOWN:
+            close = difflib.get_close_matches(key, KNOWN, n=1)
+            yield f"{key} is no setting that is read" + (f"; did you mean {close[0]}?" if close else "; leave it out")
+    for key in BATCHES:
+        if key in settings:
+            yield f"{key}={settings[key]}: batches are the recipe's, ppo.micro_batch_tokens cuts them; write auto"
+    for key in PRECISIONS:
+        if isinstance(settings.get(key), dict) and settings[key].get("enabled"):
+            yield f"{key}.enabled=true: precision is the recipe's, model.dtype=bfloat16 computes in it; write auto"
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            yield f"{key}: is the recipe's (ppo.learning_rate, ppo.weight_decay, ...); leave it out"
+    if settings.get("managed_gradient_accumulation"):
+        yield "managed_gradient_accumulation=true: micro-batches vary in number, PPO says when to step; leave it out"
+    clipping = settings.get("gradient_clipping", max_grad_norm)
+    if clipping != max_grad_norm:
+        yield f"gradient_clipping={clipping} but ppo.max_grad_norm={max_grad_norm:g}; write auto"
+    zero = settings.get(ZERO, {})
+    if zero.get("stage", parallelism.stage) != parallelism.stage:
+        other = zero["stage"]
+        yield f"{ZERO}.stage={other} but strategy={parallelism.strategy}; write auto, or strategy=zero{other}"
+    for key in ("offload_optimizer", "offload_param"):
+        part = zero.get(key)
+        if parallelism.cpu_offload and isinstance(part, dict) and part.get("device", "cpu") == "none":
+            yield f"{ZERO}.{key}.device=none but cpu_offload=true; leave one of them out"

@@ -1,0 +1,115 @@
+"""What DeepSpeed is told of a recipe, and what a file of its settings may not say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config import ParallelismConfig
+from rlhf.engine.zero_options import to_deepspeed
+from rlhf.errors import ConfigError
+
+MAX_GRAD_NORM = 0.7
+
+
+def settings(folder: Path, content: Any, strategy: str = "zero3", **fields: Any) -> dict[str, Any]:
+    """What DeepSpeed is told where the user's file holds some content."""
+    path = folder / "own.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    parallelism = ParallelismConfig.model_validate({"strategy": strategy, "deepspeed": str(path), **fields})
+    return to_deepspeed(parallelism, MAX_GRAD_NORM)
+
+
+def test_without_a_file() -> None:
+    told = to_deepspeed(ParallelismConfig(strategy="zero2", cpu_offload=True), MAX_GRAD_NORM, gpu=True)
+    assert told["gradient_clipping"] == MAX_GRAD_NORM
+    assert told["managed_gradient_accumulation"] is False  # or DeepSpeed would divide by a number of micro-batches
+    assert told["zero_optimization"]["stage"] == 2
+    assert told["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert "offload_param" not in told["zero_optimization"]
+    zero3 = to_deepspeed(ParallelismConfig(strategy="zero3", cpu_offload=True), MAX_GRAD_NORM)["zero_optimization"]
+    assert zero3["offload_param"] == zero3["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+
+
+def test_a_file_says_all_but_numerics_and_auto_is_the_recipe(tmp_path: Path) -> None:
+    """The json that people have for transformers' Trainer, as it is."""
+    told = settings(
+        tmp_path,
+        {
+            "bf16": {"enabled": "auto"},
+            "optimizer": "auto",
+            "gradient_clipping": "auto",
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "steps_per_print": 50,
+            "zero_optimization": {"stage": 3, "overlap_comm": True, "stage3_prefetch_bucket_size": "auto"},
+        },
+    )
+    assert told["zero_optimization"]["overlap_comm"] is True
+    assert "stage3_prefetch_bucket_size" not in told["zero_optimization"]
+    assert told["steps_per_print"] == 50 and told["gradient_clipping"] == MAX_GRAD_NORM
+    assert told["train_micro_batch_size_per_gpu"] == 1 and not {"optimizer", "bf16", "train_batch_size"} & told.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"train_batch_size": 8}, "train_batch_size=8: batches are the recipe's"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled=true: precision is the recipe's"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer: is the recipe's"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler: is the recipe's"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping=1.0 but ppo.max_grad_norm=0.7; write auto"),
+        (
+            {"zero_optimization": {"stage": 2}},
+            "zero_optimization.stage=2 but strategy=zero3; write auto, or strategy=zero2",
+        ),
+        ({"zero_optimisation": {}}, "zero_optimisation is no setting that is read; did you mean zero_optimization?"),
+        ({"managed_gradient_accumulation": True}, "managed_gradient_accumulation=true: "),
+        ("[1]", "holds no object of settings"),
+        ({"zero_optimization": 3}, "holds no object of settings"),
+        ("{", "is no json"),
+    ],
+)
+def test_contradictions_are_a_line_each(content: Any, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings(tmp_path, content)
+    (line,) = error.value.problems
+    assert line.startswith(f"parallelism.deepspeed={tmp_path}/own.json: ") and problem in line and "\n" not in line
+
+
+def test_all_contradictions_are_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings(tmp_path, {"train_batch_size": 8, "optimizer": {}, "zero_optimization": {"stage": 1}})
+    assert len(error.value.problems) == 3
+
+
+def test_offloading_both_ways(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="offload_param.device=none but cpu_offload=true"):
+        settings(tmp_path, {"zero_optimization": {"offload_param": {"device": "none"}}}, cpu_offload=True)
+    own = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/local"}}}
+    told = settings(tmp_path, own, cpu_offload=True)["zero_optimization"]
+    assert told["offload_optimizer"]["device"] == "nvme" and told["offload_param"]["device"] == "cpu"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent.json: cannot be read"):
+        to_deepspeed(ParallelismConfig(strategy="zero2", deepspeed=str(tmp_path / "absent.json")), MAX_GRAD_NORM)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        (
+            {"strategy": "ddp", "deepspeed": "own.json"},
+            "deepspeed=own.json with strategy=ddp, which DeepSpeed does not run",
+        ),
+        ({"strategy": "zero2", "shard_over": 2}, "shard_over=2 with strategy=zero2: groups of processes are fsdp's"),
+    ],
+)
+def test_fields_that_do_not_go_together(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        ParallelismConfig.model_validate(fields)
