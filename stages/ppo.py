@@ -48,7 +48,7 @@ def main(context: StageContext) -> None:
             context.tracker.log(step, state.figures)
             progress.update(step, {name: figures[f"objective/{name}"] for name in ("scores", "kl", "entropy")})
             score = held_out.evaluate(step)
-            checkpoints.after(step, state.save, score, last=held_out.ended(step))
+            checkpoints.after(step, state, score, last=held_out.ended(step))
     results = {
         "kl": state.figures["objective/kl"],
         "scores": state.figures["objective/scores"],

@@ -6,12 +6,13 @@ Prompts and noise need nothing of their own: both follow from the seed and the s
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from rlhf.distributed import is_main, rank
-from rlhf.engine import Engine
+from rlhf.engine import Engine, Writer
 from rlhf.randomness import random_state, set_random_state
 from rlhf.store.artifact import write_json
 from stages.cast import Cast
@@ -27,27 +28,41 @@ class PpoState:
         self.figures: dict[str, float] = {}  # of the last step
 
     @property
-    def own_value(self) -> Engine | None:
-        """The value model's engine, if it has one of its own."""
-        return None if self.cast.value is self.cast.policy else self.cast.value
+    def engines(self) -> dict[str, Engine]:
+        """What learns, by name: the policy, and the value model if it has an engine of its own."""
+        own = self.cast.value if self.cast.value is not self.cast.policy else None
+        return {"policy": self.cast.policy} | ({"value": own} if own else {})
 
     def save(self, directory: Path) -> None:
         """Write everything below a directory; every rank calls."""
-        self.cast.policy.save(directory / "policy")
-        if self.own_value:
-            self.own_value.save(directory / "value")
-        torch.save(random_state(), directory / f"random-{rank()}.pt")
-        if is_main():
-            state = {"kl": self.cast.kl.state_dict(), "figures": self.figures, "held_out": self.held_out.state()}
-            if self.cast.running:
-                state["running"] = self.cast.running.state_dict()
-            write_json(directory / "ppo.json", state)
+        self._writer([engine.save for engine in self.engines.values()])(directory)
+
+    def snapshot(self) -> Writer | None:
+        """A copy of everything, to write while training goes on; None where an engine cannot. Every rank calls."""
+        copies = [engine.snapshot() for engine in self.engines.values()]
+        able = [copy for copy in copies if copy is not None]
+        return self._writer(able) if len(able) == len(copies) else None
+
+    def _writer(self, writers: Sequence[Writer]) -> Writer:
+        """Writes the engines by the given functions, and all else as it is now."""
+        random = random_state()
+        state = {"kl": self.cast.kl.state_dict(), "figures": self.figures, "held_out": self.held_out.state()}
+        if self.cast.running:
+            state["running"] = self.cast.running.state_dict()
+
+        def write(directory: Path) -> None:
+            for name, write_engine in zip(self.engines, writers, strict=True):
+                write_engine(directory / name)
+            torch.save(random, directory / f"random-{rank()}.pt")
+            if is_main():
+                write_json(directory / "ppo.json", state)
+
+        return write
 
     def load(self, directory: Path) -> None:
         """Take up what `save` wrote. A rank that was not there then keeps the seed's random state."""
-        self.cast.policy.load(directory / "policy")
-        if self.own_value:
-            self.own_value.load(directory / "value")
+        for name, engine in self.engines.items():
+            engine.load(directory / name)
         self.cast.actors.generator.load(self.cast.actors.policy)
         state = json.loads((directory / "ppo.json").read_text(encoding="utf-8"))
         self.cast.kl.load_state_dict(state["kl"])
