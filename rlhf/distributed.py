@@ -90,12 +90,12 @@ def global_max(x: int) -> int:
     return int(value)
 
 
-def gather_objects(x: Any) -> list[Any]:
-    """One picklable object per rank, in rank order, on every rank."""
+def gather_objects(x: Any, group: Any = None) -> list[Any]:
+    """One picklable object per rank, in rank order, on every rank; group: see `group_aside`."""
     if not dist.is_initialized():
         return [x]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, x)
+    dist.all_gather_object(gathered, x, group=group)
     return gathered
 
 
@@ -115,7 +115,7 @@ def main_first(hours: float = 24.0) -> Iterator[None]:
     if not dist.is_initialized():
         yield
         return
-    group = _patient_group(dist.group.WORLD, hours)
+    group = _own_group(dist.group.WORLD, "main first", hours)
     if not is_main():
         dist.barrier(group)
     try:
@@ -141,7 +141,16 @@ def from_main(work: Callable[[], T]) -> T:
     return cast(T, made)
 
 
+def group_aside(hours: float = 1.0) -> Any:
+    """A group of all processes, on their CPUs, for one other thread of each; None in a single process.
+
+    Collectives of two threads would meet in one group in an order that differs between ranks. Only the main thread may
+    ask, and every rank does: the first call is a collective. hours: one may keep the others waiting for so long.
+    """
+    return _own_group(dist.group.WORLD, "aside", hours) if dist.is_initialized() else None
+
+
 @functools.cache
-def _patient_group(world: Any, hours: float) -> Any:
-    """A group of all processes in which one may keep the others waiting for hours; one for each world there is."""
+def _own_group(world: Any, purpose: str, hours: float) -> Any:
+    """A gloo group of all processes for one purpose; one for each world there is."""
     return dist.new_group(backend="gloo", timeout=timedelta(hours=hours))

@@ -123,12 +123,13 @@ class StageContext:
     def progress_made(self) -> dict[str, Any]:
         """What a checkpoint records of this execution: seconds so far, over all executions, and the figures' end."""
         metrics = self.output / METRICS
-        size = 0
-        if metrics.is_file():
+        return {"seconds": self.seconds, "metrics_bytes": metrics.stat().st_size if metrics.is_file() else 0}
+
+    def flush_figures(self) -> None:
+        """Have the disk hold the figures so far, which no checkpoint may outlive."""
+        if (metrics := self.output / METRICS).is_file():
             with metrics.open("rb") as file:
                 os.fsync(file.fileno())
-                size = os.fstat(file.fileno()).st_size
-        return {"seconds": self.seconds, "metrics_bytes": size}
 
     @property
     def seconds(self) -> float:

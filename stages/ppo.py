@@ -60,7 +60,7 @@ def main(context: StageContext) -> None:
             progress.update(step, {name: figures.get(f"objective/{name}", nan) for name in ("scores", "kl", "entropy")})
             faults.stop_after_too_many(step)
             score = held_out.evaluate(step)
-            checkpoints.after(step, state.save, score, last=held_out.ended(step))
+            checkpoints.after(step, state, score, last=held_out.ended(step))
     faults.require_sound(step, policy, cast.probe)
     results = {
         "kl": state.figures.get("objective/kl"),

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from rlhf.distributed import is_main, rank
-from rlhf.engine import Engine
+from rlhf.engine import Engine, Writer
 from rlhf.ppo.safety import Breaker, is_sound
 from rlhf.randomness import random_state, set_random_state
 from rlhf.store.artifact import write_json
@@ -31,33 +31,52 @@ class PpoState:
         self.figures: dict[str, float] = {}  # of the last step that has them
 
     @property
-    def own_value(self) -> Engine | None:
-        """The value model's engine, if it has one of its own."""
-        return None if self.cast.value is self.cast.policy else self.cast.value
+    def engines(self) -> dict[str, Engine]:
+        """What learns, by name: the policy, and the value model if it has an engine of its own."""
+        own = self.cast.value if self.cast.value is not self.cast.policy else None
+        return {"policy": self.cast.policy} | ({"value": own} if own else {})
 
     def note(self, figures: Mapping[str, float]) -> None:
         """Take in a step's figures; where one is missing or not finite, that of an earlier step stays."""
-        self.figures |= {name: value for name, value in figures.items() if math.isfinite(value)}
+        # Another dictionary: the one before may still be on its way to the disk.
+        self.figures = self.figures | {name: value for name, value in figures.items() if math.isfinite(value)}
 
     def save(self, directory: Path) -> None:
         """Write everything below a directory; every rank calls. Raises RuntimeError where a model is not sound."""
         self._require_sound()
-        self.cast.policy.save(directory / "policy")
-        if self.own_value:
-            self.own_value.save(directory / "value")
-        torch.save(random_state(), directory / f"random-{rank()}.pt")
-        if is_main():
-            state = {"kl": self.cast.kl.state_dict(), "figures": self.figures, "held_out": self.held_out.state()}
-            state["breaker"] = self.breaker.state_dict()
-            if self.cast.running:
-                state["running"] = self.cast.running.state_dict()
-            write_json(directory / "ppo.json", state)
+        self._writer([engine.save for engine in self.engines.values()])(directory)
+
+    def snapshot(self) -> Writer | None:
+        """A copy of everything, to write while training goes on; None where an engine cannot. Every rank calls.
+
+        Raises RuntimeError where a model is not sound.
+        """
+        self._require_sound()
+        copies = [engine.snapshot() for engine in self.engines.values()]
+        able = [copy for copy in copies if copy is not None]
+        return self._writer(able) if len(able) == len(copies) else None
+
+    def _writer(self, writers: Sequence[Writer]) -> Writer:
+        """Writes the engines by the given functions, and all else as it is now."""
+        random = random_state()
+        state = {"kl": self.cast.kl.state_dict(), "figures": self.figures, "held_out": self.held_out.state()}
+        state["breaker"] = self.breaker.state_dict()
+        if self.cast.running:
+            state["running"] = self.cast.running.state_dict()
+
+        def write(directory: Path) -> None:
+            for name, write_engine in zip(self.engines, writers, strict=True):
+                write_engine(directory / name)
+            torch.save(random, directory / f"random-{rank()}.pt")
+            if is_main():
+                write_json(directory / "ppo.json", state)
+
+        return write
 
     def load(self, directory: Path) -> None:
         """Take up what `save` wrote. A rank that was not there then keeps the seed's random state."""
-        self.cast.policy.load(directory / "policy")
-        if self.own_value:
-            self.own_value.load(directory / "value")
+        for name, engine in self.engines.items():
+            engine.load(directory / name)
         self.cast.actors.generator.load(self.cast.actors.policy)
         state = json.loads((directory / "ppo.json").read_text(encoding="utf-8"))
         self.cast.kl.load_state_dict(state["kl"])
@@ -73,6 +92,6 @@ class PpoState:
 
     def _require_sound(self) -> None:
         """A step whose own figures were finite can still leave weights that are not, or that give what is not."""
-        for name, engine in {"policy": self.cast.policy, "value model": self.own_value}.items():
-            if engine and not is_sound(engine, self.cast.probe):
-                raise RuntimeError(f"the {name} gives what is not finite")
+        for name, engine in self.engines.items():
+            if not is_sound(engine, self.cast.probe):
+                raise RuntimeError(f"the {'policy' if name == 'policy' else 'value model'} gives what is not finite")

@@ -162,6 +162,8 @@ def train(
     arguments["output_dir"] = str(context.partial / "trainer")
     checkpoints = context.checkpoints()
     newest = checkpoints.newest
+    if context.recipe.checkpoint.asynchronous:
+        context.say("checkpoint.asynchronous: PPO alone; here each step waits for its checkpoint")
     with context.progress(max(1, checkpoints.start), checkpoints.start) as progress, checkpoints.training():
         report = Report(context.tracker, progress, names)
         trainer = make_trainer(arguments, report)

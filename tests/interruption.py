@@ -48,11 +48,11 @@ def kill_tree(process: subprocess.Popen[Any]) -> None:
     process.communicate()
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 120) -> bool:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any] | None = None, seconds: float = 120) -> bool:
     """Wait until a condition holds; False if the process ended before."""
     deadline = time.monotonic() + seconds
     while not condition():
-        if process.poll() is not None:
+        if process and process.poll() is not None:
             return False
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)

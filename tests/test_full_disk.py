@@ -41,9 +41,10 @@ def fill(disk: Path, leave: int) -> Path:
     return ballast
 
 
-def stage_alone(disk: Path) -> subprocess.CompletedProcess[str]:
+def stage_alone(disk: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """PPO without the launcher, which would not have begun on a disk as full as this."""
-    command = [sys.executable, "-P", "-m", "stages.ppo", "--recipe", str(TINY), "--run-dir", "runs/tiny", EVERY_STEP]
+    command = [sys.executable, "-P", "-m", "stages.ppo", "--recipe", str(TINY), "--run-dir", "runs/tiny"]
+    command += [EVERY_STEP, *overrides]
     return subprocess.run(command, cwd=disk, capture_output=True, text=True, timeout=200)
 
 
@@ -51,14 +52,17 @@ def one_line_each(stderr: str) -> bool:
     return all(line.startswith(("error: ", "ppo: warning: ")) for line in stderr.splitlines())
 
 
-def test_a_full_disk_costs_no_more_than_the_newest_checkpoint(tiny_run: Path, small_disk: Path) -> None:
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
+def test_a_full_disk_costs_no_more_than_the_newest_checkpoint(
+    asynchronous: str, tiny_run: Path, small_disk: Path
+) -> None:
     run = own_copy(tiny_run, small_disk, ["sft", "reward"])
     assert rlhf("ppo", str(TINY), "--stop-after", "1", folder=small_disk).returncode == 0
     ballast = fill(small_disk, leave=100_000)  # enough for figures, not for a checkpoint or a model
     refused = rlhf("ppo", str(TINY), folder=small_disk)
     assert refused.returncode == 2
     assert "0.1 MB free on its disk" in refused.stderr
-    done = stage_alone(small_disk)
+    done = stage_alone(small_disk, f"checkpoint.asynchronous={asynchronous}")
     assert done.returncode == 2, done.stdout
     assert "no checkpoint of step 2" in done.stderr
     assert "no checkpoint of step 3" in done.stderr

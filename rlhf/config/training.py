@@ -101,4 +101,6 @@ class CheckpointConfig(Section):
     keep_last: PositiveInt = 2
     keep_every: PositiveInt | None = None  # and each whose step is a multiple of this
     keep_best: bool = True  # and the best by held-out score, where a stage evaluates while it trains
+    # PPO: training goes on while a copy of its state is written; the copies take room in the CPU's memory.
+    asynchronous: Annotated[bool, AffectsNothing] = False
     grace_seconds: PositiveFloat = 60.0  # from the signal to stop until the launcher ends a stage that has not

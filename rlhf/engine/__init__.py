@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # the launcher reads engine options without torch
     from torch import Tensor, nn
+
+Writer = Callable[[Path], None]  # writes below a directory, which need not be there yet
 
 
 class Engine(Protocol):
@@ -52,6 +55,14 @@ class Engine(Protocol):
 
     def save(self, directory: Path) -> None:
         """Write the weights that learn, the optimizer and the schedule below a directory. Every rank calls."""
+        ...
+
+    def snapshot(self) -> Writer | None:
+        """A copy of what `save` would write now, for another thread to write while training goes on.
+
+        Every rank calls, here and what is returned: its collectives are those of `rlhf.distributed.group_aside`. None
+        where an engine can write no other state than the one that it trains.
+        """
         ...
 
     def load(self, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
+from rlhf.distributed import group_aside
+from rlhf.engine import Writer
 from rlhf.engine.optimizer import OptimizerOptions, pass_over
 from rlhf.sharding import whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# A plain copy, complete when the call returns; also of what is in the CPU's memory already.
+COPIED = StagingOptions(
+    use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+)
 
 
 class Learning:
@@ -59,10 +67,18 @@ class Learning:
 
     def save(self, directory: Path) -> None:
         """Every rank writes its part. Raises OSError on all of them where one cannot."""
-        try:
-            save_parts(self._state(), checkpoint_id=directory, no_dist=not dist.is_initialized())
-        except CheckpointException as error:  # which is no Exception
-            raise OSError(_cause(error)) from error
+        _write(self._state(), None, directory)
+
+    def snapshot(self) -> Writer:
+        """What `save` does, with a copy of the present state, in the CPU's memory.
+
+        torch's `async_save` makes the same copy and gives each call a thread of its own; here one thread of the caller
+        writes several states one after the other, for the collectives of a group must keep their order.
+        """
+        stager = DefaultStager(COPIED)
+        state: Any = stager.stage(self._state())
+        stager.close()
+        return functools.partial(_write, state, group_aside())
 
     def load(self, directory: Path) -> None:
         """Every rank reads what is its own, however many ranks wrote it. Raises OSError on all where one cannot."""
@@ -100,6 +116,13 @@ def load_weights(module: nn.Module, directory: Path) -> None:
     """Give a whole model, in this process alone, the weights and nothing else that the engine of one like it wrote."""
     weights = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
     _fill({"weights": weights}, directory, alone=True)
+
+
+def _write(state: dict[str, Any], group: Any, directory: Path) -> None:
+    try:
+        save_parts(state, checkpoint_id=directory, process_group=group, no_dist=not dist.is_initialized())
+    except CheckpointException as error:  # which is no Exception
+        raise OSError(_cause(error)) from error
 
 
 def _fill(state: dict[str, Any], directory: Path, alone: bool) -> None:

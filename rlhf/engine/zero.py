@@ -116,6 +116,10 @@ class ZeroEngine:
         if cause is not None:
             raise OSError(cause)
 
+    def snapshot(self) -> None:
+        """DeepSpeed writes the state that it trains, and no copy of it."""
+        return None
+
     def load(self, directory: Path) -> None:
         """Every rank reads what it wrote: as many ranks, and the same strategy, as `stages.context` has made sure."""
         # Adapters alone were written, so that not every name of the module is there.
