@@ -153,4 +153,4 @@ def group_aside(hours: float = 1.0) -> Any:
 @functools.cache
 def _own_group(world: Any, purpose: str, hours: float) -> Any:
     """A gloo group of all processes for one purpose; one for each world there is."""
-    return dist.new_group(backend="gloo", timeout=timedelta(hours=hours))
+    return dist.new_group(backend="gloo", timeout=timedelta(hours=hours), group_desc=purpose)

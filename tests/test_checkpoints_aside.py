@@ -122,9 +122,9 @@ class Training:
         self.state.number += 1
         self.checkpoints.after(self.state.number, self.state, score, last)
 
-    def later(self, score: float | None = None) -> threading.Thread:
+    def later(self, score: float | None = None, last: bool = False) -> threading.Thread:
         """One more step, in a thread, for it has to wait."""
-        thread = threading.Thread(target=self.step, args=(score,))
+        thread = threading.Thread(target=self.step, args=(score, last))
         thread.start()
         thread.join(0.3)
         assert thread.is_alive()
@@ -162,17 +162,27 @@ def training(tmp_path: Path) -> Iterator[Callable[..., Training]]:
 
 def test_steps_go_on_and_what_is_due_meanwhile_waits_for_the_first(training: Callable[..., Training]) -> None:
     own = training()
-    for _ in range(5):  # 2 is in flight, 4 is put off
+    for _ in range(4):  # 2 is in flight, 4 is put off
         own.step()
     wait_for(lambda: unfinished(own.folder) == [2])
     assert own.standing == []
     own.let_through()
     own.step()  # in place of 4
     own.let_through()
-    assert own.standing == [2, 6]
+    assert own.standing == [2, 5]
     own.step()
-    own.step(last=True)
-    assert own.standing == [2, 6, 8] and own.checkpoints.in_flight is None
+    own.let_through()
+    assert own.standing == [2, 5, 6]
+
+
+def test_the_last_step_waits_for_what_is_in_flight(training: Callable[..., Training]) -> None:
+    own = training()
+    for _ in range(2):
+        own.step()
+    waiting = own.later(last=True)
+    own.state.gate.set()
+    waiting.join(30)
+    assert own.standing == [2, 3] and own.checkpoints.in_flight is None
 
 
 def test_what_is_kept_for_good_is_written_at_its_own_step(training: Callable[..., Training]) -> None:
