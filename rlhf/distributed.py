@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from rlhf.beacons import patient
 
 T = TypeVar("T")
 
@@ -119,7 +121,8 @@ def main_first(hours: float = 24.0) -> Iterator[None]:
     if not is_main():
         dist.barrier(group)
     try:
-        yield
+        with patient("does what one rank alone does", hours * 3600) if is_main() else nullcontext():
+            yield
     finally:
         if is_main():
             dist.barrier(group)

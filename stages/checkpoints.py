@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from rlhf.beacons import patient, phase
 from rlhf.distributed import barrier, gather_objects, global_max, is_main
 from rlhf.store.checkpoint import Checkpoint
 from stages.signals import RESUMABLE, Stopped
@@ -25,6 +26,7 @@ from stages.signals import RESUMABLE, Stopped
 if TYPE_CHECKING:
     from stages.context import StageContext
 
+PATIENCE_SECONDS = 600.0  # of a collective's timeout: after it, torch itself ends the wait
 NOTHING, SAVE, END = range(3)  # what ranks ask for; the largest wins
 
 
@@ -98,6 +100,10 @@ class Checkpoints:
 
         record: goes into the checkpoint's own account, with the `score` and whether this is the `last` step.
         """
+        with phase("checkpoint"), patient("writes a checkpoint", PATIENCE_SECONDS):
+            self._write(step, save, record)
+
+    def _write(self, step: int, save: Callable[[Path], None], record: Mapping[str, Any]) -> None:
         partial = self.store.partial(step)
         made: list[Checkpoint] = []
 
