@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from rlhf.beacons.diagnosis import ENDED, Finding, diagnose
+from rlhf.beacons.diagnosis import ENDED, GONE_SECONDS, Finding, Observed, diagnose
 from rlhf.beacons.keeper import Channel, Keeper
-from rlhf.beacons.record import BEACONS, COMPLETE, LOST, RAISED, REFUSED, STOPPED
-from rlhf.beacons.watchdog import Limits, Post, Sight
+from rlhf.beacons.record import BEACONS, COMPLETE, LOST, RAISED, REFUSED, RUNNING, STOPPED, is_gone, read_all
+from rlhf.beacons.watchdog import Limits, Post
 from rlhf.distributed import rank, world_size
 from rlhf.errors import RLHFError
 from stages.problems import ERRORS, report
@@ -54,10 +54,12 @@ def watched(context: StageContext) -> Iterator[None]:
     except BaseException as error:
         state, word = last_word(error, post.ranks > 1)
         keeper.end(state, word, error if state in (RAISED, LOST) else None)
-        if state == LOST and (cause := find_cause(post)):
+        with context.signals.deferred():  # torchrun sends one as soon as it misses a process
+            cause = find_cause(post) if state == LOST else None
+            if cause is None:
+                raise
             tell(cause, post)
             raise Consequence from error
-        raise
     keeper.end(COMPLETE)
 
 
@@ -77,10 +79,12 @@ def last_word(error: BaseException, several: bool) -> tuple[str, str]:
 
 def find_cause(post: Post) -> Finding | None:
     """The rank that has ended first and taken the others along, if its beacon or its absence tells within seconds."""
-    sight, deadline = Sight(post), time.monotonic() + CAUSE_SECONDS
+    deadline = time.monotonic() + CAUSE_SECONDS
     while time.monotonic() < deadline:
-        sight.look(range(post.ranks), time.monotonic())
-        certain = [each for each in diagnose(sight.observed(time.monotonic()), CAUSE_SECONDS) if each.certain]
+        # Its side of a connection is closed: who is not there has ended, without any silence to wait for.
+        beacons = read_all(post.directory)
+        seen = [Observed(beacon, GONE_SECONDS, beacon.state == RUNNING and is_gone(beacon)) for beacon in beacons]
+        certain = [finding for finding in diagnose(seen, CAUSE_SECONDS) if finding.certain]
         if certain:
             return certain[0]
         time.sleep(0.2)

@@ -39,6 +39,8 @@ def score(prompts, responses):
             time.sleep(3600)
         if what.startswith("slow"):
             time.sleep(float(what.split()[1]))
+        if what in ("freeze", "die"):
+            time.sleep(2)  # so that its last sign is from here
         if what == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
         if what == "die":

@@ -15,6 +15,7 @@ from rlhf.beacons.record import COMPLETE, LOST, RAISED, REFUSED, RUNNING, STOPPE
 
 GONE_SECONDS = 3.0  # without a sign, after which a process that is not there has ended
 UNCLEAR_SECONDS = 5.0  # without a sign, after which what a beacon says is not what its rank does
+ABSENT = "absent"  # of an outcome: there is no beacon
 ENDED, KILLED, SILENT, APART, MISMATCH, TOGETHER = "ended", "killed", "silent", "apart", "mismatch", "together"
 
 
@@ -119,23 +120,26 @@ def _together(beacons: Sequence[Beacon], warn: float) -> Iterator[Finding]:
 
 
 def _ended(beacon: Beacon) -> Finding:
-    verb = "raised" if beacon.state == RAISED else "ended:"
-    text = f"{beacon.name} {verb} {beacon.word} {beacon.place}"
+    verb = "raised an error" if beacon.state == RAISED else "ended"
+    text = f"{beacon.name} {verb} {beacon.place}{_at(beacon)}: {beacon.word}"
     return Finding(ENDED, (beacon.rank,), 0.0, text, said=beacon.state == REFUSED)
 
 
 def _killed(each: Observed) -> Finding:
     beacon = each.beacon
-    text = f"{beacon.name} was killed without a word (SIGKILL, or out of memory?) {beacon.place}{_at(beacon)}"
+    text = (
+        f"{beacon.name} was killed without a word (SIGKILL, or out of memory?), last seen {beacon.place}{_at(beacon)}"
+    )
     return Finding(KILLED, (beacon.rank,), each.quiet, text)
 
 
 def _silent(each: Observed, seen: Sequence[Observed]) -> Finding:
     beacon = each.beacon
-    why = ": it is stopped by a signal (SIGSTOP)" if each.frozen else ""
+    why = " (it is stopped by a signal, SIGSTOP)" if each.frozen else ""
     others = [other.beacon for other in seen if other is not each and _waits_for(other.beacon, beacon)]
     waits = f"; {_waits(others, min(map(_still, others)))}" if others else ""
-    text = f"{beacon.name} has given no sign for {each.quiet:.0f} s {beacon.place}{_at(beacon)}{why}{waits}"
+    silence = f"{beacon.name} has given no sign for {each.quiet:.0f} s{why}"
+    text = f"{silence}, last seen {beacon.place}{_at(beacon)}{waits}"
     return Finding(SILENT, (beacon.rank,), each.quiet, text)
 
 
