@@ -86,7 +86,7 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: Annotated[CheckpointConfig, AffectsNothing] = CheckpointConfig()
     tracking: Annotated[TrackingConfig, AffectsNothing] = TrackingConfig()
-    watchdog: Annotated[WatchdogConfig | None, AffectsNothing] = WatchdogConfig()  # null: nobody watches
+    watchdog: Annotated[WatchdogConfig | None, AffectsNothing] = WatchdogConfig()
     parallelism: Annotated[ParallelismConfig, AffectsNothing] = ParallelismConfig()
 
     def parallelism_of(self, stage: str) -> ParallelismConfig:

@@ -89,7 +89,7 @@ class CheckpointConfig(Section):
 
 
 class WatchdogConfig(Section):
-    """When ranks of a stage that wait for each other in vain are told of, and when the stage is ended."""
+    """When ranks that wait for each other in vain are told of, and when their stage is ended; null: nobody watches."""
 
     warn_seconds: PositiveFloat = 20.0  # that the others wait for a rank, or that it gives no sign, until it is named
     # And until the stage is ended. Waits that are legal, such as for a reward over HTTP or for a checkpoint, announce
