@@ -251,6 +251,18 @@ def test_the_last_rank_takes_over_and_then_the_others(tmp_path: Path, monkeypatc
         assert orders[-1].mine and "ValueError: no" in orders[-1].verdict
 
 
+def test_of_very_many_ranks_some_are_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = Others(tmp_path, 0, 100, monkeypatch)
+    healthy = [beacon(rank, ranks=100) for rank in range(1, 100) if rank != 80]
+    for _ in range(8):
+        assert others.beat(beacon(0, ranks=100), *healthy, beacon(80, ranks=100)) is None
+    assert others.lines() == []
+    for _ in range(24):
+        assert others.beat(beacon(0, ranks=100), *healthy) is None
+    (line,) = others.lines()
+    assert line.startswith("rank 80 of 100 on host80 (pid 180) has given no sign for 2")
+
+
 def test_an_order_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = Others(tmp_path, 1, 3, monkeypatch)
     assert others.beat(beacon(1, ranks=3), beacon(0, ranks=3), beacon(2, ranks=3)) is None

@@ -16,6 +16,7 @@ from rlhf.beacons.diagnosis import GONE_SECONDS, UNCLEAR_SECONDS, Finding, Obser
 from rlhf.beacons.record import HANG, RUNNING, Beacon, is_frozen, is_gone, read
 
 BEAT_SECONDS = 1.0
+READ_PER_BEAT = 64  # beacons of others, so that a look costs the same among thousands of ranks
 UNABLE_SECONDS = UNCLEAR_SECONDS  # without a sign, after which another rank watches in its place
 
 
@@ -54,7 +55,15 @@ class Sight:
 
     def __init__(self, post: Post) -> None:
         self.post = post
-        self.last: dict[int, tuple[Beacon, float]] = {}
+        # Of each rank its beacon, when that changed and when it was looked at: between two looks nobody is silent.
+        self.last: dict[int, tuple[Beacon, float, float]] = {}
+        self.next = 0
+
+    def look_around(self, now: float) -> None:
+        """Read the next beacons: all of them, or where there are very many, some at a time."""
+        ranks = min(self.post.ranks, READ_PER_BEAT)
+        self.look([(self.next + number) % self.post.ranks for number in range(ranks)], now)
+        self.next += ranks
 
     def look(self, ranks: Sequence[int], now: float) -> None:
         """Read some beacons."""
@@ -63,18 +72,18 @@ class Sight:
             known = self.last.get(rank)
             if beacon is None or beacon.execution != self.post.execution:
                 continue
-            if known is None or known[0].count != beacon.count:
-                self.last[rank] = beacon, now
+            changed = known is None or known[0].count != beacon.count
+            self.last[rank] = (beacon, now, now) if known is None or changed else (beacon, known[1], now)
 
     def forgive(self, now: float) -> None:
         """We were away ourselves: nobody's silence before now counts."""
-        self.last = {rank: (beacon, now) for rank, (beacon, _) in self.last.items()}
+        self.last = {rank: (beacon, now, now) for rank, (beacon, _, _) in self.last.items()}
 
-    def observed(self, now: float) -> list[Observed]:
+    def observed(self) -> list[Observed]:
         """What was read, by rank."""
         found = []
-        for beacon, since in (self.last[rank] for rank in sorted(self.last)):
-            quiet = now - since
+        for beacon, changed, looked in (self.last[rank] for rank in sorted(self.last)):
+            quiet = looked - changed
             lasting = beacon.state == RUNNING and quiet >= GONE_SECONDS
             found.append(Observed(beacon, quiet, lasting and is_gone(beacon), lasting and is_frozen(beacon)))
         return found
@@ -110,8 +119,8 @@ class Watchdog:
         self.looked = now
         self.sight.look(self.watchers, now)
         if rank in self.watchers or not any(self.sight.able(watcher, now) for watcher in self.watchers):
-            self.sight.look(range(self.post.ranks), now)
-        others = [each for each in self.sight.observed(now) if each.beacon.rank != rank]
+            self.sight.look_around(now)
+        others = [each for each in self.sight.observed() if each.beacon.rank != rank]
         for beacon in (each.beacon for each in others):
             if beacon.verdict:
                 return Order(beacon.verdict, beacon.folder, mine=False)
