@@ -17,6 +17,8 @@ from running import TINY, rlhf
 from torch import nn
 from waiting_checkpoints import ASIDE, killed_in_flight, standing, unfinished
 
+from rlhf.beacons.collectives import ASIDE as ASIDE_GROUP
+from rlhf.beacons.collectives import pending
 from rlhf.config import CheckpointConfig
 from rlhf.engine.ddp import DdpEngine
 from rlhf.engine.optimizer import OptimizerOptions
@@ -241,3 +243,19 @@ def test_killed_while_one_is_in_flight_the_one_before_stands_and_goes_on_bit_for
     assert "going on from runs/tiny/ppo/checkpoints/step-000001" in done.stdout
     assert_same(run / "ppo", tiny_run / "ppo")
     assert unfinished(run / "ppo" / "checkpoints") == []
+
+
+def test_the_watchdog_takes_no_writing_thread_for_a_rank_that_waits() -> None:
+    def entry(group: str, number: int) -> dict[str, Any]:
+        known = {
+            "retired": False,
+            "is_p2p": False,
+            "state": "started",
+            "input_sizes": [[1]],
+            "process_group": ["1", group],
+        }
+        return {**known, "collective_seq_id": number, "profiling_name": "gloo:all_gather"}
+
+    assert pending([entry(ASIDE_GROUP, 1)]) is None
+    found = pending([entry(ASIDE_GROUP, 1), entry("default_pg", 7)])
+    assert found is not None and found.number == 7
