@@ -12,6 +12,7 @@ from typer.exceptions import Abort, TyperException
 from launch.commands import data, study
 from launch.commands.chat import chat
 from launch.commands.curves import curves
+from launch.commands.doctor import doctor
 from launch.commands.init import init
 from launch.commands.run import run, stage_command
 from launch.commands.schema import schema
@@ -35,6 +36,7 @@ app.command()(schema)
 app.command()(chat)
 app.command()(sync)
 app.command()(curves)
+app.command()(doctor)
 app.add_typer(data.app)
 app.add_typer(study.app)
 

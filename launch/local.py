@@ -124,12 +124,12 @@ class LocalStage:
     def _code(self, grace_seconds: float, say: Callable[[str], None]) -> int:
         """Wait for the end; the exit code of the process that failed first, 75 for all that a signal stopped."""
         failed: int | None = None
-        while any(worker.poll() is None for worker in self.workers):
+        while None in [worker.poll() for worker in self.workers]:  # each is asked, whichever comes first
             bad = [worker.returncode for worker in self.workers if worker.returncode]
             if bad:  # the others may wait for it in vain
                 patience = grace_seconds if all(map(self._stopped, bad)) else AFTER_END_SECONDS
                 self.deadline = min(self.deadline, time.monotonic() + patience)
-            failed = next((code for code in bad if not self._stopped(code)), None) if failed is None else failed
+            failed = self._first(bad) if failed is None else failed
             if time.monotonic() > self.deadline and not self.killed:
                 if self.signal and failed is None:
                     say(f"no checkpoint within checkpoint.grace_seconds={grace_seconds:g}; ended at once")
@@ -142,8 +142,12 @@ class LocalStage:
             return BAD_INPUT
         if any(map(self._stopped, codes)):
             return RESUMABLE
-        failed = failed or next((code for code in codes if code), 0)
+        failed = failed or self._first(codes) or 0
         return failed if failed >= 0 else 128 - failed
+
+    def _first(self, codes: Sequence[int]) -> int | None:
+        """Of codes that were found at one moment the one that the others follow from: a signal that nobody handled."""
+        return min((code for code in codes if code and not self._stopped(code)), default=None)
 
     def _stopped(self, code: int) -> bool:
         """Whether an exit code says that the process ended because it was asked to."""

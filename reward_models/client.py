@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from reward_models.rules import scores_of
+from rlhf.beacons import patient
 from rlhf.config import RewardServerConfig
 from rlhf.errors import RewardError
 from rlhf.types import Completion
@@ -47,7 +48,11 @@ class HttpReward:
         size = self.config.batch_size
         parts = [torch.empty(0)]
         deadline = time.monotonic() + self.config.patience_seconds
-        with httpx.Client(timeout=self.config.timeout_seconds, headers=headers()) as client:
+        longest = self.config.patience_seconds + self.config.timeout_seconds
+        with (
+            patient(f"asks {self.address}", longest),
+            httpx.Client(timeout=self.config.timeout_seconds, headers=headers()) as client,
+        ):
             for start in range(0, len(completions), size):
                 batch = completions[start : start + size]
                 parts.append(scores_of(self._asked(client, batch, deadline), batch, self.address, self.strict))

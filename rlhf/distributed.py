@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from rlhf.beacons import patient
+from rlhf.beacons.collectives import ASIDE
 
 T = TypeVar("T")
 
@@ -119,7 +122,8 @@ def main_first(hours: float = 24.0) -> Iterator[None]:
     if not is_main():
         dist.barrier(group)
     try:
-        yield
+        with patient("does what one rank alone does", hours * 3600) if is_main() else nullcontext():
+            yield
     finally:
         if is_main():
             dist.barrier(group)
@@ -147,10 +151,10 @@ def group_aside(hours: float = 1.0) -> Any:
     Collectives of two threads would meet in one group in an order that differs between ranks. Only the main thread may
     ask, and every rank does: the first call is a collective. hours: one may keep the others waiting for so long.
     """
-    return _own_group(dist.group.WORLD, "aside", hours) if dist.is_initialized() else None
+    return _own_group(dist.group.WORLD, ASIDE, hours) if dist.is_initialized() else None
 
 
 @functools.cache
 def _own_group(world: Any, purpose: str, hours: float) -> Any:
     """A gloo group of all processes for one purpose; one for each world there is."""
-    return dist.new_group(backend="gloo", timeout=timedelta(hours=hours))
+    return dist.new_group(backend="gloo", timeout=timedelta(hours=hours), group_desc=purpose)

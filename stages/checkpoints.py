@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from safetensors import SafetensorError
 
+from rlhf.beacons import patient, phase
 from rlhf.distributed import barrier, gather_objects, global_max, group_aside, is_main
 from rlhf.engine import Writer
 from rlhf.errors import RLHFError
@@ -32,6 +33,7 @@ from stages.signals import RESUMABLE, Stopped
 if TYPE_CHECKING:
     from stages.context import StageContext
 
+PATIENCE_SECONDS = 600.0  # of a collective's timeout: after it, torch itself ends the wait
 NOTHING, SAVE, END = range(3)  # what ranks ask for; the largest wins
 
 
@@ -145,16 +147,18 @@ class Checkpoints:
         record: goes into the checkpoint's own account, with the `score` and whether this is the `last` step.
         """
         self.settle()
-        self._conclude(self._carry_out(step, save, self._account(record)))
-        self._written()
-        barrier()
+        with at_work():
+            self._conclude(self._carry_out(step, save, self._account(record)))
+            self._written()
+            barrier()
 
     def write_aside(self, step: int, state: State, record: Mapping[str, Any]) -> None:
         """`write` in another thread, once the one before is done; returns when all that it needs has been copied."""
         self.settle()
         account, group = self._account(record), group_aside()
         made: list[Writer | None] = []
-        cause = first(gather_objects(attempt(lambda: made.append(state.snapshot()))))  # memory may be short
+        with at_work():
+            cause = first(gather_objects(attempt(lambda: made.append(state.snapshot()))))  # memory may be short
         if cause is not None:
             self._conclude(Outcome(step, None, None, cause))
         elif (copy := made[0]) is None:
@@ -169,7 +173,9 @@ class Checkpoints:
         """Wait for the checkpoint in flight, if there is one, and take its outcome into account."""
         if self.in_flight:
             done, self.in_flight = self.in_flight, None
-            self._conclude(done.result())
+            with at_work():
+                outcome = done.result()
+            self._conclude(outcome)
 
     def _account(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return {**record, **self.context.progress_made(), **self.context.shared_over}
@@ -223,6 +229,13 @@ class Checkpoints:
 
     def _is_best(self, score: float | None) -> bool:
         return score is not None and (self.best is None or score > self.best)
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """The loop stands still for a checkpoint, and the other ranks may have to wait for this one."""
+    with phase("checkpoint"), patient("writes a checkpoint", PATIENCE_SECONDS):
+        yield
 
 
 def aside(work: Callable[[], Outcome]) -> Future[Outcome]:

@@ -7,9 +7,9 @@ import importlib.util
 import logging
 import os
 import sys
-import time
+import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,17 +20,17 @@ from rlhf.randomness import seed_everything
 from rlhf.recipe import load_recipe
 from stages.adoption import adopt_missing
 from stages.context import StageContext, StageOptions
+from stages.problems import report, reported
 from stages.signals import Signals, Stopped
-
-# Where the launcher wants the problems of each rank, to show each of them once.
-ERRORS = "RLHF_ERRORS"
+from stages.watching import Consequence
 
 
 def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
     """Parse the arguments, join the process group, run, and end with the exit code that says what happened.
 
-    0: complete, or stopped as --stop-after said; 2: something the user can mend, one line each; 75: stopped by a
-    signal, the same command goes on.
+    0: complete, or stopped as --stop-after said; 1: an error of ours, or of another process of this stage; 2: something
+    the user can mend, one line each; 70: ended by the watchdog; 75: stopped by a signal. After 70 and 75 the same
+    command goes on.
     """
     options = arguments(stage, main)
     signals = Signals()
@@ -58,9 +58,14 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
             print(f"{stage}: stopped by {stopped.reason}; the same command goes on from there", flush=True)
         report([])
         code = stopped.code
-    except RuntimeError:  # what torch raises in a collective whose other side has gone
-        if not several() or not reported():
+    except Consequence:  # of the end of another process, which has been told
+        code = 1
+    except Exception as error:
+        # Of several, one whose collective has lost its other side need not say so where another one has said why.
+        if not several():
             raise
+        if not isinstance(error, RuntimeError) or not reported():
+            traceback.print_exc()
         code = 1
     leave(code)
 
@@ -96,25 +101,6 @@ def arguments(stage: str, main: Callable[[StageContext], None]) -> argparse.Name
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe to override")
     return parser.parse_args()
-
-
-def report(problems: Sequence[str]) -> None:
-    """Say problems, one line each, to the launcher if there is one and else to people."""
-    lines = [f"error: {problem}\n" for problem in problems]
-    if path := os.environ.get(ERRORS):
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(lines)
-    else:
-        sys.stderr.writelines(lines)
-
-
-def reported(seconds: float = 1.0) -> bool:
-    """Whether another process of this stage has said why it ended, now or within seconds."""
-    path = Path(os.environ.get(ERRORS, "absent"))
-    deadline = time.monotonic() + seconds
-    while not path.is_file() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return path.is_file()
 
 
 def quiet_libraries() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 import psutil
 from torch import nn
 
+from rlhf.beacons import enter
+from rlhf.beacons.record import BEACONS
 from rlhf.config import Recipe
 from rlhf.devices import Computation, hardware, settled_recipe, use_plain_float32
 from rlhf.distributed import barrier, counted, gather_objects, is_main, main_first, world_size
@@ -20,7 +23,7 @@ from rlhf.errors import ConfigError, FaultError, RLHFError
 from rlhf.models import save_alone, save_model
 from rlhf.recipe_memory import read_shape
 from rlhf.shapes import Shape, shape_of_init
-from rlhf.store.artifact import PARTIAL, Artifact, Lineage, link_directory, load_artifact, publish
+from rlhf.store.artifact import PARTIAL, Artifact, Lineage, link_directory, load_artifact, publish, remove
 from rlhf.store.checkpoint import Checkpoint, CheckpointStore, retention_of
 from rlhf.store.turnover import put_back
 from rlhf.store.unfinished import METRICS, Begun, begin, cut_back, hold
@@ -32,6 +35,7 @@ from stages.checkpoints import Checkpoints
 from stages.lineage import STAGES, lineage_of
 from stages.origins import first_model
 from stages.signals import Signals, Stopped
+from stages.watching import watched
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,12 @@ class StageContext:
         if is_main():
             self.lock = hold(self.output)  # kept open until this process ends
             begun = begin(self.output, self.lineage, options.restart)
+            remove(self.output / BEACONS)  # of the execution before
             self.checkpoint = self._newest() if begun.resumed else None
             if begun.slot:
                 self.say(f"what stood in {self.output} is kept in {begun.slot} until this is complete")
-        self.begun: Begun = gather_objects(begun)[0]
+        self.begun: Begun
+        self.begun, self.execution = gather_objects((begun, secrets.token_hex(4)))[0]
         self.checkpoint = gather_objects(self.checkpoint)[0]
         before = {key: self.checkpoint.meta[key] for key in self.shared_over} if self.checkpoint else self.shared_over
         if before != self.shared_over:
@@ -160,7 +166,8 @@ class StageContext:
     def carry_out(self, main: Callable[[StageContext], None]) -> None:
         """Run a stage's main function; what stood here returns where the user's input cannot be used."""
         try:
-            main(self)
+            with watched(self):
+                main(self)
         except (Stopped, FaultError):  # what was made stands
             self.tracker.close()
             raise
@@ -186,6 +193,7 @@ class StageContext:
         best: another model to keep in best/, or `model` itself, of which best/ is then a second name.
         """
         # Deferred on every rank, for one that ended would leave the others waiting; these wait as long as it takes.
+        enter("finish")
         with self.signals.deferred(), main_first():
             if is_main():
                 if model is not None and tokenization is not None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlhf.analysis.statistics import mean, standard_error
+from rlhf.beacons import at_step, enter, phase
 from stages.cast import Cast
 from stages.context import StageContext
 from stages.rewards import named_reward
@@ -46,9 +47,12 @@ class HeldOut:
     def steps(self, start: int) -> Iterator[int]:
         """The steps still to be made behind `start`: to the last one, or until patience is at its end."""
         step = start
+        enter("train")
         while not self.ended(step):
             step += 1
+            at_step(step)
             yield step
+        enter("finish")
 
     def ended(self, step: int) -> bool:
         """Whether no step follows."""
@@ -85,7 +89,8 @@ class HeldOut:
         every = self.config.evaluate_every
         if not every or (step % every and step < self.config.steps):
             return None
-        answers = respond(self.actors, self.prompts, self.config, self.context.recipe.seed, self.judge)
+        with phase("evaluate"):
+            answers = respond(self.actors, self.prompts, self.config, self.context.recipe.seed, self.judge)
         self.context.tracker.table(step, "held-out", self._rows(step, answers))
         figures = figures_of(answers, self.judge is not None)
         self.context.tracker.log(step, figures)

@@ -30,7 +30,8 @@ from rlhf.ppo.update import update
 from rlhf.store.artifact import write_json
 from rlhf.tracking.console import StageProgress, wide_console
 from stages.cast import PromptOrder, optimizer_options
-from stages.command import quiet_libraries, report
+from stages.command import quiet_libraries
+from stages.problems import report
 from stages.sampling import native_generator
 from stages.small_world import PROMPTS, SmallWorld
 from stages.variants import expected, settings

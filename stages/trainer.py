@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rlhf.beacons import at_step, enter, phase
 from rlhf.config import StageConfig
 from rlhf.distributed import world_size
 from rlhf.engine.ddp import warm_buckets
@@ -60,6 +61,11 @@ class Checkpointed(Base):
         self.warm = True
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """The held-out figures."""
+        with phase("evaluate"):
+            return super().evaluate(*arguments, **options)
+
 
 class Report(TrainerCallback):
     """Hands a trainer's figures to our tracker and progress, under our names, and asks when to save and stop."""
@@ -75,8 +81,17 @@ class Report(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The number of steps is known now."""
+        enter("train")
         self.progress.total = state.max_steps
         self.progress.bar.update(self.progress.task, total=state.max_steps)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """No step follows."""
+        enter("finish")
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Another step."""
+        at_step(state.global_step + 1)
 
     def on_log(
         self,

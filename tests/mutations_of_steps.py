@@ -35,6 +35,12 @@ OF_STEPS: dict[str, Mutation] = {
         "pass",
         (STAGE + "stopped_and_resumed_is_bit_for_bit[rloo]",),
     ),
+    "a checkpoint of weights that learn on": Mutation(
+        "rlhf/engine/learning.py",
+        "state: Any = stager.stage(self._state())",
+        "state: Any = self._state()",
+        ("tests/test_checkpoints_aside.py::test_a_copy_stays_what_it_was_while_the_engine_learns_on",),
+    ),
     "noise by the row on its rank": Mutation(
         "rlhf/ppo/experience.py",
         "actors.generator.sample(prompt_tokens, rows, seed",

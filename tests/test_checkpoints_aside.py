@@ -17,6 +17,8 @@ from running import TINY, rlhf
 from torch import nn
 from waiting_checkpoints import ASIDE, killed_in_flight, standing, unfinished
 
+from rlhf.beacons.collectives import ASIDE as ASIDE_GROUP
+from rlhf.beacons.collectives import pending
 from rlhf.config import CheckpointConfig
 from rlhf.engine.ddp import DdpEngine
 from rlhf.engine.optimizer import OptimizerOptions
@@ -122,9 +124,9 @@ class Training:
         self.state.number += 1
         self.checkpoints.after(self.state.number, self.state, score, last)
 
-    def later(self, score: float | None = None) -> threading.Thread:
+    def later(self, score: float | None = None, last: bool = False) -> threading.Thread:
         """One more step, in a thread, for it has to wait."""
-        thread = threading.Thread(target=self.step, args=(score,))
+        thread = threading.Thread(target=self.step, args=(score, last))
         thread.start()
         thread.join(0.3)
         assert thread.is_alive()
@@ -162,17 +164,27 @@ def training(tmp_path: Path) -> Iterator[Callable[..., Training]]:
 
 def test_steps_go_on_and_what_is_due_meanwhile_waits_for_the_first(training: Callable[..., Training]) -> None:
     own = training()
-    for _ in range(5):  # 2 is in flight, 4 is put off
+    for _ in range(4):  # 2 is in flight, 4 is put off
         own.step()
     wait_for(lambda: unfinished(own.folder) == [2])
     assert own.standing == []
     own.let_through()
     own.step()  # in place of 4
     own.let_through()
-    assert own.standing == [2, 6]
+    assert own.standing == [2, 5]
     own.step()
-    own.step(last=True)
-    assert own.standing == [2, 6, 8] and own.checkpoints.in_flight is None
+    own.let_through()
+    assert own.standing == [2, 5, 6]
+
+
+def test_the_last_step_waits_for_what_is_in_flight(training: Callable[..., Training]) -> None:
+    own = training()
+    for _ in range(2):
+        own.step()
+    waiting = own.later(last=True)
+    own.state.gate.set()
+    waiting.join(30)
+    assert own.standing == [2, 3] and own.checkpoints.in_flight is None
 
 
 def test_what_is_kept_for_good_is_written_at_its_own_step(training: Callable[..., Training]) -> None:
@@ -231,3 +243,19 @@ def test_killed_while_one_is_in_flight_the_one_before_stands_and_goes_on_bit_for
     assert "going on from runs/tiny/ppo/checkpoints/step-000001" in done.stdout
     assert_same(run / "ppo", tiny_run / "ppo")
     assert unfinished(run / "ppo" / "checkpoints") == []
+
+
+def test_the_watchdog_takes_no_writing_thread_for_a_rank_that_waits() -> None:
+    def entry(group: str, number: int) -> dict[str, Any]:
+        known = {
+            "retired": False,
+            "is_p2p": False,
+            "state": "started",
+            "input_sizes": [[1]],
+            "process_group": ["1", group],
+        }
+        return {**known, "collective_seq_id": number, "profiling_name": "gloo:all_gather"}
+
+    assert pending([entry(ASIDE_GROUP, 1)]) is None
+    found = pending([entry(ASIDE_GROUP, 1), entry("default_pg", 7)])
+    assert found is not None and found.number == 7

@@ -32,6 +32,7 @@ from rlhf.config.training import (
     RewardServerConfig,
     SftConfig,
     StageConfig,
+    WatchdogConfig,
 )
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "StageConfig",
     "TrackingConfig",
     "WandbConfig",
+    "WatchdogConfig",
 ]
 
 
@@ -92,6 +94,7 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: Annotated[CheckpointConfig, AffectsNothing] = CheckpointConfig()
     tracking: Annotated[TrackingConfig, AffectsNothing] = TrackingConfig()
+    watchdog: Annotated[WatchdogConfig | None, AffectsNothing] = WatchdogConfig()
     parallelism: Annotated[ParallelismConfig, AffectsNothing] = ParallelismConfig()
 
     def parallelism_of(self, stage: str) -> ParallelismConfig:

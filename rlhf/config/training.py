@@ -104,3 +104,21 @@ class CheckpointConfig(Section):
     # PPO: training goes on while a copy of its state is written; the copies take room in the CPU's memory.
     asynchronous: Annotated[bool, AffectsNothing] = False
     grace_seconds: PositiveFloat = 60.0  # from the signal to stop until the launcher ends a stage that has not
+
+
+class WatchdogConfig(Section):
+    """When ranks that wait for each other in vain are told of, and when their stage is ended; null: nobody watches."""
+
+    warn_seconds: PositiveFloat = 20.0  # that the others wait for a rank, or that it gives no sign, until it is named
+    # And until the stage is ended. Waits that are legal, such as for a reward over HTTP or for a checkpoint, announce
+    # how long they may take and do not count.
+    abort_seconds: PositiveFloat = 300.0
+
+    @model_validator(mode="after")
+    def _told_before_it_ends(self) -> WatchdogConfig:
+        if self.abort_seconds < self.warn_seconds:
+            raise ValueError(
+                f"abort_seconds={self.abort_seconds:g} is before warn_seconds={self.warn_seconds:g}; "
+                f"use warn_seconds={self.abort_seconds:g} or less"
+            )
+        return self

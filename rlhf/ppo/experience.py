@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.batching import pad, split_by_tokens
+from rlhf.beacons import phase
 from rlhf.config import PpoConfig
 from rlhf.distributed import rank, world_size
 from rlhf.lockstep import in_lockstep
@@ -62,7 +63,8 @@ def collect(
     """
     tokenization, temperature = actors.tokenization, config.generation.temperature
     prompt_tokens = [tokenization.prompt(prompt) for prompt in prompts]
-    sampled = actors.generator.sample(prompt_tokens, rows, seed=key[0], step=key[1])
+    with phase("sample"):
+        sampled = actors.generator.sample(prompt_tokens, rows, seed=key[0], step=key[1])
     padded, prompt_mask = pad(prompt_tokens, tokenization.pad_id, "left")
     tokens = torch.cat([padded, sampled.responses], dim=-1)
     attention_mask = torch.cat([prompt_mask, sampled.mask], dim=-1)
@@ -98,11 +100,12 @@ def collect(
         if actors.value is not None:
             values = over_rows(actors.value, lambda model, batch: response_values(model, *_inputs(model, batch)))
         terms: dict[str, Tensor] = {}
-        if isinstance(actors.reward, WeightedRewards):
-            terms = actors.reward.terms(completions)
-            scores = actors.reward.total(terms)
-        else:
-            scores = actors.reward(completions)
+        with phase("score"):
+            if isinstance(actors.reward, WeightedRewards):
+                terms = actors.reward.terms(completions)
+                scores = actors.reward.total(terms)
+            else:
+                scores = actors.reward(completions)
     experience = Experience(
         tokens=tokens,
         attention_mask=attention_mask,

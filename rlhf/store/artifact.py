@@ -7,6 +7,7 @@
                     metrics.jsonl   figures by step
                     samples/        responses (parquet)
                     faults/         of PPO, batches in which something was not finite
+                    hang/           of executions that the watchdog ended; see `rlhf.beacons`
                     checkpoints/    while it trains; see `rlhf.store.checkpoint`
 
 The manifest is written last, so a stage that was killed has none. Loads no torch.
@@ -39,6 +40,7 @@ CONTENTS = (
     "tensorboard",
     "mlflow",
     "checkpoints",
+    "hang",
     "metrics.jsonl",
 )  # what a stage writes besides its manifest
 PARTIAL = ".partial"  # what is being written; its presence marks a stage that has not ended

@@ -1,4 +1,4 @@
-"""Seconds per phase of a step."""
+"""Seconds per phase of a step; the process's beacon tells the phase."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from rlhf import beacons
 
 
 class PhaseTimer:
@@ -19,7 +21,8 @@ class PhaseTimer:
         """Time the block as part of a phase."""
         started = time.perf_counter()
         try:
-            yield
+            with beacons.phase(name):
+                yield
         finally:
             self.seconds[name] += time.perf_counter() - started
 
