@@ -14,6 +14,7 @@ from typing import Any
 
 from rlhf.analysis.statistics import mean, standard_error
 from rlhf.beacons import at_step, enter, phase
+from rlhf.errors import RewardError
 from stages.cast import Cast
 from stages.context import StageContext
 from stages.rewards import named_reward
@@ -91,6 +92,8 @@ class HeldOut:
             return None
         with phase("evaluate"):
             answers = respond(self.actors, self.prompts, self.config, self.context.recipe.seed, self.judge)
+        if step == 0:
+            require_scores(answers)
         self.context.tracker.table(step, "held-out", self._rows(step, answers))
         figures = figures_of(answers, self.judge is not None)
         self.context.tracker.log(step, figures)
@@ -136,6 +139,17 @@ class HeldOut:
     def load_state(self, state: Sequence[dict[str, Any]]) -> None:
         """Take up what `state` gave."""
         self.evaluations = [Evaluation(**evaluation) for evaluation in state]
+
+
+def require_scores(answers: Sequence[Answer]) -> None:
+    """Raise RewardError where a score is not finite, before anything is trained."""
+    for answer in answers:
+        if not math.isfinite(answer.score):
+            response, prompt = answer.completion.response, answer.completion.prompt.text
+            raise RewardError(
+                f"the reward gave {answer.score} for the response {response[:60]!r} to the held-out prompt "
+                f"{prompt[:60]!r} before the first step; every score must be a finite number"
+            )
 
 
 def figures_of(answers: Sequence[Answer], judged: bool) -> dict[str, float]:

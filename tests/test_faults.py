@@ -17,7 +17,7 @@ from running import TINY, stage
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from rlhf.errors import FaultError
+from rlhf.errors import FaultError, RewardError
 from rlhf.recipe import load_recipe
 from rlhf.store.checkpoint import Checkpoint, CheckpointStore, Retention
 from stages.checkpoints import Checkpoints
@@ -215,6 +215,20 @@ def test_a_learning_rate_that_breaks_the_weights_leaves_no_checkpoint_of_them(
     with pytest.raises(FaultError, match="the policy after step 1 gives what is not finite"):  # it is not handed on
         train(run, tmp_path / "one", [*huge, "ppo.steps=1"])
     assert not (tmp_path / "one" / "manifest.json").exists()
+
+
+def test_before_the_first_step_a_score_that_is_not_finite_is_refused(run: Path, tmp_path: Path) -> None:
+    """Where something is evaluated then."""
+    overrides = [*COMMON, "ppo.evaluate_every=1", "ppo.held_out.prompts=2"]
+    faulty.asked.clear()
+    with pytest.raises(Stopped):
+        stage("ppo", TINY, run, tmp_path / "sound", overrides, stop_after=1)
+    gc.collect()
+    faulty.spoiled[faulty.asked[0][1]] = math.inf
+    with pytest.raises(
+        RewardError, match="^the reward gave inf for the response .* before the first step; every score"
+    ):
+        train(run, tmp_path / "ppo", overrides)
 
 
 class Asked:

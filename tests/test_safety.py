@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rlhf.engine import Engine
 from rlhf.ppo import update
@@ -97,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_cast(tmp_path_factory.mktemp("cast"))
 
 
-def spoil_gradient(model: nn.Module, backward: int, bad: float) -> None:
+def spoil_gradient(model: nn.Module, backward: int, bad: float) -> RemovableHandle:
     """Put what is not finite into one position of a backward, from the so-many-eth on; losses stay what they are."""
     seen: list[None] = []
 
@@ -109,16 +110,16 @@ def spoil_gradient(model: nn.Module, backward: int, bad: float) -> None:
         if output.logits.requires_grad:
             output.logits.register_hook(spoil)
 
-    model.register_forward_hook(watch)
+    return model.register_forward_hook(watch)
 
 
-def spoil_values(cast: Cast) -> None:
+def spoil_values(cast: Cast) -> RemovableHandle:
     """Values whose squared errors overflow, while no gradient goes through them."""
 
     def huge(model: nn.Module, _: Any, output: Any) -> None:
         output.logits = output.logits * 0 + 3e19
 
-    cast.models["value"].register_forward_hook(huge)
+    return cast.models["value"].register_forward_hook(huge)
 
 
 def state(engine: Engine) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def state(engine: Engine) -> dict[str, Any]:
     return {"weights": weights(engine.module), "moments": torch.cat([moment.flatten() for moment in moments])}
 
 
-WAYS: dict[str, tuple[str, Callable[[Cast], None]]] = {
+WAYS: dict[str, tuple[str, Callable[[Cast], object]]] = {
     "nan in the policy's gradient": (
         "policy/grad_norm",
         lambda cast: spoil_gradient(cast.models["policy"], 2, math.nan),
