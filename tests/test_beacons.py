@@ -28,7 +28,7 @@ from rlhf.beacons.record import (
     read_all,
     write,
 )
-from rlhf.beacons.watchdog import Limits, Post, Watchdog
+from rlhf.beacons.watchdog import Limits, Post, Sight, Watchdog
 from rlhf.config import Recipe, WatchdogConfig
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
@@ -95,6 +95,7 @@ def test_silence_is_told_before_a_wait_for_the_silent() -> None:
     assert "no sign for 31 s (it is stopped by a signal, SIGSTOP), last seen in collect/score (step 3)" in finding.text
     assert "rank 0 waits for it in all_reduce number 57 since 30 s" in finding.text
     assert kinds(waiting(0, 57, 30), Observed(beacon(1), 10.0)) == []  # soon one of the two, but which?
+    assert kinds(waiting(0, 57, 30), Observed(waiting(1, 57, 30), 31.0)) == [(SILENT, (1,))]  # not: all wait
 
 
 def test_two_collectives_under_one_number_never_meet() -> None:
@@ -261,6 +262,15 @@ def test_of_very_many_ranks_some_are_read_at_a_time(tmp_path: Path, monkeypatch:
         assert others.beat(beacon(0, ranks=100), *healthy) is None
     (line,) = others.lines()
     assert line.startswith("rank 80 of 100 on host80 (pid 180) has given no sign for 2")
+
+
+def test_between_two_looks_nobody_is_silent(tmp_path: Path) -> None:
+    sight = Sight(Post("ppo", tmp_path, tmp_path, "e", 0, 2))
+    write(tmp_path, beacon(1, count=1))
+    sight.look([1], time.monotonic() - 100)
+    assert [seen.quiet for seen in sight.observed()] == [0.0]
+    sight.look([1], time.monotonic())
+    assert [round(seen.quiet) for seen in sight.observed()] == [100]
 
 
 def test_an_order_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

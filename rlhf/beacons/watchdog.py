@@ -16,7 +16,7 @@ from rlhf.beacons.diagnosis import GONE_SECONDS, UNCLEAR_SECONDS, Finding, Obser
 from rlhf.beacons.record import HANG, RUNNING, Beacon, is_frozen, is_gone, read
 
 BEAT_SECONDS = 1.0
-READ_PER_BEAT = 64  # beacons of others, so that a look costs the same among thousands of ranks
+READ_PER_BEAT = 32  # beacons of others, so that a look costs the same among thousands of ranks
 UNABLE_SECONDS = UNCLEAR_SECONDS  # without a sign, after which another rank watches in its place
 
 

@@ -94,8 +94,8 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: Annotated[CheckpointConfig, AffectsNothing] = CheckpointConfig()
     tracking: Annotated[TrackingConfig, AffectsNothing] = TrackingConfig()
-    watchdog: Annotated[WatchdogConfig | None, AffectsNothing] = WatchdogConfig()
     parallelism: Annotated[ParallelismConfig, AffectsNothing] = ParallelismConfig()
+    watchdog: Annotated[WatchdogConfig | None, AffectsNothing] = WatchdogConfig()
 
     def parallelism_of(self, stage: str) -> ParallelismConfig:
         """A stage's own parallelism, or the recipe's."""
