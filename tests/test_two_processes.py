@@ -79,7 +79,7 @@ DEEPSPEED = {
     for stage in (1, 2, 3)
     for name in CASES
 }
-# `make test` plays these of DeepSpeed's, the rest `make test-services`.
+# `make test` plays these of DeepSpeed's, `make soak ARGS="-k two_processes"` the rest.
 OFTEN = {f"{name}, zero3" for name in (*RAGGED, "trunk", "rloo with adapters")}
 OFTEN |= {"ragged, zero1", "ragged, zero2", "gae with adapters, zero2"}
 CASES |= {f"{name}, fsdp": replace(case, parallelism=SHARDED) for name, case in CASES.items()}
@@ -206,7 +206,7 @@ def outcomes(
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 every_case = pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.services] * (case in RARELY)) for case in CASES]
+    "case", [pytest.param(case, marks=[pytest.mark.soak] * (case in RARELY)) for case in CASES]
 )
 
 
