@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,6 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from rlhf.distributed import world_size
 from rlhf.engine.learning import Learning
 from rlhf.engine.optimizer import OptimizerOptions
+
+# torch 2.13 has a new name for it, and warns of the old one.
+_KNOWN = inspect.signature(DistributedDataParallel).parameters
+SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers"
 
 
 class DdpEngine(Learning):
@@ -26,9 +31,8 @@ class DdpEngine(Learning):
             own = None if self.device.index is None else [self.device.index]
             # The buffers of these models are constants, and sending them would add a collective to every forward.
             # Gradients live in the buckets that are sent: beside them they would take as much memory once more.
-            self.wrapped = DistributedDataParallel(
-                module, device_ids=own, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            settings: dict[str, Any] = {"gradient_as_bucket_view": True, SYNC_BUFFERS: False}
+            self.wrapped = DistributedDataParallel(module, device_ids=own, **settings)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bfloat16):
                 warm_buckets(self.wrapped, self.device)
         self.name = type(self.wrapped).__name__
