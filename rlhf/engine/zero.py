@@ -59,6 +59,9 @@ class ZeroEngine:
         self.unwritten: str | None = None  # why a file of a checkpoint could not be written
         self._write = self.engine.checkpoint_engine.save
         self.engine.checkpoint_engine.save = self._write_or_remember
+        # An autocast around it DeepSpeed switches off, and by its own section it would send gradients in bfloat16 too.
+        self.engine.torch_autocast_enabled = lambda: options.bfloat16
+        self.engine.torch_autocast_dtype = lambda: torch.bfloat16
         if self.stage == 3:
             self._own(module.policy if isinstance(module, PolicyWithValueHead) else module)
 
@@ -67,9 +70,8 @@ class ZeroEngine:
         setattr(sampled, OWNER, self.engine.optimizer.parameter_offload)
 
     def __call__(self, **inputs: Any) -> Any:
-        """The forward pass of training."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
-            return self.engine(**inputs)
+        """The forward pass of training, by autocast where that is wanted."""
+        return self.engine(**inputs)
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
