@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from rlhf.beacons import patient
 from rlhf.distributed import from_main
 from rlhf.engine.learning import load_weights
 from rlhf.models import add_lora, load_policy
@@ -21,6 +22,8 @@ from rlhf.tokenization import Tokenization
 from rlhf.trunk import PolicyWithValueHead
 from stages.context import StageContext
 from stages.held_out import Evaluation, HeldOut
+
+PATIENCE_SECONDS = 24 * 3600.0  # a large model is read, and all of its checkpoint compared with its checksums
 
 
 class Best(NamedTuple):
@@ -58,13 +61,15 @@ def find_best(context: StageContext, held_out: HeldOut, last: nn.Module, tokeniz
     """
     if not context.recipe.checkpoint.keep_best:
         return None
-    for evaluation in held_out.ranked:
-        if evaluation.step == held_out.evaluations[-1].step:
-            return Best(last, evaluation)
-        try:
-            return Best(_policy_after(context, evaluation.step, tokenization), evaluation)
-        except Damaged as problem:
-            context.warn(f"{problem}; the best policy, that of step {evaluation.step}, is lost, the next best is kept")
+    with patient("looks for the best policy", PATIENCE_SECONDS):  # alone: the others wait to hand it on
+        for evaluation in held_out.ranked:
+            if evaluation.step == held_out.evaluations[-1].step:
+                return Best(last, evaluation)
+            try:
+                return Best(_policy_after(context, evaluation.step, tokenization), evaluation)
+            except Damaged as problem:
+                lost = f"the best policy, that of step {evaluation.step}, is lost, the next best is kept"
+                context.warn(f"{problem}; {lost}")
     return None
 
 

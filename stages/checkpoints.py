@@ -21,10 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
 from safetensors import SafetensorError
 
 from rlhf.beacons import patient, phase
-from rlhf.distributed import barrier, gather_objects, global_max, group_aside, is_main
+from rlhf.distributed import barrier, device, gather_objects, global_max, group_aside, is_main
 from rlhf.engine import Writer
 from rlhf.errors import RLHFError
 from rlhf.store.checkpoint import Checkpoint
@@ -100,6 +101,7 @@ class Checkpoints:
             except (RLHFError, OSError, SafetensorError):  # the stage ends in order, on all ranks
                 attempt(self.settle)
                 raise
+            self.settle()  # behind a faulty last step one may still be in flight
 
     def after(self, step: int, state: State, score: float | None = None, last: bool = False) -> None:
         """A step is done: write a checkpoint if one is due, then end the stage if that was asked for.
@@ -122,6 +124,9 @@ class Checkpoints:
 
         Behind a faulty step nothing is due but the end, or a policy that has proved the best; SIGUSR1 waits.
         """
+        # It is the best only above what is in flight, if that stands. All wait for it: in a collective they time out.
+        if self.config.asynchronous and score is not None and global_max(int(is_main() and self._is_best(score))):
+            self.settle()
         signals, asked = self.context.signals, False
         if self.in_flight and self.in_flight.done():
             self.settle()
@@ -217,8 +222,6 @@ class Checkpoints:
             return False
         every, minutes, keep = self.config.every_steps, self.config.every_minutes, self.config.keep_every
         elapsed = (time.monotonic() - self.written_at) / 60
-        if self.config.keep_best and self._is_best(score):
-            self.settle()  # it is the best only above what is in flight, if that stands
         better = self.config.keep_best and self._is_best(score)
         if self.faults_in_a_row:
             return better
@@ -244,6 +247,8 @@ def aside(work: Callable[[], Outcome]) -> Future[Outcome]:
 
     def run() -> None:
         try:
+            if device().type == "cuda":  # a thread begins on the first GPU, whichever is this process's
+                torch.cuda.set_device(device())
             outcome.set_result(work())
         except BaseException as error:
             outcome.set_exception(error)

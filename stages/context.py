@@ -19,6 +19,7 @@ from rlhf.beacons.record import BEACONS
 from rlhf.config import Recipe
 from rlhf.devices import Computation, hardware, settled_recipe, use_plain_float32
 from rlhf.distributed import barrier, counted, gather_objects, is_main, main_first, world_size
+from rlhf.engine.zero_options import layout_of
 from rlhf.errors import ConfigError, FaultError, RLHFError
 from rlhf.models import save_alone, save_model
 from rlhf.recipe_memory import read_shape
@@ -78,17 +79,19 @@ class StageContext:
         self.begun: Begun
         self.begun, self.execution = gather_objects((begun, secrets.token_hex(4)))[0]
         self.checkpoint = gather_objects(self.checkpoint)[0]
-        before = {key: self.checkpoint.meta[key] for key in self.shared_over} if self.checkpoint else self.shared_over
+        meta = self.checkpoint.meta if self.checkpoint else self.shared_over
+        before = {key: meta.get(key) for key in self.shared_over}
         if before != self.shared_over:
             then, now = (
                 f"{counted(each['processes'])}, {each['strategy']}"
                 + (f" over {each['shard_over']}" if each["shard_over"] else "")
+                + (f" by settings {each['deepspeed']}" if each["deepspeed"] else "")
                 for each in (before, self.shared_over)
             )
             if "zero" in before["strategy"] + self.shared_over["strategy"]:
                 raise ConfigError(
-                    f"{self.stage} was begun by {then}: DeepSpeed's checkpoints go on under the same strategy on as "
-                    f"many processes alone, not with {now}; use {stage}.parallelism={{strategy: {before['strategy']}, "
+                    f"{self.stage} was begun by {then}: DeepSpeed's checkpoints go on under the same strategy and "
+                    f"settings on as many processes alone, not with {now}; use {stage}.parallelism={{strategy: {before['strategy']}, "
                     f"processes: {before['processes']}}}, or --force to start again"
                 )
             self.say(f"begun by {then}: with {now} it goes on to rounding, not bit for bit")
@@ -120,7 +123,12 @@ class StageContext:
     def shared_over(self) -> dict[str, Any]:
         """Over what this execution's sums are taken: the same again goes on bit for bit."""
         parallelism = self.recipe.parallelism_of(self.stage)
-        return {"processes": world_size(), "strategy": parallelism.strategy, "shard_over": parallelism.shard_over}
+        return {
+            "processes": world_size(),
+            "strategy": parallelism.strategy,
+            "shard_over": parallelism.shard_over,
+            "deepspeed": layout_of(parallelism),
+        }
 
     def checkpoints(self) -> Checkpoints:
         """When this stage writes checkpoints, and the one to go on from."""

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlhf.beacons import patient
 from rlhf.distributed import gather_objects, is_main, rank
 from rlhf.engine import Engine
 from rlhf.errors import FaultError
@@ -26,7 +28,7 @@ from rlhf.ppo.safety import Breaker, Fault, is_sound
 from rlhf.store.artifact import remove, write_text
 from rlhf.store.checkpoint import Checkpoint
 from rlhf.types import Completion, Experience
-from stages.checkpoints import Checkpoints, attempt
+from stages.checkpoints import PATIENCE_SECONDS, Checkpoints, attempt
 from stages.context import StageContext
 
 NAMED = 3  # ranks that a line names
@@ -79,9 +81,11 @@ class Faults:
 
     def _remedy(self, of_reward: bool) -> str:
         """Where to go on from, and how; checkpoints from among faulty steps are set aside. A collective."""
+        attempt(self.checkpoints.settle)
         found: list[Checkpoint | None] = []
-        if is_main():
-            attempt(lambda: found.append(self.context.store.newest_good(self.context.warn)))
+        with patient("verifies checkpoints", PATIENCE_SECONDS):
+            if is_main():
+                attempt(lambda: found.append(self.context.store.newest_good(self.context.warn)))
         good = gather_objects(found[0] if found else None)[0]
         if good:
             there = f"the last good checkpoint is {good.directory}, from which the same command goes on"
@@ -111,7 +115,8 @@ class Faults:
         # By age, not by step: a run that went back writes smaller steps after larger ones.
         steps = sorted(file.parent.parent.glob("step-*"), key=lambda path: os.stat(path).st_mtime_ns)
         for step in steps[: -self.config.keep]:
-            remove(step)
+            with suppress(FileNotFoundError):  # another rank with a fault removes the same ones
+                remove(step)
 
 
 def said(notes: Sequence[Note]) -> str:

@@ -29,6 +29,12 @@ OF_STEPS: dict[str, Mutation] = {
         "            self._cut(block).set_gradient_divide_factor(2.0)\n        if",
         (TWO + "statistics_are_equal_on_every_rank[ragged, fsdp]",),
     ),
+    "gradients averaged by DeepSpeed": Mutation(
+        "rlhf/engine/zero.py",
+        "self.engine.backward(loss * world_size(), scale_wrt_gas=False)",
+        "self.engine.backward(loss, scale_wrt_gas=False)",
+        (TWO + "statistics_are_equal_on_every_rank[ragged, zero3]",),
+    ),
     "Adam's moments forgotten by a checkpoint": Mutation(
         "rlhf/engine/learning.py",
         'self.optimizer.state[parameter] = state["optimizer"][name]',

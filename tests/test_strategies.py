@@ -75,12 +75,18 @@ def test_adapters_learn_the_same_where_all_is_shared_out(adapted_run: Path, tmp_
         compare(ppo(adapted_run, tmp_path / strategy, LORA, shared(strategy)), alone, wrapper)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
-def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(strategy: str, tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "chosen",
+    [(shared("fsdp"),), (shared("zero2"), LORA), (shared("zero3", cpu_offload="true"), "ppo.value_start=trunk")],
+    ids=["fsdp", "zero2-adapters", "zero3-offloaded-trunk"],
+)
+def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(
+    chosen: tuple[str, ...], tiny_run: Path, tmp_path: Path
+) -> None:
     whole = own_copy(tiny_run, tmp_path / "whole", ["sft", "reward"]) / "ppo"
-    assert rlhf("ppo", str(TINY), EVERY_STEP, shared(strategy), folder=tmp_path / "whole").returncode == 0
-    own = stopped(tiny_run, tmp_path / "stopped", shared(strategy))
-    done = rlhf("ppo", str(TINY), EVERY_STEP, shared(strategy), folder=tmp_path / "stopped")
+    assert rlhf("ppo", str(TINY), EVERY_STEP, *chosen, folder=tmp_path / "whole").returncode == 0
+    own = stopped(tiny_run, tmp_path / "stopped", *chosen)
+    done = rlhf("ppo", str(TINY), EVERY_STEP, *chosen, folder=tmp_path / "stopped")
     assert done.returncode == 0 and "going on from" in done.stdout, done.stderr
     assert_same(own, whole)
 
@@ -120,7 +126,7 @@ def test_another_strategy_goes_on_to_rounding(before: str, after: str, tiny_run:
 
 def test_deepspeed_refuses_another_number_of_processes_and_loses_nothing(tiny_run: Path, tmp_path: Path) -> None:
     own = stopped(tiny_run, tmp_path, shared("zero3"))
-    for other in (shared("zero3", 1), shared("zero2"), shared("ddp", 1)):
+    for other in (shared("zero3", 1), shared("zero2"), shared("ddp", 1), shared("zero3", cpu_offload="true")):
         refused = rlhf("ppo", str(TINY), EVERY_STEP, other, folder=tmp_path)
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
         assert "use ppo.parallelism={strategy: zero3, processes: 2}, or --force" in refused.stderr
@@ -131,11 +137,11 @@ def test_deepspeed_refuses_another_number_of_processes_and_loses_nothing(tiny_ru
 def test_one_held_out_prompt_for_two_processes_and_the_best_from_a_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
     """A process without a prompt makes the other's calls; a best policy other than the last comes from shares."""
     settings = ("ppo.evaluate_every=1", "ppo.held_out.prompts=1", "ppo.steps=4", "ppo.rewards=[{use: 'data.toy:gold'}]")
-    judge = "ppo.held_out.judge=runs/tiny/reward/model"
+    settings += ("ppo.held_out.judge=runs/tiny/reward/model", "ppo.value_start=trunk")
     found = {}
     for name, parallelism in (("alone", shared("ddp", 1)), ("fsdp", shared("fsdp")), ("zero3", shared("zero3"))):
         run = own_copy(tiny_run, tmp_path / name, ["sft", "reward"])
-        done = rlhf("ppo", str(TINY), *settings, parallelism, judge, folder=tmp_path / name, seconds=600)
+        done = rlhf("ppo", str(TINY), *settings, parallelism, folder=tmp_path / name, seconds=600)
         assert done.returncode == 0, done.stdout + done.stderr
         found[name] = run / "ppo"
     alone = found.pop("alone")

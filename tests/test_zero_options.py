@@ -66,7 +66,16 @@ def test_a_file_says_all_but_numerics_and_auto_is_the_recipe(tmp_path: Path) -> 
             {"zero_optimization": {"stage": 2}},
             "zero_optimization.stage=2 but strategy=zero3; write auto, or strategy=zero2",
         ),
-        ({"zero_optimisation": {}}, "zero_optimisation is no setting that is read; did you mean zero_optimization?"),
+        ({"communication_data_type": "fp16"}, "communication_data_type: would change the figures"),
+        (
+            {"zero_optimization": {"zero_quantized_gradients": True}},
+            "zero_quantized_gradients: would change the figures",
+        ),
+        ({"tensorboard": {"enabled": True}}, "tensorboard: trackers are the recipe's"),
+        (
+            {"zero_optimisation": {}},
+            "zero_optimisation is no setting that PPO passes on; did you mean zero_optimization?",
+        ),
         ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation=false: "),
         ("[1]", "holds no object of settings"),
         ({"zero_optimization": 3}, "holds no object of settings"),

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,10 @@ class ZeroEngine:
             self.engine, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, model_parameters=learning, config=settings
             )
-        except ValidationError as error:  # of DeepSpeed's own check of its settings
-            wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        except (AssertionError, ValidationError) as error:  # DeepSpeed's own check of its settings
+            wrong = [" ".join(str(error).split())]
+            if isinstance(error, ValidationError):
+                wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
             raise ConfigError(*(f"parallelism.deepspeed: {each}; mend the file" for each in wrong)) from error
         self.stage = int(settings["zero_optimization"]["stage"])
         self.name = type(self.engine).__name__
@@ -57,8 +59,9 @@ class ZeroEngine:
             found = self.engine.zero_optimization_stage()
             raise ConfigError(f"parallelism.strategy=zero{self.stage}: DeepSpeed runs ZeRO-{found}; use strategy=fsdp")
         self.unwritten: str | None = None  # why a file of a checkpoint could not be written
-        self._write = self.engine.checkpoint_engine.save
-        self.engine.checkpoint_engine.save = self._write_or_remember
+        files = self.engine.checkpoint_engine
+        files.save, files.makedirs = self._or_remember(files.save), self._or_remember(files.makedirs)
+        self.engine._copy_recovery_script = lambda _: None  # another file to fail on, of the main rank alone
         # An autocast around it DeepSpeed switches off, and by its own section it would send gradients in bfloat16 too.
         self.engine.torch_autocast_enabled = lambda: options.bfloat16
         self.engine.torch_autocast_dtype = lambda: torch.bfloat16
@@ -110,13 +113,12 @@ class ZeroEngine:
 
     def save(self, directory: Path) -> None:
         """Every rank writes its part. Raises OSError on each that cannot."""
-        state = {"steps": self.steps}
+        state, self.unwritten = {"steps": self.steps}, None
         self.engine.save_checkpoint(
             str(directory), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True
         )
-        cause, self.unwritten = self.unwritten, None
-        if cause is not None:
-            raise OSError(cause)
+        if self.unwritten is not None:
+            raise OSError(self.unwritten)
 
     def snapshot(self) -> None:
         """DeepSpeed writes the state that it trains, and no copy of it."""
@@ -124,20 +126,26 @@ class ZeroEngine:
 
     def load(self, directory: Path) -> None:
         """Every rank reads what it wrote: as many ranks, and the same strategy, as `stages.context` has made sure."""
-        # Adapters alone were written, so that not every name of the module is there.
+        # What lies frozen below adapters was not written.
+        complete = all(parameter.requires_grad for parameter in self.module.parameters())
         _, state = self.engine.load_checkpoint(
-            str(directory), tag=TAG, load_module_strict=False, load_lr_scheduler_states=False
+            str(directory), tag=TAG, load_module_strict=complete, load_lr_scheduler_states=False
         )
         if state is None:
             raise OSError(f"{directory}: DeepSpeed finds no checkpoint there")
         self.steps = int(state["steps"])
 
-    def _write_or_remember(self, *state: Any, **named: Any) -> Any:
-        """Write a file of a checkpoint; a rank that cannot goes on, for it owes the others its calls."""
-        try:
-            return self._write(*state, **named)
-        except (OSError, RuntimeError) as error:  # torch does not raise OSError
-            self.unwritten = f"rank {rank()}: {error}"
+    def _or_remember(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        """Writing under which a rank that cannot goes on: it owes the others the calls that follow."""
+
+        def careful(*arguments: Any, **named: Any) -> Any:
+            try:
+                return write(*arguments, **named)
+            except (OSError, RuntimeError) as error:  # torch does not raise OSError
+                self.unwritten = self.unwritten or f"rank {rank()}: {error}"
+                return None
+
+        return careful
 
     def _set_rate(self) -> None:
         for group in self.engine.optimizer.param_groups:

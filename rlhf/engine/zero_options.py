@@ -7,6 +7,7 @@ weights are partitioned, moved and offloaded; `auto` in it means the recipe's. A
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +19,22 @@ from rlhf.errors import ConfigError
 ZERO = "zero_optimization"
 BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 PRECISIONS = ("fp16", "bf16", "bfloat16", "amp", "torch_autocast")
-# DeepSpeed passes over a key that it does not know.
+NUMERIC: tuple[str, ...] = (
+    *("communication_data_type", "seq_parallel_communication_data_type", "data_types", "sparse_gradients"),
+    *("prescale_gradients", "gradient_predivide_factor", "zero_force_ds_cpu_optimizer"),
+)
+QUANTIZED = ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
+TRACKERS = ("tensorboard", "wandb", "comet", "csv_monitor")
+# DeepSpeed passes over a key that it does not know; of those that it does, these mean something here.
 KNOWN: tuple[str, ...] = (
     *BATCHES,
     *PRECISIONS,
     ZERO,
-    *("gradient_clipping", "optimizer", "scheduler", "communication_data_type", "seq_parallel_communication_data_type"),
-    *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "managed_gradient_accumulation"),
-    *("prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "disable_allgather", "graph_harvesting"),
+    *NUMERIC,
+    *TRACKERS,
+    *("gradient_clipping", "optimizer", "scheduler", "managed_gradient_accumulation", "zero_allow_untested_optimizer"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger"),
-    *("activation_checkpointing", "aio", "checkpoint", "data_types", "timers", "use_node_local_storage"),
+    *("activation_checkpointing", "aio", "checkpoint", "timers", "use_node_local_storage", "disable_allgather"),
 )
 
 
@@ -55,6 +62,17 @@ def to_deepspeed(parallelism: ParallelismConfig, max_grad_norm: float, gpu: bool
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": settings.get("steps_per_print", 1_000_000_000),  # our own figures are logged
     }
+
+
+def layout_of(parallelism: ParallelismConfig) -> str | None:
+    """A digest of what may decide where DeepSpeed keeps which weight; None where it does not run.
+
+    Its checkpoints are read by position: under other settings a weight may find another's moments.
+    """
+    if not parallelism.stage:
+        return None
+    own = Path(parallelism.deepspeed).read_text(encoding="utf-8") if parallelism.deepspeed else ""
+    return hashlib.sha256(f"{parallelism.cpu_offload} {own}".encode()).hexdigest()[:8]
 
 
 def own_settings(parallelism: ParallelismConfig, max_grad_norm: float) -> dict[str, Any]:
@@ -86,13 +104,24 @@ def contradictions(settings: dict[str, Any], parallelism: ParallelismConfig, max
     for key in settings:
         if key not in KNOWN:
             close = difflib.get_close_matches(key, KNOWN, n=1)
-            yield f"{key} is no setting that is read" + (f"; did you mean {close[0]}?" if close else "; leave it out")
+            yield f"{key} is no setting that PPO passes on" + (
+                f"; did you mean {close[0]}?" if close else "; leave it out"
+            )
     for key in BATCHES:
         if key in settings:
             yield f"{key}={settings[key]}: batches are the recipe's, ppo.micro_batch_tokens cuts them; write auto"
     for key in PRECISIONS:
         if isinstance(settings.get(key), dict) and settings[key].get("enabled"):
             yield f"{key}.enabled=true: precision is the recipe's, model.dtype=bfloat16 computes in it; write auto"
+    for key in NUMERIC:
+        if key in settings:
+            yield f"{key}: would change the figures; leave it out"
+    for key in QUANTIZED:
+        if settings.get(ZERO, {}).get(key):
+            yield f"{ZERO}.{key}: would change the figures; leave it out"
+    for key in TRACKERS:
+        if key in settings:
+            yield f"{key}: trackers are the recipe's (tracking.wandb, tracking.tensorboard, ...); leave it out"
     for key in ("optimizer", "scheduler"):
         if key in settings:
             yield f"{key}: is the recipe's (ppo.learning_rate, ppo.weight_decay, ...); leave it out"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -54,13 +56,7 @@ def update(
         n_tokens = float(global_sum(experience.mask[rows].sum().to(device)))
         objective = Objective(config, targets, n_tokens, learn_policy)
         work = micro_batches_in_lockstep(experience, rows, config.micro_batch_tokens)
-        shares: dict[str, Tensor] = {}
-        for i, batch in enumerate(work):
-            with ExitStack() as stack:
-                for engine in engines.values():
-                    stack.enter_context(engine.micro_batch(last=i == len(work) - 1))
-                found = _micro_step(policy, value, experience, batch, objective)
-            shares = {name: shares.get(name, 0) + share.double() for name, share in found.items()}
+        shares = _gradient(engines.values(), work, partial(_micro_step, policy, value, experience, objective=objective))
         names = list(shares)
         seen.append(torch.stack(list(shares.values())))
         if _too_far(shares["policy/approxkl"], config.target_kl):
@@ -86,6 +82,22 @@ def update(
     return Update(statistics, fault)
 
 
+def _gradient(
+    engines: Collection[Engine],
+    work: Sequence[MicroBatch | None],
+    learn: Callable[[MicroBatch | None], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Add up the gradients of a minibatch; this rank's shares of the statistics."""
+    shares: dict[str, Tensor] = {}
+    for i, batch in enumerate(work):
+        with ExitStack() as stack:
+            for engine in engines:
+                stack.enter_context(engine.micro_batch(last=i == len(work) - 1))
+            found = learn(batch)
+        shares = {name: shares.get(name, 0) + share.double() for name, share in found.items()}
+    return shares
+
+
 def _means(seen: list[Tensor], names: list[str]) -> dict[str, float]:
     """Statistics over minibatches and ranks, of each minibatch's shares on this rank."""
     if not seen:
@@ -98,7 +110,7 @@ def _means(seen: list[Tensor], names: list[str]) -> dict[str, float]:
 
 
 def _losses(shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: share for name, share in shares.items() if name.startswith("loss/")}
+    return {name: share for name, share in shares.items() if name.startswith("loss/") or name == "policy/approxkl"}
 
 
 def _gradients(norms: Mapping[str, float]) -> dict[str, float]:
@@ -111,8 +123,12 @@ def _among(rows: Tensor, experience: Experience) -> Tensor:
 
 
 def _too_far(share: Tensor, target: float | None) -> bool:
-    """Whether the policy has left the one that sampled by more than the target; the same on every rank."""
-    return target is not None and float(global_sum(share.clone())) > target
+    """Whether the policy has left the one that sampled by more than the target; the same on every rank.
+
+    A distance that is not finite is a fault, not an early end.
+    """
+    distance = math.nan if target is None else float(global_sum(share.clone()))
+    return target is not None and math.isfinite(distance) and distance > target
 
 
 def minibatches(rows: Tensor, config: PpoConfig, key: tuple[int, int]) -> Iterator[Tensor]:
