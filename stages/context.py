@@ -79,22 +79,8 @@ class StageContext:
         self.begun: Begun
         self.begun, self.execution = gather_objects((begun, secrets.token_hex(4)))[0]
         self.checkpoint = gather_objects(self.checkpoint)[0]
-        meta = self.checkpoint.meta if self.checkpoint else self.shared_over
-        before = {key: meta.get(key) for key in self.shared_over}
-        if before != self.shared_over:
-            then, now = (
-                f"{counted(each['processes'])}, {each['strategy']}"
-                + (f" over {each['shard_over']}" if each["shard_over"] else "")
-                + (f" by settings {each['deepspeed']}" if each["deepspeed"] else "")
-                for each in (before, self.shared_over)
-            )
-            if "zero" in before["strategy"] + self.shared_over["strategy"]:
-                raise ConfigError(
-                    f"{self.stage} was begun by {then}: DeepSpeed's checkpoints go on under the same strategy and "
-                    f"settings on as many processes alone, not with {now}; use {stage}.parallelism={{strategy: {before['strategy']}, "
-                    f"processes: {before['processes']}}}, or --force to start again"
-                )
-            self.say(f"begun by {then}: with {now} it goes on to rounding, not bit for bit")
+        if self.checkpoint:
+            self._compare_with(self.checkpoint.meta)
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
         inputs = {name: artifact.directory for name, artifact in self.inputs.items()}
         place = Place(stage, self.output, inputs, begun.resumed)
@@ -129,6 +115,25 @@ class StageContext:
             "shard_over": parallelism.shard_over,
             "deepspeed": layout_of(parallelism),
         }
+
+    def _compare_with(self, meta: Mapping[str, Any]) -> None:
+        """Say how this execution goes on from a checkpoint of other processes. Raises ConfigError where it cannot."""
+        before = {key: meta.get(key) for key in self.shared_over}
+        if before == self.shared_over:
+            return
+        then, now = (
+            f"{counted(int(each['processes']))}, {each['strategy']}"
+            + (f" over {each['shard_over']}" if each["shard_over"] else "")
+            + (f" by settings {each['deepspeed']}" if each["deepspeed"] else "")
+            for each in (before, self.shared_over)
+        )
+        if "zero" in f"{before['strategy']} {self.shared_over['strategy']}":
+            same = f"{self.stage}.parallelism={{strategy: {before['strategy']}, processes: {before['processes']}}}"
+            raise ConfigError(
+                f"{self.stage} was begun by {then}: DeepSpeed's checkpoints go on under the same strategy and settings on "
+                f"as many processes alone, not with {now}; use {same}, or --force to start again"
+            )
+        self.say(f"begun by {then}: with {now} it goes on to rounding, not bit for bit")
 
     def checkpoints(self) -> Checkpoints:
         """When this stage writes checkpoints, and the one to go on from."""

@@ -81,11 +81,12 @@ def test_adapters_learn_the_same_where_all_is_shared_out(adapted_run: Path, tmp_
     ids=["fsdp", "zero2-adapters", "zero3-offloaded-trunk"],
 )
 def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(
-    chosen: tuple[str, ...], tiny_run: Path, tmp_path: Path
+    chosen: tuple[str, ...], tiny_run: Path, adapted_run: Path, tmp_path: Path
 ) -> None:
-    whole = own_copy(tiny_run, tmp_path / "whole", ["sft", "reward"]) / "ppo"
+    run = adapted_run if LORA in chosen else tiny_run
+    whole = own_copy(run, tmp_path / "whole", ["sft", "reward"]) / "ppo"
     assert rlhf("ppo", str(TINY), EVERY_STEP, *chosen, folder=tmp_path / "whole").returncode == 0
-    own = stopped(tiny_run, tmp_path / "stopped", *chosen)
+    own = stopped(run, tmp_path / "stopped", *chosen)
     done = rlhf("ppo", str(TINY), EVERY_STEP, *chosen, folder=tmp_path / "stopped")
     assert done.returncode == 0 and "going on from" in done.stdout, done.stderr
     assert_same(own, whole)
