@@ -118,11 +118,11 @@ class StageContext:
 
     def _compare_with(self, meta: Mapping[str, Any]) -> None:
         """Say how this execution goes on from a checkpoint of other processes. Raises ConfigError where it cannot."""
-        before = {key: meta.get(key) for key in self.shared_over}
+        before: dict[str, Any] = {key: meta.get(key) for key in self.shared_over}
         if before == self.shared_over:
             return
         then, now = (
-            f"{counted(int(each['processes']))}, {each['strategy']}"
+            f"{counted(each['processes'])}, {each['strategy']}"
             + (f" over {each['shard_over']}" if each["shard_over"] else "")
             + (f" by settings {each['deepspeed']}" if each["deepspeed"] else "")
             for each in (before, self.shared_over)
@@ -130,8 +130,8 @@ class StageContext:
         if "zero" in f"{before['strategy']} {self.shared_over['strategy']}":
             same = f"{self.stage}.parallelism={{strategy: {before['strategy']}, processes: {before['processes']}}}"
             raise ConfigError(
-                f"{self.stage} was begun by {then}: DeepSpeed's checkpoints go on under the same strategy and settings on "
-                f"as many processes alone, not with {now}; use {same}, or --force to start again"
+                f"{self.stage} was begun by {then}: DeepSpeed's checkpoints go on under the same strategy and settings "
+                f"on as many processes alone, not with {now}; use {same}, or --force to start again"
             )
         self.say(f"begun by {then}: with {now} it goes on to rounding, not bit for bit")
 
