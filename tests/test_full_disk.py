@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from interruption import EVERY_STEP, assert_same, own_copy
 from running import TINY, rlhf
+from strategies import shared
 
 pytestmark = pytest.mark.services  # mounting needs root
 
@@ -75,6 +76,22 @@ def test_a_full_disk_costs_no_more_than_the_newest_checkpoint(
     assert done.returncode == 0, done.stderr
     assert "going on from runs/tiny/ppo/checkpoints/step-000001" in done.stdout
     assert_same(run / "ppo", tiny_run / "ppo")
+
+
+def test_two_processes_of_deepspeed_stay_in_step_on_a_full_disk(tiny_run: Path, small_disk: Path) -> None:
+    """Each writes files of its own, between barriers that it owes the other whether it could write or not."""
+    run, zero2 = own_copy(tiny_run, small_disk, ["sft", "reward"]), shared("zero2")
+    assert rlhf("ppo", str(TINY), zero2, "--stop-after", "1", folder=small_disk).returncode == 0
+    ballast = fill(small_disk, leave=100_000)
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stages.ppo"]
+    command += ["--recipe", str(TINY), "--run-dir", "runs/tiny", EVERY_STEP, zero2]
+    done = subprocess.run(command, cwd=small_disk, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "no checkpoint of step 2" in done.stderr and "no checkpoint of step 3" in done.stderr, done.stderr
+    assert [path.name for path in (run / "ppo" / "checkpoints").iterdir()] == ["step-000001"]
+    ballast.unlink()
+    done = rlhf("ppo", str(TINY), EVERY_STEP, zero2, folder=small_disk)
+    assert done.returncode == 0 and "going on from runs/tiny/ppo/checkpoints/step-000001" in done.stdout, done.stderr
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(small_disk: Path) -> None:
