@@ -85,9 +85,11 @@ class StageContext:
                 + (f" over {each['shard_over']}" if each["shard_over"] else "")
                 for each in (before, self.shared_over)
             )
-            if "zero" in before["strategy"] + self.shared_over["strategy"]:
+            zero = "zero" in before["strategy"] + self.shared_over["strategy"]
+            if zero or (self.stage != "ppo" and before["strategy"] != self.shared_over["strategy"]):
+                whose = "DeepSpeed's" if zero else "the trainer's"
                 raise ConfigError(
-                    f"{self.stage} was begun by {then}: DeepSpeed's checkpoints go on under the same strategy on as "
+                    f"{self.stage} was begun by {then}: {whose} checkpoints go on under the same strategy on as "
                     f"many processes alone, not with {now}; use {stage}.parallelism={{strategy: {before['strategy']}, "
                     f"processes: {before['processes']}}}, or --force to start again"
                 )

@@ -86,6 +86,35 @@ def test_all_contradictions_are_said_at_once(tmp_path: Path) -> None:
     assert len(error.value.problems) == 3
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"train_batch_size": 8}, "batches are the recipe's, sft.batch_size and sft.micro_batch_size cut them"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer: is the recipe's (sft.learning_rate, sft.weight_decay, ...)"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping=1.0 but sft.max_grad_norm=0.7; write auto"),
+        (
+            {"zero_optimization": {"stage3_gather_16bit_weights_on_model_save": False}},
+            "stage3_gather_16bit_weights_on_model_save=false: checkpoints of sft hold whole weights",
+        ),
+    ],
+)
+def test_contradictions_name_the_fields_of_the_stage(content: Any, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(content))
+    parallelism = ParallelismConfig(strategy="zero3", deepspeed=str(path))
+    with pytest.raises(ConfigError) as error:
+        to_deepspeed(parallelism, MAX_GRAD_NORM, stage="sft")
+    (line,) = error.value.problems
+    assert problem in line and "ppo" not in line.lower()
+
+
+def test_bfloat16_is_within_the_engine_and_nothing_is_sent_in_it() -> None:
+    """DeepSpeed turns autocast off that it was not told of, on GPUs."""
+    told = to_deepspeed(ParallelismConfig(strategy="zero2"), MAX_GRAD_NORM, bfloat16=True)
+    assert told["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    assert "torch_autocast" not in to_deepspeed(ParallelismConfig(strategy="zero2"), MAX_GRAD_NORM)
+
+
 def test_offloading_both_ways(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="offload_param.device=none but cpu_offload=true"):
         settings(tmp_path, {"zero_optimization": {"offload_param": {"device": "none"}}}, cpu_offload=True)

@@ -56,9 +56,7 @@ class ZeroEngine:
         if self.engine.zero_optimization_stage() != self.stage:
             found = self.engine.zero_optimization_stage()
             raise ConfigError(f"parallelism.strategy=zero{self.stage}: DeepSpeed runs ZeRO-{found}; use strategy=fsdp")
-        self.unwritten: str | None = None  # why a file of a checkpoint could not be written
-        self._write = self.engine.checkpoint_engine.save
-        self.engine.checkpoint_engine.save = self._write_or_remember
+        self.files = Files(self.engine)
         if self.stage == 3:
             self._own(module.policy if isinstance(module, PolicyWithValueHead) else module)
 
@@ -112,9 +110,7 @@ class ZeroEngine:
         self.engine.save_checkpoint(
             str(directory), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True
         )
-        cause, self.unwritten = self.unwritten, None
-        if cause is not None:
-            raise OSError(cause)
+        self.files.require_written()
 
     def snapshot(self) -> None:
         """DeepSpeed writes the state that it trains, and no copy of it."""
@@ -129,13 +125,6 @@ class ZeroEngine:
         if state is None:
             raise OSError(f"{directory}: DeepSpeed finds no checkpoint there")
         self.steps = int(state["steps"])
-
-    def _write_or_remember(self, *state: Any, **named: Any) -> Any:
-        """Write a file of a checkpoint; a rank that cannot goes on, for it owes the others its calls."""
-        try:
-            return self._write(*state, **named)
-        except (OSError, RuntimeError) as error:  # torch does not raise OSError
-            self.unwritten = f"rank {rank()}: {error}"
 
     def _set_rate(self) -> None:
         for group in self.engine.optimizer.param_groups:
@@ -159,6 +148,27 @@ class ZeroEngine:
             return
         for part in inner.averaged_gradients:
             inner.averaged_gradients[part] = inner.all_grad_tensors[part] = None
+
+
+class Files:
+    """What an engine of DeepSpeed writes. A rank that cannot write goes on, for it owes the others its calls."""
+
+    def __init__(self, engine: Any) -> None:
+        self.unwritten: str | None = None  # why a file of a checkpoint could not be written
+        self._write = engine.checkpoint_engine.save
+        engine.checkpoint_engine.save = self._write_or_remember
+
+    def require_written(self) -> None:
+        """Raise OSError where a file of this rank could not be written since the last call."""
+        cause, self.unwritten = self.unwritten, None
+        if cause is not None:
+            raise OSError(cause)
+
+    def _write_or_remember(self, *state: Any, **named: Any) -> Any:
+        try:
+            return self._write(*state, **named)
+        except (OSError, RuntimeError) as error:  # torch does not raise OSError
+            self.unwritten = f"rank {rank()}: {error}"
 
 
 def finite(norm: Any) -> float:

@@ -1,0 +1,93 @@
+"""SFT and reward model under ZeRO: two processes, gloo, and DeepSpeed's own engine behind `tests/on_cpus.py`.
+
+Everything is asserted by what ran and what lies on the disk: accelerate falls back to DDP without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from interruption import EVERY_STEP, assert_same, figures, manifest, own_copy
+from running import TINY
+from strategies import apart
+from trainers import SHIM, close_to, stage
+
+from launch.local import LocalStage
+
+pytestmark = pytest.mark.services
+# Two forwards make a step where the pairs are cut.
+CUT = "reward.micro_batch_size=8"
+
+
+def test_sft_under_zero2_is_that_under_ddp(tiny_run_of_two: Path, tmp_path: Path) -> None:
+    close_to(stage("sft", own_copy(tiny_run_of_two, tmp_path, []), "zero2"), tiny_run_of_two / "sft")
+
+
+def test_sft_under_zero3_stopped_and_resumed(tiny_run_of_two: Path, tmp_path: Path) -> None:
+    whole = stage("sft", own_copy(tiny_run_of_two, tmp_path / "whole", []), "zero3", EVERY_STEP)
+    close_to(whole, tiny_run_of_two / "sft")
+    run = own_copy(tiny_run_of_two, tmp_path / "stopped", [])
+    stopped = stage("sft", run, "zero3", EVERY_STEP, "--stop-after", "3")
+    checkpoint = stopped / "checkpoints" / "step-000003"
+    parts = sorted((checkpoint / "global_step3").glob("*optim_states.pt"))
+    learned = manifest(whole)["results"]["parameters"]
+    assert len(parts) == 2 and all(part.stat().st_size < 0.75 * 12 * learned for part in parts)  # 12 bytes each, shared
+    assert apart_from_whole(checkpoint) == 0  # readable without DeepSpeed
+    assert_same(stage("sft", run, "zero3", EVERY_STEP), whole)
+
+
+def apart_from_whole(checkpoint: Path) -> float:
+    """Whether a checkpoint's safetensors have every weight that its model knows, with content."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    saved = load_file(checkpoint / "model.safetensors")
+    assert saved.keys() >= {name for name, _ in model.named_parameters()}
+    return max(float((saved[name] - weights).abs().max()) for name, weights in model.named_parameters())
+
+
+def test_reward_under_zero2_stopped_behind_the_last_step_and_handed_on(tiny_run_of_two: Path, tmp_path: Path) -> None:
+    run = own_copy(tiny_run_of_two, tmp_path / "stopped", ["sft"])
+    last = str(manifest(tiny_run_of_two / "reward")["results"]["steps"])
+    assert not (stage("reward", run, "zero2", CUT, "--stop-after", last) / "manifest.json").exists()
+    close_to(stage("reward", run, "zero2", CUT), tiny_run_of_two / "reward")
+
+
+def test_reward_under_zero3_is_that_under_ddp_and_goes_on_under_nothing_else(
+    tiny_run_of_two: Path, tmp_path: Path
+) -> None:
+    run = own_copy(tiny_run_of_two, tmp_path, ["sft"])
+    reward = stage("reward", run, "zero3", CUT, "--stop-after", "2")
+    before = sorted(path.relative_to(reward) for path in (reward / "checkpoints").rglob("*"))
+    for other in ("{strategy: zero2, processes: 2}", "{strategy: ddp, processes: 2}"):
+        command = [sys.executable, str(SHIM), "stages.reward", "--recipe", str(TINY), "--run-dir", str(run)]
+        outcome = LocalStage([*command, f"reward.parallelism={other}"], 2).wait(60, print)
+        (problem,) = outcome.problems
+        assert outcome.code == 2 and "go on under the same strategy on as many processes alone" in problem
+    assert sorted(path.relative_to(reward) for path in (reward / "checkpoints").rglob("*")) == before
+    close_to(stage("reward", run, "zero3", CUT), tiny_run_of_two / "reward")
+
+
+def test_on_a_cpu_the_stage_itself_refuses(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stages.sft", "--recipe", str(TINY), "--run-dir", str(tmp_path / "run")]
+    command += ["sft.parallelism={strategy: zero2}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("error: parallelism.strategy=zero2: sft needs GPUs for it")
+    assert not (tmp_path / "run" / "sft" / "manifest.json").exists()
+
+
+def test_ddp_in_place_of_zero_is_an_error(tiny_run_of_two: Path, tmp_path: Path) -> None:
+    """What accelerate does on a CPU, had nothing refused it before."""
+    run = own_copy(tiny_run_of_two, tmp_path, [])
+    command = [sys.executable, str(SHIM), "--as-accelerate-does", "stages.sft", "--recipe", str(TINY)]
+    command += ["--run-dir", str(run), "sft.parallelism={strategy: zero2, processes: 2}"]
+    outcome = LocalStage(command, 2).wait(60, print)
+    (problem,) = outcome.problems
+    assert outcome.code == 2 and "strategy=zero2: the trainer made a DistributedDataParallel of the model" in problem
+    assert not (run / "sft" / "manifest.json").exists()
