@@ -5,16 +5,14 @@ Everything is asserted by what ran and what lies on the disk: accelerate falls b
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from interruption import EVERY_STEP, assert_same, figures, manifest, own_copy
+from interruption import EVERY_STEP, assert_same, manifest, own_copy
 from running import TINY
-from strategies import apart
-from trainers import SHIM, close_to, stage
+from trainers import SHIM, close_to, shapes, stage
 
 from launch.local import LocalStage
 
@@ -35,20 +33,9 @@ def test_sft_under_zero3_stopped_and_resumed(tiny_run_of_two: Path, tmp_path: Pa
     checkpoint = stopped / "checkpoints" / "step-000003"
     parts = sorted((checkpoint / "global_step3").glob("*optim_states.pt"))
     learned = manifest(whole)["results"]["parameters"]
-    assert len(parts) == 2 and all(part.stat().st_size < 0.75 * 12 * learned for part in parts)  # 12 bytes each, shared
-    assert apart_from_whole(checkpoint) == 0  # readable without DeepSpeed
+    assert len(parts) == 2 and all(part.stat().st_size < 0.75 * 12 * learned for part in parts)  # 12 bytes a weight
+    assert shapes(checkpoint / "model.safetensors") == shapes(whole / "model" / "model.safetensors")
     assert_same(stage("sft", run, "zero3", EVERY_STEP), whole)
-
-
-def apart_from_whole(checkpoint: Path) -> float:
-    """Whether a checkpoint's safetensors have every weight that its model knows, with content."""
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    saved = load_file(checkpoint / "model.safetensors")
-    assert saved.keys() >= {name for name, _ in model.named_parameters()}
-    return max(float((saved[name] - weights).abs().max()) for name, weights in model.named_parameters())
 
 
 def test_reward_under_zero2_stopped_behind_the_last_step_and_handed_on(tiny_run_of_two: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rlhf.engine.options import to_training_arguments
 from rlhf.errors import ConfigError
 
 CONFIG = SftConfig(batch_size=32, micro_batch_size=4, max_grad_norm=0.7)
+PLAIN = ModelConfig(dtype="float32", activation_checkpointing=False)  # as the stage has settled `auto`
 # Prints what is built of arguments: of FSDP what accelerate's plugin has, of ZeRO DeepSpeed's settings once filled in.
 BUILD = """
 import json, sys
@@ -33,6 +34,7 @@ for arguments in json.loads(sys.argv[1]):
         record |= {"offloads": type(plugin.cpu_offload).__name__, "state": plugin.state_dict_type.name}
         record |= {"version": plugin.fsdp_version, "recomputes_blocks": plugin.activation_checkpointing}
     else:
+        built.deepspeed_plugin.set_mixed_precision(built.mixed_precision)  # as accelerate does
         record |= {"told": built.hf_deepspeed_config.config, "mismatches": built.hf_deepspeed_config.mismatches}
         record |= {"stage": built.deepspeed_plugin.zero_stage}
     made.append(record)
@@ -42,9 +44,7 @@ print(json.dumps(made))
 
 def arguments(cpu: bool = False, model: ModelConfig | None = None, **parallelism: Any) -> dict[str, Any]:
     chosen = ParallelismConfig.model_validate(parallelism)
-    return to_training_arguments(
-        CONFIG, model or ModelConfig(), stage="sft", seed=0, processes=1, cpu=cpu, parallelism=chosen
-    )
+    return to_training_arguments(CONFIG, model or PLAIN, stage="sft", seed=0, processes=1, cpu=cpu, parallelism=chosen)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero1", "zero2", "zero3"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from interruption import figures, manifest
 from running import ROOT, TINY
+from safetensors.torch import load_file
 from strategies import apart
 
 from launch.local import LocalStage
@@ -35,3 +36,8 @@ def close_to(own: Path, replicated: Path) -> None:
         for key, value in theirs.items():
             assert math.isclose(ours[key], value, rel_tol=1e-5, abs_tol=1e-5), (theirs["step"], key)
     assert apart(own / "model" / "model.safetensors", replicated / "model" / "model.safetensors") < 1e-4
+
+
+def shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The weights in a file of safetensors."""
+    return {name: tuple(weights.shape) for name, weights in load_file(file).items()}
