@@ -11,18 +11,30 @@ from pathlib import Path
 
 import pytest
 from interruption import EVERY_STEP, assert_same, manifest, own_copy
-from running import TINY
+from running import TINY, rlhf
 from trainers import SHIM, close_to, shapes, stage
 
 from launch.local import LocalStage
 
 pytestmark = pytest.mark.services
-# Two forwards make a step where the pairs are cut.
-CUT = "reward.micro_batch_size=8"
+CUT = "reward.micro_batch_size=8"  # two forwards a step
 
 
-def test_sft_under_zero2_is_that_under_ddp(tiny_run_of_two: Path, tmp_path: Path) -> None:
-    close_to(stage("sft", own_copy(tiny_run_of_two, tmp_path, []), "zero2"), tiny_run_of_two / "sft")
+@pytest.fixture(scope="module")
+def reward_of_two(tiny_run_of_two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model under DDP: how a batch is cut shows in the mean of its parts' accuracies."""
+    folder = tmp_path_factory.mktemp("cut")
+    run = own_copy(tiny_run_of_two, folder, ["sft"])
+    done = rlhf("reward", str(TINY), CUT, "parallelism.processes=2", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run / "reward"
+
+
+def test_sft_under_zero2_stopped_behind_the_last_step_and_handed_on(tiny_run_of_two: Path, tmp_path: Path) -> None:
+    run = own_copy(tiny_run_of_two, tmp_path, [])
+    last = str(manifest(tiny_run_of_two / "sft")["results"]["steps"])
+    assert not (stage("sft", run, "zero2", "--stop-after", last) / "manifest.json").exists()
+    close_to(stage("sft", run, "zero2"), tiny_run_of_two / "sft")
 
 
 def test_sft_under_zero3_stopped_and_resumed(tiny_run_of_two: Path, tmp_path: Path) -> None:
@@ -38,15 +50,13 @@ def test_sft_under_zero3_stopped_and_resumed(tiny_run_of_two: Path, tmp_path: Pa
     assert_same(stage("sft", run, "zero3", EVERY_STEP), whole)
 
 
-def test_reward_under_zero2_stopped_behind_the_last_step_and_handed_on(tiny_run_of_two: Path, tmp_path: Path) -> None:
-    run = own_copy(tiny_run_of_two, tmp_path / "stopped", ["sft"])
-    last = str(manifest(tiny_run_of_two / "reward")["results"]["steps"])
-    assert not (stage("reward", run, "zero2", CUT, "--stop-after", last) / "manifest.json").exists()
-    close_to(stage("reward", run, "zero2", CUT), tiny_run_of_two / "reward")
+def test_reward_under_zero2_is_that_under_ddp(tiny_run_of_two: Path, reward_of_two: Path, tmp_path: Path) -> None:
+    run = own_copy(tiny_run_of_two, tmp_path, ["sft"])
+    close_to(stage("reward", run, "zero2", CUT), reward_of_two)
 
 
 def test_reward_under_zero3_is_that_under_ddp_and_goes_on_under_nothing_else(
-    tiny_run_of_two: Path, tmp_path: Path
+    tiny_run_of_two: Path, reward_of_two: Path, tmp_path: Path
 ) -> None:
     run = own_copy(tiny_run_of_two, tmp_path, ["sft"])
     reward = stage("reward", run, "zero3", CUT, "--stop-after", "2")
@@ -57,7 +67,7 @@ def test_reward_under_zero3_is_that_under_ddp_and_goes_on_under_nothing_else(
         (problem,) = outcome.problems
         assert outcome.code == 2 and "go on under the same strategy on as many processes alone" in problem
     assert sorted(path.relative_to(reward) for path in (reward / "checkpoints").rglob("*")) == before
-    close_to(stage("reward", run, "zero3", CUT), tiny_run_of_two / "reward")
+    close_to(stage("reward", run, "zero3", CUT), reward_of_two)
 
 
 def test_on_a_cpu_the_stage_itself_refuses(tmp_path: Path) -> None:
