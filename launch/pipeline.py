@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launch.local import LocalStage, processes_of, stage_command
+from launch.local import LocalStage, processes_of, stage_command, visible_gpus
 from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError
 from rlhf.recipe import load_recipe, resolved_yaml
@@ -93,7 +93,7 @@ def check_and_run(recipe: Recipe, run: Path, selection: Selection, say: Callable
     """See `run_chain`."""
     chosen = selection.stages
     require_own(recipe, run)
-    preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage))
+    preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage), visible_gpus() > 0)
     for name in STAGES[chosen[0]].inputs:
         if name not in chosen and not used_by(recipe, name):  # what is used instead, the stage itself takes in
             require_current(recipe, run, name)

@@ -48,3 +48,14 @@ def gathered_partitions(module: nn.Module) -> Iterator[None]:
             yield
         finally:
             offload._register_deepspeed_module(offload.module)
+
+
+def without_hooks(module: nn.Module) -> None:
+    """Take off for good what gathers and releases the weights of a model, if something does."""
+    offload: Any = getattr(module, OWNER, None)
+    if offload is None:
+        return
+    for hook in (*offload.forward_hooks, *offload.backward_hooks):
+        hook.remove()
+    offload.forward_hooks, offload.backward_hooks = [], []
+    delattr(module, OWNER)

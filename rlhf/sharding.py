@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from rlhf.distributed import device
 from rlhf.heads import scoring_parts
-from rlhf.partitions import gather, gathered_partitions, is_partitioned, own_partition
+from rlhf.partitions import gather, gathered_partitions, is_partitioned, own_partition, without_hooks
 from rlhf.trunk import PolicyWithValueHead
 
 
@@ -91,6 +91,29 @@ def whole(tensor: Tensor) -> Tensor:
     if is_partitioned(tensor):
         return gather(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def make_whole(module: nn.Module, here: bool) -> None:
+    """Give a model its weights back, one by one, on the CPU, where `here`; elsewhere it loses them. A collective.
+
+    It is then as it was before it was shared out: to be saved, not to be trained.
+    """
+    for part in shards(module):
+        part.reshard()
+    without_hooks(module)
+    made: dict[nn.Parameter, nn.Parameter] = {}  # one that is tied occurs in several places
+    for owner in module.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            if parameter not in made:
+                weights = whole(parameter).detach().cpu() if is_cut(parameter) else parameter.detach().cpu()
+                made[parameter] = nn.Parameter(weights if here else weights.new_empty(0), parameter.requires_grad)
+            owner._parameters[name] = made[parameter]
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether a rank may hold less than all of a tensor."""
+    return is_partitioned(tensor) or isinstance(tensor, DTensor)
 
 
 def own_part(tensor: Tensor) -> Tensor:

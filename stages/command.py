@@ -114,6 +114,7 @@ def quiet_libraries() -> None:
         import datasets
 
         datasets.disable_progress_bars()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     logging.getLogger("trl").setLevel(logging.ERROR)
     logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(trl|transformers|accelerate|peft|torch)\b.*")

@@ -127,10 +127,12 @@ class StageContext:
             + (f" by settings {each['deepspeed']}" if each["deepspeed"] else "")
             for each in (before, self.shared_over)
         )
-        if "zero" in f"{before['strategy']} {self.shared_over['strategy']}":
+        zero = "zero" in f"{before['strategy']} {self.shared_over['strategy']}"
+        if zero or (self.stage != "ppo" and before["strategy"] != self.shared_over["strategy"]):
+            whose = "DeepSpeed's" if zero else "the trainer's"
             same = f"{self.stage}.parallelism={{strategy: {before['strategy']}, processes: {before['processes']}}}"
             raise ConfigError(
-                f"{self.stage} was begun by {then}: DeepSpeed's checkpoints go on under the same strategy and settings "
+                f"{self.stage} was begun by {then}: {whose} checkpoints go on under the same strategy and settings "
                 f"on as many processes alone, not with {now}; use {same}, or --force to start again"
             )
         self.say(f"begun by {then}: with {now} it goes on to rounding, not bit for bit")

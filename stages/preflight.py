@@ -19,10 +19,10 @@ from stages.origins import first_model
 from stages.uses import check_first_model, check_uses
 
 
-def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]) -> None:
+def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int], gpu: bool = False) -> None:
     """Raise one error with all problems of these stages: records, scorers, batches, the first model.
 
-    processes: how many processes a stage will get.
+    processes: how many processes a stage will get. gpu: whether there is one.
     """
     problems: list[str] = []
 
@@ -33,7 +33,7 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
             problems.extend(problem for problem in error.problems if problem not in problems)
 
     attempt(lambda: check_uses(recipe, stages))
-    attempt(lambda: packages_are_there(recipe))
+    attempt(lambda: packages_are_there(recipe, stages))
     kinds = list(dict.fromkeys(kind for stage in stages for kind in kinds_of(recipe, stage)))
     attempt(lambda: no_toy_among_real(recipe, kinds))
     for kind in kinds:
@@ -47,7 +47,7 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
         attempt(lambda: find_tasks(recipe))
     for stage in ("sft", "reward", "ppo", "evaluate"):
         if stage in stages and not used_by(recipe, stage):
-            attempt(lambda stage=stage: parallelism_fits(recipe, stage, processes(stage)))  # type: ignore[misc]
+            attempt(lambda stage=stage: parallelism_fits(recipe, stage, processes(stage), gpu))  # type: ignore[misc]
     attempt(lambda: require_packages(recipe.tracking))
     if "sft" in stages and not recipe.sft.use:
         attempt(lambda: check_first_model(recipe))
@@ -57,7 +57,7 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
         raise ConfigError(*problems)
 
 
-def packages_are_there(recipe: Recipe) -> None:
+def packages_are_there(recipe: Recipe, stages: Sequence[str]) -> None:
     """Raise ConfigError where the recipe asks for what a package does that is not installed."""
     lora, problems = recipe.model.lora, []
     if lora and lora.quantization and importlib.util.find_spec("bitsandbytes") is None:
@@ -65,8 +65,9 @@ def packages_are_there(recipe: Recipe) -> None:
         problems.append(
             f"{field}: needs bitsandbytes; in the clone: pip install -c constraints.txt -e '.[quantization]'"
         )
-    strategy = recipe.parallelism_of("ppo").strategy
-    if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+    strategies = [recipe.parallelism_of(stage).strategy for stage in stages if not used_by(recipe, stage)]
+    strategy = next((each for each in strategies if each.startswith("zero")), None)
+    if strategy and importlib.util.find_spec("deepspeed") is None:
         problems.append(
             f"parallelism.strategy={strategy}: needs deepspeed; in the clone: pip install -c constraints.txt -e "
             "'.[deepspeed]'"
@@ -105,15 +106,18 @@ def toy_among_real(recipe: Recipe, kinds: Sequence[str]) -> list[str]:
     return toy if len(toy) < len(kinds) else []
 
 
-def parallelism_fits(recipe: Recipe, stage: str, processes: int) -> None:
+def parallelism_fits(recipe: Recipe, stage: str, processes: int, gpu: bool = False) -> None:
     """Raise ConfigError where a stage cannot be shared out over processes as the recipe has it."""
+    parallelism, lora = recipe.parallelism_of(stage), recipe.model.lora
+    if stage == "evaluate":
+        require_ddp(stage, parallelism.strategy)
+        return
+    if parallelism.strategy != "ddp" and lora and lora.quantization:
+        raise ConfigError(
+            f"model.lora.quantization={lora.quantization} with strategy={parallelism.strategy}: weights of few "
+            "bits are not shared out; use strategy=ddp, or quantization=null"
+        )
     if stage == "ppo":
-        parallelism, lora = recipe.parallelism_of(stage), recipe.model.lora
-        if parallelism.strategy != "ddp" and lora and lora.quantization:
-            raise ConfigError(
-                f"model.lora.quantization={lora.quantization} with strategy={parallelism.strategy}: weights of few "
-                "bits are not shared out; use strategy=ddp, or quantization=null"
-            )
         if parallelism.stage:
             to_deepspeed(parallelism, recipe.ppo.max_grad_norm)
         if parallelism.shard_over and processes % parallelism.shard_over:
@@ -127,11 +131,12 @@ def parallelism_fits(recipe: Recipe, stage: str, processes: int) -> None:
                 f"prompt; use at least prompts_per_step={processes}"
             )
         return
-    strategy = recipe.parallelism_of(stage).strategy
-    if stage == "evaluate":
-        require_ddp(stage, strategy)
-        return
-    section = getattr(recipe, stage)
     to_training_arguments(
-        section, recipe.model, stage=stage, seed=recipe.seed, processes=processes, cpu=True, strategy=strategy
+        getattr(recipe, stage),
+        recipe.model,
+        stage=stage,
+        seed=recipe.seed,
+        processes=processes,
+        cpu=not gpu,
+        parallelism=parallelism,
     )

@@ -82,19 +82,20 @@ def main(context: StageContext) -> None:
             callbacks=[report],
         )
 
-    trainer, engine = train(context, make_trainer, config, FIGURES)
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = train(context, make_trainer, config, FIGURES)
+    steps = trained.trainer.state.global_step
     judged = Selection([votes.test], held_out_pairs.kept)
-    held_out = judge_held_out(RewardModel(trained.eval(), tokenization, SCORING_TOKENS), judged)
-    results = held_out.figures() | {"bayes_accuracy": bayes_accuracy, "steps": trainer.state.global_step}
+    with trained.to_score() as scorer:
+        held_out = judge_held_out(RewardModel(scorer.eval(), tokenization, SCORING_TOKENS), judged)
+    results = held_out.figures() | {"bayes_accuracy": bayes_accuracy, "steps": steps}
     interval = results["accuracy_ci"]
-    context.tracker.log(trainer.state.global_step, {f"reward/{k}": results[k] for k in ("accuracy", "margin", "ece")})
+    context.tracker.log(steps, {f"reward/{k}": results[k] for k in ("accuracy", "margin", "ece")})
     context.say(f"held-out accuracy {held_out.accuracy:.3f} (95 % interval {interval[0]:.3f} to {interval[1]:.3f})")
     if bayes_accuracy:
         context.say(f"{held_out.accuracy / bayes_accuracy:.3f} of the Bayes accuracy {bayes_accuracy:.3f}")
     if doubt := doubt_of_reward(results):
         context.warn(doubt)
-    context.finish(results, trained, tokenization, engine={"reward": engine})
+    context.finish(results, trained.to_hand_on(), tokenization, engine={"reward": trained.engine})
 
 
 def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Split[Comparison], float | None]:

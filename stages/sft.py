@@ -82,14 +82,15 @@ def main(context: StageContext) -> None:
             callbacks=[report],
         )
 
-    trainer, engine = train(context, make_trainer, config, FIGURES)
+    trained = train(context, make_trainer, config, FIGURES)
+    trainer = trained.trainer
     eval_loss = -trainer.score if trainer.score is not None else float(trainer.evaluate()["eval_loss"])
     context.say(f"held-out loss {eval_loss:.4f} nats per token")
     results = {"eval_loss": eval_loss, "uniform_loss": math.log(len(tokenization.tokenizer)), "parameters": parameters}
     results["steps"] = trainer.state.global_step
     if doubt := doubt_of_sft(results):
         context.warn(doubt)
-    context.finish(results, trainer.accelerator.unwrap_model(trainer.model), tokenization, engine={"policy": engine})
+    context.finish(results, trained.to_hand_on(), tokenization, engine={"policy": trained.engine})
 
 
 def encode(demonstrations: Sequence[Demonstration], tokenization: Tokenization, keeping: Keeping) -> Rows:

@@ -60,7 +60,12 @@ def comparisons_from(path: Path) -> list[str]:
         (["run", str(TINY), "ppo.prompts_per_step=9"], "does not split into minibatches=2; use prompts_per_step=8"),
         (["run", str(TINY), "sft.batch_size=9", "parallelism.processes=2"], "does not split over 2 processes"),
         (["run", str(TINY), "parallelism.processes=16", "sft.batch_size=32"], "leaves some of 16 processes without"),
-        (["run", str(TINY), "parallelism.strategy=fsdp"], "parallelism.strategy=fsdp: sft runs under ddp alone"),
+        (
+            ["run", str(TINY), "parallelism.strategy=fsdp"],
+            "parallelism.strategy=fsdp: sft needs GPUs for it",
+        ),
+        (["reward", str(TINY), "reward.parallelism.strategy=zero2"], "use reward.parallelism={strategy: ddp}, or give"),
+        (["run", str(TINY), "parallelism.strategy=fsdp"], "parallelism.strategy=fsdp: evaluate runs under ddp alone"),
         (["run", str(TINY), "ppo.parallelism.cpu_offload=true"], "cpu_offload=true with strategy=ddp"),
         (
             ["run", str(TINY), "ppo.parallelism={strategy: zero2, deepspeed: absent.json}"],

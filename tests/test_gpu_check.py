@@ -41,10 +41,11 @@ def test_on_an_image_without_trl(tmp_path: Path) -> None:
 
 
 def test_every_variant_with_trl(tmp_path: Path) -> None:
-    variants = ["float32-full", "float32-lora", "bfloat16-full", "bfloat16-lora"]
+    variants = ["float32-full", "float32-lora", "bfloat16-full", "bfloat16-lora", "bfloat16-fsdp"]
     table = check(tmp_path, *variants)
     assert "No TRL here" not in table
     assert stages_of(table) == [(name, stage) for name in variants for stage in ("sft", "reward", "ppo", "evaluate")]
+    assert "failed" not in table  # PPO of the last one under FSDP2
 
 
 def test_without_a_gpu_it_says_what_to_do(tmp_path: Path) -> None:

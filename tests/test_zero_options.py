@@ -74,7 +74,7 @@ def test_a_file_says_all_but_numerics_and_auto_is_the_recipe(tmp_path: Path) -> 
         ({"tensorboard": {"enabled": True}}, "tensorboard: trackers are the recipe's"),
         (
             {"zero_optimisation": {}},
-            "zero_optimisation is no setting that PPO passes on; did you mean zero_optimization?",
+            "zero_optimisation is no setting that is passed on; did you mean zero_optimization?",
         ),
         ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation=false: "),
         ("[1]", "holds no object of settings"),
@@ -93,6 +93,35 @@ def test_all_contradictions_are_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         settings(tmp_path, {"train_batch_size": 8, "optimizer": {}, "zero_optimization": {"stage": 1}})
     assert len(error.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"train_batch_size": 8}, "batches are the recipe's, sft.batch_size and sft.micro_batch_size cut them"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer: is the recipe's (sft.learning_rate, sft.weight_decay, ...)"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping=1.0 but sft.max_grad_norm=0.7; write auto"),
+        (
+            {"zero_optimization": {"stage3_gather_16bit_weights_on_model_save": False}},
+            "stage3_gather_16bit_weights_on_model_save=false: checkpoints of sft hold whole weights",
+        ),
+    ],
+)
+def test_contradictions_name_the_fields_of_the_stage(content: Any, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(content))
+    parallelism = ParallelismConfig(strategy="zero3", deepspeed=str(path))
+    with pytest.raises(ConfigError) as error:
+        to_deepspeed(parallelism, MAX_GRAD_NORM, stage="sft")
+    (line,) = error.value.problems
+    assert problem in line and "ppo" not in line.lower()
+
+
+def test_bfloat16_is_within_the_engine_and_nothing_is_sent_in_it() -> None:
+    """DeepSpeed turns autocast off that it was not told of, on GPUs."""
+    told = to_deepspeed(ParallelismConfig(strategy="zero2"), MAX_GRAD_NORM, bfloat16=True)
+    assert told["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    assert "torch_autocast" not in to_deepspeed(ParallelismConfig(strategy="zero2"), MAX_GRAD_NORM)
 
 
 def test_offloading_both_ways(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from launch.commands.curves import draw_behind_summary
-from launch.local import processes_of
+from launch.local import processes_of, visible_gpus
 from launch.pipeline import Interrupted, Selection, StageFailed, run_chain, summarize, write_summary
 from launch.summary import show_summary
 from rlhf.config import Recipe
@@ -71,7 +71,7 @@ def show_and_check(recipe: Recipe, selection: Selection) -> None:
     Raises ConfigError with all that a run would refuse before its first stage.
     """
     typer.echo(resolved_yaml(recipe, without=unread(recipe)), nl=False)
-    check(recipe, selection.stages, lambda stage: processes_of(recipe, stage))
+    check(recipe, selection.stages, lambda stage: processes_of(recipe, stage), visible_gpus() > 0)
     typer.echo(
         f"the recipe and what it names are in order; a run would go through {', '.join(selection.stages)}", err=True
     )

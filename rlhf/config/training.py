@@ -13,11 +13,12 @@ class ParallelismConfig(Section):
     """How many processes, and how they share a model."""
 
     processes: PositiveInt | Literal["auto"] = "auto"  # auto: one per GPU, one on a machine without
-    # ddp: each has the whole model. The others are PPO's. fsdp: weights, gradients and optimizer are shared out, as are
-    # the frozen models. By DeepSpeed: zero1 shares out the optimizer, zero2 gradients too, zero3 all that fsdp does.
+    # ddp: each has the whole model. fsdp: weights, gradients and optimizer are shared out, as are PPO's frozen models.
+    # By DeepSpeed: zero1 shares out the optimizer, zero2 gradients too, zero3 all that fsdp does. SFT and reward need
+    # GPUs for all but ddp; evaluate runs under ddp.
     strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"
     cpu_offload: bool = False  # what is shared out waits in the CPU's memory; zero1, zero2: the optimizer
-    shard_over: PositiveInt | None = None  # fsdp: processes that share one copy, those of a node for example; null: all
+    shard_over: PositiveInt | None = None  # PPO, fsdp: processes that share one copy, those of a node, say; null: all
     deepspeed: str | None = None  # zero1, zero2, zero3: a file of DeepSpeed's own settings (json), for all but numerics
 
     @property

@@ -38,6 +38,7 @@ def build(
         from rlhf.engine.zero import ZeroEngine  # loads DeepSpeed
 
         join_process_group(alone=True)
-        settings = to_deepspeed(parallelism, options.max_grad_norm, gpu=device().type == "cuda")
+        gpu = device().type == "cuda"
+        settings = to_deepspeed(parallelism, options.max_grad_norm, gpu, bfloat16=options.bfloat16)
         return ZeroEngine(module, options, settings)
     return DdpEngine(module, options) if sharding is None else FsdpEngine(module, options, sharding)

@@ -58,13 +58,7 @@ class ZeroEngine:
         if self.engine.zero_optimization_stage() != self.stage:
             found = self.engine.zero_optimization_stage()
             raise ConfigError(f"parallelism.strategy=zero{self.stage}: DeepSpeed runs ZeRO-{found}; use strategy=fsdp")
-        self.unwritten: str | None = None  # why a file of a checkpoint could not be written
-        files = self.engine.checkpoint_engine
-        files.save, files.makedirs = self._or_remember(files.save), self._or_remember(files.makedirs)
-        self.engine._copy_recovery_script = lambda _: None  # another file to fail on, of the main rank alone
-        # An autocast around it DeepSpeed switches off, and by its own section it would send gradients in bfloat16 too.
-        self.engine.torch_autocast_enabled = lambda: options.bfloat16
-        self.engine.torch_autocast_dtype = lambda: torch.bfloat16
+        self.files = Files(self.engine)
         if self.stage == 3:
             self._own(module.policy if isinstance(module, PolicyWithValueHead) else module)
 
@@ -113,12 +107,11 @@ class ZeroEngine:
 
     def save(self, directory: Path) -> None:
         """Every rank writes its part. Raises OSError on each that cannot."""
-        state, self.unwritten = {"steps": self.steps}, None
+        state = {"steps": self.steps}
         self.engine.save_checkpoint(
             str(directory), tag=TAG, client_state=state, save_latest=False, exclude_frozen_parameters=True
         )
-        if self.unwritten is not None:
-            raise OSError(self.unwritten)
+        self.files.require_written()
 
     def snapshot(self) -> None:
         """DeepSpeed writes the state that it trains, and no copy of it."""
@@ -134,18 +127,6 @@ class ZeroEngine:
         if state is None:
             raise OSError(f"{directory}: DeepSpeed finds no checkpoint there")
         self.steps = int(state["steps"])
-
-    def _or_remember(self, write: Callable[..., Any]) -> Callable[..., Any]:
-        """Writing under which a rank that cannot goes on: it owes the others the calls that follow."""
-
-        def careful(*arguments: Any, **named: Any) -> Any:
-            try:
-                return write(*arguments, **named)
-            except (OSError, RuntimeError) as error:  # torch does not raise OSError
-                self.unwritten = self.unwritten or f"rank {rank()}: {error}"
-                return None
-
-        return careful
 
     def _set_rate(self) -> None:
         for group in self.engine.optimizer.param_groups:
@@ -169,6 +150,32 @@ class ZeroEngine:
             return
         for part in inner.averaged_gradients:
             inner.averaged_gradients[part] = inner.all_grad_tensors[part] = None
+
+
+class Files:
+    """What an engine of DeepSpeed writes. A rank that cannot write goes on, for it owes the others its calls."""
+
+    def __init__(self, engine: Any) -> None:
+        self.unwritten: str | None = None  # why a file of a checkpoint could not be written
+        files = engine.checkpoint_engine
+        files.save, files.makedirs = self._or_remember(files.save), self._or_remember(files.makedirs)
+        engine._copy_recovery_script = lambda _: None  # another file to fail on, of the main rank alone
+
+    def require_written(self) -> None:
+        """Raise OSError where a file of this rank could not be written since the last call."""
+        cause, self.unwritten = self.unwritten, None
+        if cause is not None:
+            raise OSError(cause)
+
+    def _or_remember(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        def careful(*arguments: Any, **named: Any) -> Any:
+            try:
+                return write(*arguments, **named)
+            except (OSError, RuntimeError) as error:  # torch does not raise OSError
+                self.unwritten = self.unwritten or f"rank {rank()}: {error}"
+                return None
+
+        return careful
 
 
 def finite(norm: Any) -> float:

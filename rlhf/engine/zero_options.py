@@ -17,6 +17,7 @@ from rlhf.config import ParallelismConfig
 from rlhf.errors import ConfigError
 
 ZERO = "zero_optimization"
+WHOLE = "stage3_gather_16bit_weights_on_model_save"  # in the precision in which they are held, whatever its name
 BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 PRECISIONS = ("fp16", "bf16", "bfloat16", "amp", "torch_autocast")
 NUMERIC: tuple[str, ...] = (
@@ -38,13 +39,20 @@ KNOWN: tuple[str, ...] = (
 )
 
 
-def to_deepspeed(parallelism: ParallelismConfig, max_grad_norm: float, gpu: bool = False) -> dict[str, Any]:
-    """DeepSpeed's settings for an engine that sums over micro-batches until it is told to step.
+def to_deepspeed(
+    parallelism: ParallelismConfig,
+    max_grad_norm: float,
+    gpu: bool = False,
+    stage: str = "ppo",
+    bfloat16: bool = False,
+) -> dict[str, Any]:
+    """DeepSpeed's settings: of PPO for an engine that sums over micro-batches until it is told to step.
 
-    max_grad_norm: of the whole gradient. gpu: whether tensors that wait in the CPU's memory are pinned there. Raises
-    ConfigError, a line for each of the file's settings that contradicts the recipe.
+    Of another stage they are for transformers' Trainer. max_grad_norm: of the whole gradient. gpu: whether tensors that
+    wait in the CPU's memory are pinned there. bfloat16: forwards compute in it. Raises ConfigError, a line for each of
+    the file's settings that contradicts the recipe.
     """
-    settings = own_settings(parallelism, max_grad_norm) if parallelism.deepspeed else {}
+    settings = own_settings(parallelism, max_grad_norm, stage) if parallelism.deepspeed else {}
     zero = settings.setdefault(ZERO, {})
     zero |= {"stage": parallelism.stage}
     if parallelism.cpu_offload:
@@ -53,10 +61,18 @@ def to_deepspeed(parallelism: ParallelismConfig, max_grad_norm: float, gpu: bool
         if parallelism.stage == 3:
             zero.setdefault("offload_param", dict(waiting))
     zero.setdefault("reduce_bucket_size", 50_000_000)  # entries; DeepSpeed's own takes 2 GB for each model that learns
+    # DeepSpeed wants numbers, and PPO never uses them: it cuts micro-batches by tokens and says which is the last. The
+    # trainer fills in its own once packing has settled them.
+    number: int | str = 1 if stage == "ppo" else "auto"
+    if stage != "ppo" and parallelism.stage == 3:
+        zero[WHOLE] = True
+        zero.setdefault("stage3_param_persistence_threshold", "auto")  # by width: vectors stay whole, matrices do not
+    if bfloat16:
+        # Within its engine DeepSpeed turns the autocast of others off. All is still sent as it is held, in float32.
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     return settings | {
-        # DeepSpeed wants numbers and never uses these: micro-batches are cut by tokens, and it is told the last one.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": number,
+        "gradient_accumulation_steps": number,
         "gradient_clipping": max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -75,7 +91,7 @@ def layout_of(parallelism: ParallelismConfig) -> str | None:
     return hashlib.sha256(f"{parallelism.cpu_offload} {own}".encode()).hexdigest()[:8]
 
 
-def own_settings(parallelism: ParallelismConfig, max_grad_norm: float) -> dict[str, Any]:
+def own_settings(parallelism: ParallelismConfig, max_grad_norm: float, stage: str) -> dict[str, Any]:
     """What the user's file says, without `auto`. Raises ConfigError."""
     field = f"parallelism.deepspeed={parallelism.deepspeed}"
     try:
@@ -87,7 +103,7 @@ def own_settings(parallelism: ParallelismConfig, max_grad_norm: float) -> dict[s
     if not isinstance(settings, dict) or not isinstance(settings.get(ZERO, {}), dict):
         raise ConfigError(f"{field}: holds no object of settings; see DeepSpeed's documentation of its json")
     settings = without_auto(settings)
-    problems = [f"{field}: {problem}" for problem in contradictions(settings, parallelism, max_grad_norm)]
+    problems = [f"{field}: {problem}" for problem in contradictions(settings, parallelism, max_grad_norm, stage)]
     if problems:
         raise ConfigError(*problems)
     return {key: value for key, value in settings.items() if key not in (*BATCHES, *PRECISIONS)}
@@ -99,17 +115,20 @@ def without_auto(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inner.items() if value != "auto"}
 
 
-def contradictions(settings: dict[str, Any], parallelism: ParallelismConfig, max_grad_norm: float) -> Iterator[str]:
+def contradictions(
+    settings: dict[str, Any], parallelism: ParallelismConfig, max_grad_norm: float, stage: str
+) -> Iterator[str]:
     """What a file says against the recipe, or what nobody would read, each with its remedy."""
     for key in settings:
         if key not in KNOWN:
             close = difflib.get_close_matches(key, KNOWN, n=1)
-            yield f"{key} is no setting that PPO passes on" + (
+            yield f"{key} is no setting that is passed on" + (
                 f"; did you mean {close[0]}?" if close else "; leave it out"
             )
+    cut = "ppo.micro_batch_tokens cuts" if stage == "ppo" else f"{stage}.batch_size and {stage}.micro_batch_size cut"
     for key in BATCHES:
         if key in settings:
-            yield f"{key}={settings[key]}: batches are the recipe's, ppo.micro_batch_tokens cuts them; write auto"
+            yield f"{key}={settings[key]}: batches are the recipe's, {cut} them; write auto"
     for key in PRECISIONS:
         if isinstance(settings.get(key), dict) and settings[key].get("enabled"):
             yield f"{key}.enabled=true: precision is the recipe's, model.dtype=bfloat16 computes in it; write auto"
@@ -124,16 +143,18 @@ def contradictions(settings: dict[str, Any], parallelism: ParallelismConfig, max
             yield f"{key}: trackers are the recipe's (tracking.wandb, tracking.tensorboard, ...); leave it out"
     for key in ("optimizer", "scheduler"):
         if key in settings:
-            yield f"{key}: is the recipe's (ppo.learning_rate, ppo.weight_decay, ...); leave it out"
+            yield f"{key}: is the recipe's ({stage}.learning_rate, {stage}.weight_decay, ...); leave it out"
     if settings.get("managed_gradient_accumulation") is False:
-        yield "managed_gradient_accumulation=false: PPO says which micro-batch is a step's last; leave it out"
+        yield f"managed_gradient_accumulation=false: {stage} says which micro-batch is a step's last; leave it out"
     clipping = settings.get("gradient_clipping", max_grad_norm)
     if clipping != max_grad_norm:
-        yield f"gradient_clipping={clipping} but ppo.max_grad_norm={max_grad_norm:g}; write auto"
+        yield f"gradient_clipping={clipping} but {stage}.max_grad_norm={max_grad_norm:g}; write auto"
     zero = settings.get(ZERO, {})
     if zero.get("stage", parallelism.stage) != parallelism.stage:
         other = zero["stage"]
         yield f"{ZERO}.stage={other} but strategy={parallelism.strategy}; write auto, or strategy=zero{other}"
+    if stage != "ppo" and zero.get(WHOLE) is False:
+        yield f"{ZERO}.{WHOLE}=false: checkpoints of {stage} hold whole weights; leave it out"
     for key in ("offload_optimizer", "offload_param"):
         part = zero.get(key)
         if parallelism.cpu_offload and isinstance(part, dict) and part.get("device", "cpu") == "none":

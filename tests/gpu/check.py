@@ -1,4 +1,4 @@
-"""The whole road on one GPU: random models of Qwen2.5's shape, float32 and bfloat16, all weights and adapters.
+"""The whole road on one GPU: random models of Qwen2.5's shape, float32 and bfloat16, all weights, adapters, FSDP2.
 
     python tests/gpu/check.py --table gpu.md                       # learns the embedded task, minutes
     python tests/gpu/check.py --size half-billion --table gpu.md   # Qwen2.5-0.5B's own shape: memory and speed alone
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-VARIANTS = ("float32-full", "float32-lora", "bfloat16-full", "bfloat16-lora")
+VARIANTS = ("float32-full", "float32-lora", "bfloat16-full", "bfloat16-lora", "bfloat16-fsdp")
 NEEDED_BY_TRAINERS = ("trl", "datasets")
 PACKAGES = ("torch", "transformers", "peft", "trl")
 GIB = 2**30
@@ -135,14 +135,18 @@ def write_start(directory: Path, size: Size) -> None:
 
 def recipe_of(variant: str, size: Size, folder: Path) -> Any:
     """The recipe of a variant; adapters start from what training of all weights has made, if that was run."""
+    import torch
+
     from rlhf.recipe import load_recipe
 
     dtype, kind = variant.split("-")
     trained = folder / f"{dtype}-full" / "sft" / "model"
     start = trained if kind == "lora" and trained.is_dir() else folder / "start"
     sft, reward, policy, value = size.rates
+    shared = {"strategy": "fsdp"} if kind == "fsdp" else None
+    by_trl = shared if has_trainers() and torch.cuda.is_available() else None  # accelerate shares out on GPUs alone
     source = [{"path": "toy", "count": size.examples, "held_out": max(64, size.examples // 16)}]
-    stage = {"epochs": 1, "batch_size": size.batch}
+    stage = {"epochs": 1, "batch_size": size.batch, "parallelism": by_trl}
     values = {
         "name": variant,
         "model": {"path": str(start), "dtype": dtype, "lora": {"rank": 16, "alpha": 32.0} if kind == "lora" else None},
@@ -158,6 +162,7 @@ def recipe_of(variant: str, size: Size, folder: Path) -> Any:
             "learning_rate": policy,
             "value_learning_rate": value,
             "evaluate_every": 0,
+            "parallelism": shared,
         },
         "evaluate": {"prompts": 256 if size.learns else 16, "gold": "data.toy:gold"},
         "checkpoint": {"every_steps": None, "every_minutes": None},
@@ -170,11 +175,15 @@ def recipe_of(variant: str, size: Size, folder: Path) -> Any:
 
 def run_variant(variant: str, size: Size, folder: Path) -> tuple[list[Row], list[str]]:
     """All stages of a variant, one after another in this process, and what was not learned."""
-    rows, failures = [], []
-    recipe = recipe_of(variant, size, folder)
+    rows, failures, recipe = [], [], recipe_of(variant, size, folder)
+    if variant.endswith("fsdp") and has_trainers():  # accelerate keeps to what the first trainer of a process was told
+        importlib.import_module("accelerate.state").AcceleratorState._reset_state(reset_partial_state=True)
     for stage in ("sft", "reward", "ppo", "evaluate"):
         row, results = run_stage(stage, recipe, folder / variant)
         rows.append(row)
+        made = json.loads((folder / variant / stage / "manifest.json").read_text())
+        if recipe.parallelism_of(stage).strategy == "fsdp" and '"FSDP' not in json.dumps(made["engine"]):
+            failures.append(f"{variant}, {stage}: {made['engine']} ran")
         if size.learns and (problem := not_learned(stage, results)):
             failures.append(f"{variant}, {stage}: {problem}")
     return rows, failures
@@ -192,8 +201,7 @@ def run_stage(stage: str, recipe: Any, run: Path) -> tuple[Row, dict[str, Any]]:
 
     quiet_libraries()
     seed_everything(recipe.seed)
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    if on_gpu := torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     main_of(stage)(StageContext(recipe, stage, StageOptions(run, run / stage)))
