@@ -18,7 +18,7 @@ import psutil
 from rlhf.beacons.collectives import Traffic
 from rlhf.beacons.evidence import end_frozen, leave_stacks, leave_verdict
 from rlhf.beacons.own import RAISED_IN, SIGNS
-from rlhf.beacons.record import ABORTED, Beacon, read_all, write
+from rlhf.beacons.record import ABORTED, Beacon, pid_namespace, read_all, write
 from rlhf.beacons.watchdog import BEAT_SECONDS, Limits, Order, Post, Watchdog
 
 HUNG = 70  # the exit code of a rank that the watchdog has ended: EX_SOFTWARE of sysexits.h
@@ -63,6 +63,7 @@ class Keeper(threading.Thread):
             host=socket.gethostname(),
             pid=process.pid,
             born=process.create_time(),
+            namespace=pid_namespace(),
             warn_seconds=limits.warn,
         )
 
@@ -106,6 +107,7 @@ class Keeper(threading.Thread):
                 count=self.beacon.count + 1,
                 time=time.time(),
                 phase=SIGNS.phase,
+                loading=SIGNS.loading,
                 phase_seconds=now - SIGNS.since,
                 step=SIGNS.step,
                 where=place_of_main_thread(),
@@ -113,6 +115,7 @@ class Keeper(threading.Thread):
                 wait=wait,
                 patience=patience,
                 patience_seconds=left,
+                unannounced_seconds=SIGNS.unannounced(now),
             )
             if changes:
                 self.beacon = replace(self.beacon, **changes)
