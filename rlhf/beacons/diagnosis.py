@@ -45,7 +45,7 @@ class Finding:
     ranks: tuple[int, ...]
     seconds: float  # that count: others may have waited for longer, while it was announced
     text: str
-    loading: bool = False  # before training, when ranks may be far apart
+    loading: bool = False  # in a part of the stage in which ranks may be far apart
     said: bool = False  # by the rank itself, to people
 
     @property
