@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from rlhf.beacons.keeper import HUNG
 from rlhf.config import Recipe
 from stages.lineage import used_by
 from stages.signals import RECEIVED, RESUMABLE, STOP
@@ -122,7 +123,10 @@ class LocalStage:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _code(self, grace_seconds: float, say: Callable[[str], None]) -> int:
-        """Wait for the end; the exit code of the process that failed first, 75 for all that a signal stopped."""
+        """Wait for the end; the exit code of the process that failed first, 75 for all that a signal stopped.
+
+        That of the watchdog wins over signals: it ends those that cannot react.
+        """
         failed: int | None = None
         while None in [worker.poll() for worker in self.workers]:  # each is asked, whichever comes first
             bad = [worker.returncode for worker in self.workers if worker.returncode]
@@ -140,9 +144,11 @@ class LocalStage:
             return 128 + self.signal
         if BAD_INPUT in codes:  # the others end in whatever a collective raises whose other side has gone
             return BAD_INPUT
-        if any(map(self._stopped, codes)):
+        if any(map(self._stopped, codes)) and HUNG not in codes:
             return RESUMABLE
         failed = failed or self._first(codes) or 0
+        if failed < 0 and HUNG in codes:  # the watchdog kills frozen processes, and ends its own only then
+            return HUNG
         return failed if failed >= 0 else 128 - failed
 
     def _first(self, codes: Sequence[int]) -> int | None:

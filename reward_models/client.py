@@ -12,6 +12,7 @@ token.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -43,6 +44,13 @@ class HttpReward:
     deviation: float = 1.0
     strict: bool = True  # refuse scores that are not finite; to PPO one is a fault of its step, and no end
 
+    @property
+    def shown(self) -> str:
+        """The address without user, password and query: what is said of it ends in terminals and in files."""
+        scheme, separator, rest = self.address.partition("://")
+        host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+        return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
         """Scores [batch]. Raises RewardError where the server stays away, refuses, or its answer is no scores."""
         size = self.config.batch_size
@@ -50,12 +58,12 @@ class HttpReward:
         deadline = time.monotonic() + self.config.patience_seconds
         longest = self.config.patience_seconds + self.config.timeout_seconds
         with (
-            patient(f"asks {self.address}", longest),
+            patient(f"asks {self.shown}", longest),
             httpx.Client(timeout=self.config.timeout_seconds, headers=headers()) as client,
         ):
             for start in range(0, len(completions), size):
                 batch = completions[start : start + size]
-                parts.append(scores_of(self._asked(client, batch, deadline), batch, self.address, self.strict))
+                parts.append(scores_of(self._asked(client, batch, deadline), batch, self.shown, self.strict))
         return (torch.cat(parts) - self.mean) / self.deviation
 
     def _asked(self, client: httpx.Client, batch: Sequence[Completion], deadline: float) -> Any:
@@ -71,19 +79,19 @@ class HttpReward:
             except httpx.TransportError as error:
                 reason = f"{type(error).__name__}: {error}"
             except httpx.InvalidURL as error:
-                raise RewardError(f"reward {self.address}: {error}; mend reward.use") from error
+                raise RewardError(f"reward {self.shown}: {error}; mend reward.use") from error
             except httpx.DecodingError as error:  # not what its Content-Encoding says
                 raise RewardError(
-                    f"reward {self.address}: gave an answer that cannot be decoded ({error}); the answer must be "
+                    f"reward {self.shown}: gave an answer that cannot be decoded ({error}); the answer must be "
                     '{"scores": [number, ...]}'
                 ) from error
             if time.monotonic() + pause > deadline:
                 raise RewardError(
-                    f"reward {self.address}: no answer within reward.server.patience_seconds="
+                    f"reward {self.shown}: no answer within reward.server.patience_seconds="
                     f"{self.config.patience_seconds:g} ({reason}); start the server, the same command goes on"
                 )
             if not said:
-                print(f"reward {self.address}: {reason}; asking again", file=sys.stderr, flush=True)
+                print(f"reward {self.shown}: {reason}; asking again", file=sys.stderr, flush=True)
                 said = True
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -96,10 +104,10 @@ class HttpReward:
             except (ValueError, KeyError, TypeError) as error:
                 shown = " ".join(answer.text[:80].split())
                 raise RewardError(
-                    f'reward {self.address}: answered {shown!r}; the answer must be {{"scores": [number, ...]}}'
+                    f'reward {self.shown}: answered {shown!r}; the answer must be {{"scores": [number, ...]}}'
                 ) from error
         remedy = f"set {TOKEN}" if answer.status_code in (401, 403) else "mend reward.use or the server"
-        raise RewardError(f"reward {self.address}: refused with {answer.status_code} {answer.reason_phrase}; {remedy}")
+        raise RewardError(f"reward {self.shown}: refused with {answer.status_code} {answer.reason_phrase}; {remedy}")
 
 
 def body(batch: Sequence[Completion]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from data.scorers import load_scorer
 from reward_models.rules import FunctionReward
 from rlhf.analysis.statistics import bootstrap_interval, mean, wins
-from rlhf.beacons import enter
+from rlhf.beacons import EVALUATE, enter
 from rlhf.config import Recipe
 from rlhf.engine.options import require_ddp
 from rlhf.models import context_at, load_policy
@@ -43,7 +43,7 @@ def main(context: StageContext) -> None:
     window = context_at(context.inputs["ppo"].model, recipe.model)
     held_out = fitting_prompts(context, tokenization, window).test
     prompts = [held_out[i % len(held_out)] for i in range(config.prompts)]
-    enter("evaluate")
+    enter(EVALUATE)
     with context.progress(2) as progress:
         before, score_before, _ = answers(context, "sft", prompts, tokenization)
         progress.update(1, {"score": mean(score_before)})

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
 from safetensors import SafetensorError
 
 from rlhf.beacons.diagnosis import ENDED, GONE_SECONDS, Finding, Observed, diagnose
@@ -23,7 +24,7 @@ from stages.signals import Stopped
 if TYPE_CHECKING:
     from stages.context import StageContext
 
-# What a collective's error says whose other side has gone: it is what follows, not the cause.
+# What a collective's error says whose other side has gone.
 OTHER_SIDE = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "process group", "process_group")
 CAUSE_SECONDS = 5.0  # how long a rank that has lost the others looks for the one that ended first
 
@@ -57,6 +58,8 @@ def watched(context: StageContext) -> Iterator[None]:
         with context.signals.deferred():  # torchrun sends one as soon as it misses a process
             cause = find_cause(post) if state == LOST else None
             if cause is None:
+                if state == LOST:  # it was no consequence: the others are to be told of this rank
+                    keeper.end(RAISED, word, error)
                 raise
             tell(cause, post)
             raise Consequence from error
@@ -72,9 +75,17 @@ def last_word(error: BaseException, several: bool) -> tuple[str, str]:
     word = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, (OSError, SafetensorError)):
         return REFUSED, word
-    if several and isinstance(error, RuntimeError) and any(mark in word.lower() for mark in OTHER_SIDE):
-        return LOST, word
-    return RAISED, word
+    return (LOST if several and is_of_the_others(error) else RAISED), word
+
+
+def is_of_the_others(error: BaseException) -> bool:
+    """Whether an error looks like what follows from the end of another rank: `find_cause` tells whether one has ended.
+
+    torch raises DistError and what is one, but for gloo also a bare RuntimeError, known by its words alone.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and any(mark in str(error).lower() for mark in OTHER_SIDE)
 
 
 def find_cause(post: Post) -> Finding | None:

@@ -1,16 +1,18 @@
-"""What beacons mean: pure cases, and a watchdog that reads real files which stand in for other ranks."""
+"""What beacons say and what a set of them means: pure cases."""
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from standing_in import PAIR, WORLD, beacon, waiting
 
 from rlhf import beacons
+from rlhf.beacons import collectives
+from rlhf.beacons.collectives import ASIDE
 from rlhf.beacons.diagnosis import APART, ENDED, KILLED, MISMATCH, SILENT, TOGETHER, Observed, diagnose, named, outcome
 from rlhf.beacons.own import RAISED_IN, SIGNS
 from rlhf.beacons.record import (
@@ -28,25 +30,6 @@ from rlhf.beacons.record import (
     read_all,
     write,
 )
-from rlhf.beacons.watchdog import Limits, Post, Sight, Watchdog
-from rlhf.config import Recipe, WatchdogConfig
-from rlhf.errors import ConfigError
-from rlhf.recipe import load_recipe
-
-WORLD, PAIR = "0:gloo", "3:gloo"
-LIMITS = Limits(warn=20, abort=300)
-
-
-def beacon(rank: int, number: int = 56, seconds: float = 0.0, ranks: int = 2, **fields: Any) -> Beacon:
-    """A rank that has begun so many collectives, the last of them so long ago."""
-    values: dict[str, Any] = {"host": f"host{rank}", "pid": 100 + rank, "phase": "collect/score", "step": 3}
-    values |= {"born": 0.0, "groups": {WORLD: (number, seconds)}}
-    return Beacon(execution="e", rank=rank, ranks=ranks, **values | fields)
-
-
-def waiting(rank: int, number: int, seconds: float, operation: str = "all_reduce", **fields: Any) -> Beacon:
-    """A rank that is in a collective."""
-    return beacon(rank, number, seconds, wait=Wait(WORLD, number, operation, "[4]"), **fields)
 
 
 def kinds(*seen: Beacon | Observed, warn: float = 20) -> list[tuple[str, tuple[int, ...]]]:
@@ -86,6 +69,15 @@ def test_an_announced_wait_is_legal_until_it_is_over() -> None:
     assert kinds(waiting(0, 57, 40), replace(late, patience_seconds=0.0)) == [(APART, (1,))]
     # A frozen rank has announced nothing for the time since it froze.
     assert kinds(waiting(0, 57, 140), Observed(late, 101.0)) == [(SILENT, (1,))]
+
+
+def test_ranks_in_collectives_are_left_alone_while_they_have_announced_it() -> None:
+    for operation, kind in (("all_reduce", TOGETHER), ("all_gather", MISMATCH)):
+        seen = waiting(0, 57, 30), waiting(1, 57, 25, operation)
+        assert kinds(*seen) == [(kind, (0, 1))]
+        assert kinds(replace(seen[0], patience_seconds=570.0, unannounced_seconds=0.0), seen[1]) == []
+        assert kinds(seen[0], replace(seen[1], unannounced_seconds=19.0)) == []
+        assert kinds(seen[0], replace(seen[1], unannounced_seconds=21.0)) == [(kind, (0, 1))]
 
 
 def test_silence_is_told_before_a_wait_for_the_silent() -> None:
@@ -170,8 +162,13 @@ def test_named() -> None:
 
 def test_signs_of_the_main_thread() -> None:
     SIGNS.reset()
-    assert SIGNS.phase == "load"
+    assert SIGNS.phase == "load" and SIGNS.unannounced(time.monotonic()) is None
+    with beacons.phase("evaluate"):  # before the first step
+        assert SIGNS.phase == "evaluate" and SIGNS.loading
+    beacons.enter(beacons.EVALUATE)
+    assert SIGNS.loading
     beacons.enter("train")
+    assert not SIGNS.loading
     with pytest.raises(ValueError) as caught, beacons.phase("collect"), beacons.phase("score"):
         assert SIGNS.phase == "collect/score"
         raise ValueError
@@ -180,133 +177,32 @@ def test_signs_of_the_main_thread() -> None:
     with beacons.patient("asks", 50), beacons.patient("writes", 5):
         assert SIGNS.patience_left(time.monotonic())[0] == "asks"
         assert SIGNS.patience_left(time.monotonic() + 60) == ("", 0.0)
+        assert SIGNS.unannounced(time.monotonic()) == 0.0
+        assert SIGNS.unannounced(time.monotonic() + 60) == pytest.approx(10, abs=1)  # it has run out
     assert SIGNS.patience_left(time.monotonic()) == ("", 0.0)
+    assert SIGNS.unannounced(time.monotonic() + 60) == pytest.approx(60, abs=1)  # it ended before it ran out
 
 
-class Others:
-    """Files that stand in for the other ranks of a stage, and the clock."""
+def test_a_collective_that_came_back_is_waited_in_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records as torch's recorder writes them: of the loop's own collective, and of a checkpoint's thread."""
 
-    def __init__(self, folder: Path, rank: int, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.now, self.counts = folder, 1000.0, dict.fromkeys(range(ranks), 0)
-        monkeypatch.setattr("rlhf.beacons.watchdog.time.monotonic", lambda: self.now)
-        self.watchdog = Watchdog(Post("ppo", folder, folder, "e", rank, ranks), LIMITS)
-        self.rank = rank
+    def record(own_retired: bool, aside_retired: bool) -> list[dict[str, Any]]:
+        entries, status = [], {}
+        for number, (group, retired) in enumerate({"default_pg": own_retired, ASIDE: aside_retired}.items()):
+            known = {"retired": retired, "is_p2p": False, "state": "started", "input_sizes": [[1]]}
+            known |= {"process_group": [str(number), group], "profiling_name": "gloo:all_reduce"}
+            entries.append({**known, "collective_seq_id": 7})
+            last = {"last_enqueued_collective": "7", "last_completed_collective": "7" if retired else "6"}
+            status[str(number)] = last
+        return [{"entries": entries, "pg_status": status}]
 
-    def beat(self, own: Beacon, *others: Beacon, seconds: float = 1.0) -> Any:
-        """The others renew their beacons, then this rank looks."""
-        self.now += seconds
-        for each in others:
-            self.counts[each.rank] += 1
-            write(self.folder, replace(each, count=self.counts[each.rank]))
-        return self.watchdog.look(own)
+    def look(now: float, own_retired: bool, aside_retired: bool) -> Wait | None:
+        monkeypatch.setattr(collectives, "recorded", lambda all_of_it: record(own_retired, aside_retired))
+        return traffic.look(now)[1]
 
-    def lines(self) -> list[str]:
-        taken, self.watchdog.lines = self.watchdog.lines, []
-        return taken
-
-
-def test_warned_early_ended_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = Others(tmp_path, 0, 2, monkeypatch)
-    for second in range(25):
-        assert others.beat(waiting(0, 57, second), beacon(1, 56, second)) is None
-    (line,) = others.lines()  # once
-    assert line.startswith("rank 1 of 2 on host1 (pid 101) stays in collect/score") and "after 300 s" in line
-    assert others.beat(waiting(0, 57, 299), beacon(1, 56)) is None
-    order = others.beat(waiting(0, 57, 300), beacon(1, 56))
-    assert order.mine and "rank 1 of 2 on host1" in order.verdict and order.folder.startswith(f"{tmp_path}/hang/")
-    others.beat(beacon(0, 58), beacon(1, 58))
-    assert others.lines() == ["rank 1 went on after 7 s more"]
-
-
-def test_before_training_only_warned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = Others(tmp_path, 0, 2, monkeypatch)
-    assert others.beat(waiting(0, 57, 4000), beacon(1, 56, phase="load")) is None
-    assert len(others.lines()) == 1
-    for _ in range(299):
-        assert others.beat(beacon(0)) is None
-    assert others.beat(beacon(0), seconds=2) is not None  # but silence is silence
-
-
-def test_our_own_absence_is_nobodys_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = Others(tmp_path, 0, 2, monkeypatch)
-    others.beat(beacon(0), beacon(1))
-    assert others.beat(beacon(0), seconds=4000) is None
-    assert others.lines() == []
-    for _ in range(20):
-        others.beat(beacon(0))
-    assert "has given no sign for 20 s" in others.lines()[0]
-
-
-def test_the_last_rank_takes_over_and_then_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = beacon(1, ranks=4, state=RAISED, word="ValueError: no")
-    for rank, before in ((3, (0,)), (2, (0, 3))):
-        folder = tmp_path / str(rank)
-        folder.mkdir()
-        others = Others(folder, rank, 4, monkeypatch)
-        first = [beacon(each, ranks=4) for each in before]
-        write(folder, replace(ended, count=1))
-        for _ in range(10):
-            assert others.beat(beacon(rank, ranks=4), *first) is None  # theirs to decide
-        orders = [others.beat(beacon(rank, ranks=4)) for _ in range(12)]
-        assert orders[:4] == [None] * 4
-        assert orders[-1].mine and "ValueError: no" in orders[-1].verdict
-
-
-def test_of_very_many_ranks_some_are_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = Others(tmp_path, 0, 100, monkeypatch)
-    healthy = [beacon(rank, ranks=100) for rank in range(1, 100) if rank != 80]
-    for _ in range(8):
-        assert others.beat(beacon(0, ranks=100), *healthy, beacon(80, ranks=100)) is None
-    assert others.lines() == []
-    for _ in range(24):
-        assert others.beat(beacon(0, ranks=100), *healthy) is None
-    (line,) = others.lines()
-    assert line.startswith("rank 80 of 100 on host80 (pid 180) has given no sign for 2")
-
-
-def test_between_two_looks_nobody_is_silent(tmp_path: Path) -> None:
-    sight = Sight(Post("ppo", tmp_path, tmp_path, "e", 0, 2))
-    write(tmp_path, beacon(1, count=1))
-    sight.look([1], time.monotonic() - 100)
-    assert [seen.quiet for seen in sight.observed()] == [0.0]
-    sight.look([1], time.monotonic())
-    assert [round(seen.quiet) for seen in sight.observed()] == [100]
-
-
-def test_an_order_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = Others(tmp_path, 1, 3, monkeypatch)
-    assert others.beat(beacon(1, ranks=3), beacon(0, ranks=3), beacon(2, ranks=3)) is None
-    order = others.beat(beacon(1, ranks=3), beacon(0, ranks=3, state="aborted", verdict="v", folder="f"))
-    assert (order.verdict, order.folder, order.mine) == ("v", "f", False)
-
-
-def test_beacons_of_another_execution_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = Others(tmp_path, 0, 2, monkeypatch)
-    old = replace(beacon(1, state=RAISED, word="ValueError: of yesterday"), execution="f")
-    for _ in range(30):
-        assert others.beat(beacon(0), old) is None
-    (line,) = others.lines()
-    assert line.startswith("rank 1 has no beacon, and is not watched")
-
-
-def test_a_process_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from socket import gethostname
-
-    import psutil
-
-    me = psutil.Process()
-    alive = beacon(1, host=gethostname(), pid=os.getpid(), born=me.create_time())
-    others = Others(tmp_path, 0, 2, monkeypatch)
-    others.beat(beacon(0), alive)
-    assert [others.beat(beacon(0)) for _ in range(5)] == [None] * 5
-    others.beat(beacon(0), replace(alive, born=1.0))  # the id of another process now
-    orders = [others.beat(beacon(0)) for _ in range(4)]
-    assert orders[:2] == [None] * 2 and "was killed without a word" in orders[-1].verdict
-
-
-def test_the_recipe_says_when() -> None:
-    assert Recipe().watchdog == WatchdogConfig(warn_seconds=20, abort_seconds=300)
-    assert load_recipe("demo", ["watchdog=null"]).watchdog is None
-    assert "watchdog" not in Recipe().fingerprint_fields()
-    with pytest.raises(ConfigError, match="abort_seconds=10 is before warn_seconds=20; use warn_seconds=10 or less"):
-        load_recipe("demo", ["watchdog.abort_seconds=10"])
+    monkeypatch.setattr(collectives, "numbers", lambda: {WORLD: 7})
+    traffic = collectives.Traffic()
+    assert look(0.0, own_retired=False, aside_retired=False) is None  # it has just begun
+    assert look(3.0, own_retired=False, aside_retired=False) == Wait(WORLD, 7, "all_reduce", "[1]")
+    assert look(4.0, own_retired=True, aside_retired=False) is None
+    assert look(5.0, own_retired=True, aside_retired=True) is None

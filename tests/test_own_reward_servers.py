@@ -130,3 +130,13 @@ def test_a_server_that_is_away_is_waited_for_and_then_named() -> None:
         pass
     with pytest.raises(RewardError, match="no answer within .*ConnectError"):
         asked(address, patience_seconds=0.3)
+
+
+def test_what_is_said_of_a_server_holds_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    with server(lambda question: (400, {})) as (address, _):
+        secret = address.replace("http://", "http://me:p@ss@") + "?token=secret#secret"
+        with pytest.raises(RewardError, match=f"^reward {address}: refused with 400") as refused:
+            asked(secret)
+    assert "secret" not in str(refused.value) and "ss" not in str(refused.value).replace(address, "")
+    assert HttpReward("http://me:secret@[::1]:8000/a/b?c=d", RewardServerConfig()).shown == "http://[::1]:8000/a/b"
+    assert HttpReward("http://judge?token=secret", RewardServerConfig()).shown == "http://judge"

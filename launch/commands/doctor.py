@@ -12,11 +12,13 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlhf.beacons.diagnosis import ABSENT, Observed, outcome
 from rlhf.beacons.record import BEACONS, COMPLETE, HANG, RUNNING, Beacon, is_frozen, is_gone, read, read_all
 from rlhf.errors import ArtifactError, ConfigError
 from rlhf.store.artifact import MANIFEST, PARTIAL
+from rlhf.store.unfinished import is_held
 from stages.lineage import STAGES
 
 WATCHED_SECONDS = 2.5  # longer than two beats: who does not change meanwhile is silent
@@ -104,6 +106,8 @@ def report(directory: Path) -> Report:
         state, verdict = outcome(seen, seen[0].beacon.warn_seconds)
     elif (directory / MANIFEST).is_file():
         state, verdict = COMPLETE, "complete"
+    elif is_held(directory):
+        state, verdict = RUNNING, "is starting: it holds its directory and has no beacon yet (or watchdog is null)"
     else:
         state, verdict = ABSENT, "it has begun and left no beacon: it ended before, or watchdog is null in its recipe"
     evidence = sorted((directory / HANG).glob("*/")) if (directory / HANG).is_dir() else []
@@ -140,7 +144,7 @@ def show(found: Report, console: Console) -> None:
             )
             sign = time.strftime("%H:%M:%S", time.localtime(beacon.time))
             place = [str(beacon.rank), beacon.host, str(beacon.pid), state, str(beacon.step or ""), beacon.phase]
-            table.add_row(*place, collective, sign, beacon.where)
+            table.add_row(*map(Text, (*place, collective, sign, beacon.where)))  # no markup, whatever brackets it has
         console.print(table)
     for each in found.seen:
         if each.beacon.state == "raised":

@@ -10,6 +10,6 @@ no torch: what a process group has done is asked of torch only where it is loade
 
 from __future__ import annotations
 
-from rlhf.beacons.own import at_step, enter, patient, phase
+from rlhf.beacons.own import EVALUATE, at_step, enter, patient, phase
 
-__all__ = ["at_step", "enter", "patient", "phase"]
+__all__ = ["EVALUATE", "at_step", "enter", "patient", "phase"]

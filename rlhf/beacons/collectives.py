@@ -22,7 +22,6 @@ class Traffic:
 
     def __init__(self) -> None:
         self.last: dict[str, tuple[int, float]] = {}  # by group: how many, and since when by our clock
-        self.wait: Wait | None = None
 
     def look(self, now: float) -> tuple[dict[str, tuple[int, float]], Wait | None]:
         """Collectives begun and seconds since the last one, by group; and the one that has not come back."""
@@ -31,11 +30,8 @@ class Traffic:
                 self.last[name] = number, now
         ages = {name: (number, now - since) for name, (number, since) in self.last.items()}
         still = min((age for _, age in ages.values()), default=0.0) >= STILL_SECONDS
-        if not still or not is_waiting():
-            self.wait = None
-        elif self.wait is None:
-            self.wait = pending(entries())
-        return ages, self.wait
+        # Asked anew in each look: the one that was found before may have come back meanwhile, without another begun.
+        return ages, pending(entries()) if still and is_waiting() else None
 
 
 def numbers() -> dict[str, int]:
@@ -61,7 +57,7 @@ def recorded(all_of_it: bool) -> list[dict[str, Any]]:
 
 
 def is_waiting() -> bool:
-    """Whether some group has begun a collective that has not come back."""
+    """Whether some group has begun a collective that has not come back, be it another thread's: a cheap question."""
     for record in recorded(False):
         for status in record.get("pg_status", {}).values():
             if int(status["last_enqueued_collective"]) > int(status["last_completed_collective"]):

@@ -7,10 +7,10 @@ begun a collective, that nothing has come of it for a while, and that another on
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rlhf.beacons.own import LOAD
 from rlhf.beacons.record import COMPLETE, LOST, RAISED, REFUSED, RUNNING, STOPPED, Beacon
 
 GONE_SECONDS = 3.0  # without a sign, after which a process that is not there has ended
@@ -28,6 +28,14 @@ class Observed:
     gone: bool = False  # its process is known to have ended
     frozen: bool = False  # or to have been stopped by a signal
 
+    @property
+    def unannounced(self) -> float:
+        """Seconds for which it has been in no wait that it had announced: 0 within one, endless if there was none."""
+        beacon = self.beacon
+        if beacon.patience_seconds:
+            return max(self.quiet - beacon.patience_seconds, 0.0)
+        return math.inf if beacon.unannounced_seconds is None else beacon.unannounced_seconds + self.quiet
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -35,9 +43,9 @@ class Finding:
 
     kind: str
     ranks: tuple[int, ...]
-    seconds: float
+    seconds: float  # that count: others may have waited for longer, while it was announced
     text: str
-    loading: bool = False  # before training, when ranks may be far apart
+    loading: bool = False  # in a part of the stage in which ranks may be far apart
     said: bool = False  # by the rank itself, to people
 
     @property
@@ -72,12 +80,12 @@ def apart(running: Sequence[Observed], warn: float) -> list[Finding]:
         others = [other for other in beacons if _waits_for(other, each.beacon)]
         if not others or any(_waits_for(each.beacon, other) for other in beacons):
             continue  # nobody waits for it, or it waits itself: somebody else is the cause
-        seconds = min(_still(other) for other in others)
-        patient = each.beacon.patience_seconds > each.quiet
-        if seconds >= warn and not patient and each.quiet < UNCLEAR_SECONDS:
-            text = f"{each.beacon.name} stays {each.beacon.place}{_at(each.beacon)}; {_waits(others, seconds)}"
-            found.append(Finding(APART, (each.beacon.rank,), seconds, text, each.beacon.phase == LOAD))
-    return found or list(_mismatches(beacons, warn)) or list(_together(beacons, warn))
+        waited = min(_still(other) for other in others)
+        seconds = min(waited, each.unannounced)
+        if seconds >= warn and each.quiet < UNCLEAR_SECONDS:
+            text = f"{each.beacon.name} stays {each.beacon.place}{_at(each.beacon)}; {_waits(others, waited)}"
+            found.append(Finding(APART, (each.beacon.rank,), seconds, text, each.beacon.loading))
+    return found or list(_mismatches(running, warn)) or list(_together(running, warn))
 
 
 def _waits_for(one: Beacon, other: Beacon) -> bool:
@@ -90,33 +98,40 @@ def _still(beacon: Beacon) -> float:
     return min((age for _, age in beacon.groups.values()), default=0.0)
 
 
-def _mismatches(beacons: Sequence[Beacon], warn: float) -> Iterator[Finding]:
+def _counted(*seen: Observed) -> float:
+    """Seconds for which some ranks have all stood still, none of them in a wait that it had announced."""
+    return min((min(_still(each.beacon), each.unannounced) for each in seen), default=0.0)
+
+
+def _mismatches(running: Sequence[Observed], warn: float) -> Iterator[Finding]:
     """Two ranks that are in different collectives under the same number of the same group."""
-    for one, other in itertools.combinations(beacons, 2):
+    for first, second in itertools.combinations(running, 2):
+        one, other = first.beacon, second.beacon
         mine, theirs = one.wait, other.wait
         if mine is None or theirs is None or (mine.group, mine.number) != (theirs.group, theirs.number):
             continue
-        seconds = min(_still(one), _still(other))
+        seconds = _counted(first, second)
         if mine.operation != theirs.operation and seconds >= warn:
             text = (
                 f"{other.name} is in {theirs.operation} {theirs.sizes}{_at(other)}, where {one.name} is in "
                 f"{mine.operation} {mine.sizes}{_at(one)}, both as number {mine.number}, {other.place}, since "
-                f"{seconds:.0f} s: they will never meet"
+                f"{min(_still(one), _still(other)):.0f} s: they will never meet"
             )
-            yield Finding(MISMATCH, (one.rank, other.rank), seconds, text, LOAD in (one.phase, other.phase))
+            yield Finding(MISMATCH, (one.rank, other.rank), seconds, text, one.loading or other.loading)
             return
 
 
-def _together(beacons: Sequence[Beacon], warn: float) -> Iterator[Finding]:
+def _together(running: Sequence[Observed], warn: float) -> Iterator[Finding]:
     """All ranks in a collective that does not come back, though none is missing."""
-    seconds = min((_still(beacon) for beacon in beacons), default=0.0)
+    beacons, seconds = [each.beacon for each in running], _counted(*running)
     if len(beacons) > 1 and beacons[0].wait and len({beacon.wait for beacon in beacons}) == 1 and seconds >= warn:
+        since = min(map(_still, beacons))
         text = (
-            f"all {len(beacons)} ranks are in {beacons[0].wait}, {beacons[0].place}, since {seconds:.0f} s and none "
+            f"all {len(beacons)} ranks are in {beacons[0].wait}, {beacons[0].place}, since {since:.0f} s and none "
             "comes out: look at the network and the devices between them"
         )
         ranks = tuple(beacon.rank for beacon in beacons)
-        yield Finding(TOGETHER, ranks, seconds, text, beacons[0].phase == LOAD)
+        yield Finding(TOGETHER, ranks, seconds, text, beacons[0].loading)
 
 
 def _ended(beacon: Beacon) -> Finding:

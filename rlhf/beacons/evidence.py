@@ -6,14 +6,13 @@ import faulthandler
 import json
 import os
 import signal
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from rlhf.beacons.collectives import recorded
-from rlhf.beacons.record import RUNNING, Beacon, is_gone
+from rlhf.beacons.record import RUNNING, Beacon, is_gone, is_here
 
 
 def leave_verdict(folder: Path, verdict: str, beacons: Sequence[Beacon]) -> None:
@@ -41,6 +40,6 @@ def leave_stacks(folder: Path, rank: int) -> None:
 def end_frozen(beacons: Sequence[Beacon]) -> None:
     """Kill the ranks of this machine that have not ended though they were told to: frozen ones cannot."""
     for beacon in beacons:
-        if beacon.state == RUNNING and beacon.host == socket.gethostname() and not is_gone(beacon):
+        if beacon.state == RUNNING and is_here(beacon) and not is_gone(beacon):
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(beacon.pid, signal.SIGKILL)

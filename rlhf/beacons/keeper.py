@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import psutil
 from rlhf.beacons.collectives import Traffic
 from rlhf.beacons.evidence import end_frozen, leave_stacks, leave_verdict
 from rlhf.beacons.own import RAISED_IN, SIGNS
-from rlhf.beacons.record import ABORTED, Beacon, read_all, write
+from rlhf.beacons.record import ABORTED, Beacon, Wait, pid_namespace, read_all, write
 from rlhf.beacons.watchdog import BEAT_SECONDS, Limits, Order, Post, Watchdog
 
 HUNG = 70  # the exit code of a rank that the watchdog has ended: EX_SOFTWARE of sysexits.h
 LINGER_SECONDS = 2.5  # from the order to the end, in which all ranks see it and leave their stacks
+LONGEST_ABORT_SECONDS = 8.0  # from the order to the end, if what is left cannot be written
 WARNINGS = "warnings.txt"
 LONGEST_WORD, LONGEST_FRAMES = 500, 3000  # characters
 LIBRARIES = (f"{os.sep}site-packages{os.sep}", os.path.dirname(os.__file__), "<")
@@ -56,6 +58,7 @@ class Keeper(threading.Thread):
         self.ended = threading.Event()
         self.ending = False  # the watchdog ends this process
         self.failed = ""  # why the beacon could not be written
+        self.unread = False  # whether it was said that collectives cannot be read
         self.beacon = Beacon(
             execution=post.execution,
             rank=post.rank,
@@ -63,6 +66,7 @@ class Keeper(threading.Thread):
             host=socket.gethostname(),
             pid=process.pid,
             born=process.create_time(),
+            namespace=pid_namespace(),
             warn_seconds=limits.warn,
         )
 
@@ -99,13 +103,14 @@ class Keeper(threading.Thread):
             if self.ended.is_set() and not changes:
                 return
             now = time.monotonic()
-            groups, wait = self.traffic.look(now)
+            groups, wait = self._traffic(now)
             patience, left = SIGNS.patience_left(now)
             self.beacon = replace(
                 self.beacon,
                 count=self.beacon.count + 1,
                 time=time.time(),
                 phase=SIGNS.phase,
+                loading=SIGNS.loading,
                 phase_seconds=now - SIGNS.since,
                 step=SIGNS.step,
                 where=place_of_main_thread(),
@@ -113,6 +118,7 @@ class Keeper(threading.Thread):
                 wait=wait,
                 patience=patience,
                 patience_seconds=left,
+                unannounced_seconds=SIGNS.unannounced(now),
             )
             if changes:
                 self.beacon = replace(self.beacon, **changes)
@@ -124,13 +130,29 @@ class Keeper(threading.Thread):
                     self.complain(f"{self.post.directory}: {error.strerror}; this stage is not watched meanwhile")
                 self.failed = str(error)
 
+    def _traffic(self, now: float) -> tuple[dict[str, tuple[int, float]], Wait | None]:
+        """This process's collectives; none where they cannot be read, which is said once and stops no beacon."""
+        try:
+            return self.traffic.look(now)
+        except Exception as error:
+            if not self.unread:
+                self.complain(f"collectives cannot be read, so that ranks apart are not found: {error!r}")
+            self.unread = True
+            return {}, None
+
     def end(self, state: str, word: str = "", error: BaseException | None = None) -> None:
-        """Leave a last word, and where an error came from; does not return where the watchdog ends this process."""
-        changes = {} if error is None else of_error(error)
+        """Leave a last word, and where an error came from; does not return where the watchdog ends this process.
+
+        Raises nothing: the stage's own error would be lost behind it. May be called again with another last word.
+        """
         with self.lock:
             if not self.ending:
                 self.ended.set()
-                self.renew(state=state, word=word[:LONGEST_WORD], **changes)
+                try:
+                    changes = {} if error is None else of_error(error)
+                    self.renew(state=state, word=word[:LONGEST_WORD], **changes)
+                except Exception as failure:
+                    self.complain(f"the beacon has no last word: {type(failure).__name__}: {failure}")
                 return
         while True:  # what has ended us follows from the end of the others
             time.sleep(1.0)
@@ -141,28 +163,40 @@ class Keeper(threading.Thread):
             if self.ended.is_set():
                 return
             self.ending = True
+        # Whatever is written below may fail or never return: a full disk, a lost file system, a pipe nobody reads.
+        last = threading.Timer(LONGEST_ABORT_SECONDS, os._exit, (HUNG,))
+        last.daemon = True
+        try:
+            last.start()
+            try:
+                self._leave(order)
+                time.sleep(LINGER_SECONDS)
+            finally:
+                if order.mine:
+                    end_frozen(read_all(self.post.directory))
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(HUNG)
+
+    def _leave(self, order: Order) -> None:
+        """The order for the others to see, the verdict for people, the stacks of this process."""
         folder = Path(order.folder)
-        if order.mine:
-            leave_verdict(folder, order.verdict, read_all(self.post.directory))
-            if not order.said:
-                self.channel.problem(f"{order.verdict}; stacks in {folder}/, the same command goes on from there")
+        before = read_all(self.post.directory) if order.mine else []
         self.renew(state=ABORTED, verdict=order.verdict, folder=order.folder)
-        leave_stacks(folder, self.post.rank)
-        time.sleep(LINGER_SECONDS)
         if order.mine:
-            end_frozen(read_all(self.post.directory))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(HUNG)
+            leave_verdict(folder, order.verdict, before)
+            if not order.said:
+                with suppress(OSError, ValueError):  # nobody can be told
+                    self.channel.problem(f"{order.verdict}; stacks in {folder}/, the same command goes on from there")
+        leave_stacks(folder, self.post.rank)
 
     def complain(self, line: str) -> None:
         """Warn people, in the terminal and in a file."""
-        self.channel.warn(line)
-        try:
-            with (self.post.directory / WARNINGS).open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        except OSError:
-            return
+        with suppress(OSError, ValueError):  # a terminal that is gone
+            self.channel.warn(line)
+        with suppress(OSError), (self.post.directory / WARNINGS).open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
 def place_of_main_thread() -> str:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 RAISED_IN = "rlhf_phase"  # of an exception: the innermost phase that it has left
-LOAD = "load"  # until training begins, when ranks may be far apart for good reasons
+LOAD = "load"  # until training begins
+EVALUATE = "evaluate"  # the stage of that name, which loads as it goes
+APART_AT_WILL = (LOAD, EVALUATE)  # parts of a stage in which ranks may be far apart for good reasons
 
 
 class Signs:
@@ -20,6 +22,7 @@ class Signs:
         """A stage begins."""
         self.step = 0
         self.patience: tuple[tuple[str, float], ...] = ()  # what is done, and until when by this process's clock
+        self.excused: float | None = None  # until when the last wait that was announced and left has counted
         self.change((LOAD,))
 
     def change(self, phases: tuple[str, ...]) -> None:
@@ -33,10 +36,27 @@ class Signs:
         phases = self.phases
         return "/".join(phases[1:] or phases)
 
+    @property
+    def loading(self) -> bool:
+        """Whether ranks may be far apart in the part of the stage that this is, whatever its phase."""
+        return self.phases[0] in APART_AT_WILL
+
     def patience_left(self, now: float) -> tuple[str, float]:
         """The longest wait that was announced and is not over: what it is, and the seconds left; 0 if there is none."""
         what, until = max(self.patience, key=lambda wait: wait[1], default=("", now))
         return (what, until - now) if until > now else ("", 0.0)
+
+    def unannounced(self, now: float) -> float | None:
+        """Seconds since the last announced wait ended or ran out, 0 within one; None where none was announced."""
+        ends = [until for _, until in self.patience]
+        if self.excused is not None:
+            ends.append(self.excused)
+        return max(now - max(ends), 0.0) if ends else None
+
+    def left(self, until: float) -> None:
+        """A wait that was announced until then is over, perhaps before."""
+        ended = min(until, time.monotonic())
+        self.excused = ended if self.excused is None else max(self.excused, ended)
 
 
 SIGNS = Signs()  # a process has one place where it is, as it has one process group
@@ -72,9 +92,10 @@ def patient(what: str, seconds: float) -> Iterator[None]:
 
     what: a verb and its object, as in "writes a checkpoint".
     """
-    outer = SIGNS.patience
-    SIGNS.patience = (*outer, (what, time.monotonic() + seconds))
+    outer, until = SIGNS.patience, time.monotonic() + seconds
+    SIGNS.patience = (*outer, (what, until))
     try:
         yield
     finally:
+        SIGNS.left(until)  # before it is gone from the list: between the two, somebody may look
         SIGNS.patience = outer

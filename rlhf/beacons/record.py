@@ -47,6 +47,7 @@ class Beacon:
     host: str
     pid: int
     born: float  # when the process began: ids are used again
+    namespace: int = 0  # of process ids: containers may share a host's name and have ids of their own
     count: int = 0  # raised with each writing
     time: float = 0.0  # of writing, by the clock of the host
     warn_seconds: float = 20.0
@@ -54,6 +55,7 @@ class Beacon:
     word: str = ""  # the last one: why it has ended
     frames: str = ""  # of an exception, the last lines of its traceback
     phase: str = "load"
+    loading: bool = False  # a part of the stage in which ranks may be far apart
     phase_seconds: float = 0.0
     step: int = 0
     where: str = ""  # the line of ours or of the user's that the main thread is at
@@ -61,6 +63,7 @@ class Beacon:
     wait: Wait | None = None
     patience: str = ""  # what it has announced to do
     patience_seconds: float = 0.0  # and how long it may still take
+    unannounced_seconds: float | None = None  # since the last such wait was over; None if there was none
     verdict: str = ""  # why the stage is being ended
     folder: str = ""  # and where the evidence goes
 
@@ -131,19 +134,33 @@ def read_all(directory: Path) -> list[Beacon]:
     return [beacon for beacon in found if beacon.execution == found[0].execution]
 
 
+def pid_namespace() -> int:
+    """Which numbering of processes this one's id is of; 0 where the system has only one."""
+    with suppress(OSError):
+        return os.stat("/proc/self/ns/pid").st_ino
+    return 0
+
+
+def is_here(beacon: Beacon) -> bool:
+    """Whether the process is or was one of those that this one sees, so that its id means the same to both."""
+    return (beacon.host, beacon.namespace) == (socket.gethostname(), pid_namespace())
+
+
 def is_gone(beacon: Beacon) -> bool:
-    """Whether the process is known to have ended: it was on this host and is not there any more."""
-    if beacon.host != socket.gethostname():
+    """Whether the process is known to have ended: it was here and is not there any more."""
+    if not is_here(beacon):
         return False
     try:
         process = psutil.Process(beacon.pid)
         return bool(process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - beacon.born) > 2)
-    except psutil.Error:
+    except psutil.NoSuchProcess:
         return True
+    except psutil.Error:  # it is there, and we may not look at it
+        return False
 
 
 def is_frozen(beacon: Beacon) -> bool:
-    """Whether the process is on this host and was stopped by a signal."""
+    """Whether the process is here and was stopped by a signal."""
     with suppress(psutil.Error):
-        return beacon.host == socket.gethostname() and str(psutil.Process(beacon.pid).status()) == psutil.STATUS_STOPPED
+        return is_here(beacon) and str(psutil.Process(beacon.pid).status()) == psutil.STATUS_STOPPED
     return False

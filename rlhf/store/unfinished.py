@@ -42,6 +42,18 @@ def hold(directory: Path) -> IO[str]:
     return file
 
 
+def is_held(directory: Path) -> bool:
+    """Whether some process holds a directory; asks for a moment's share of the lock and makes no file."""
+    try:
+        with (directory / ".lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or none that may be read
+        return False
+    return False
+
+
 def is_unfinished(directory: Path, fingerprint: str) -> bool:
     """Whether a stage of this fingerprint has begun here and not ended."""
     if (directory / MANIFEST).is_file():

@@ -42,16 +42,16 @@ def beats(rank: int, port: int, folder: Path, ranks: int) -> None:
     if rank == 0:
         first = read(folder, 0)
         assert first is not None
-        for other in range(2, ranks):
-            write(folder, replace(first, rank=other))
         assert keeper.watchdog is not None
-        for _ in range(ranks):
+        taken = 0.0
+        for number in range(1, BEATS + 1):
+            for other in range(1, ranks):  # none falls silent, however long this takes
+                write(folder, replace(first, rank=other, count=first.count + number))
+            started = time.thread_time()
             keeper.beat()
+            taken += time.thread_time() - started
         assert len(keeper.watchdog.sight.last) == ranks
-        started = time.thread_time()
-        for _ in range(BEATS):
-            keeper.beat()
-        (folder / "seconds").write_text(json.dumps((time.thread_time() - started) / BEATS))
+        (folder / "seconds").write_text(json.dumps(taken / BEATS))
     barrier()
 
 
@@ -62,7 +62,7 @@ def test_beacon_cost_of_a_beat(ranks: int, tmp_path: Path) -> None:
     print(
         f"\n{ranks} ranks: a beat takes {seconds * 1e6:.0f} us of a processor, {seconds / BEAT_SECONDS:.3%} of its time"
     )
-    assert ranks > 2 or seconds / BEAT_SECONDS < SHARE
+    assert seconds / BEAT_SECONDS < SHARE
 
 
 def test_beacon_cost_of_notes() -> None:
@@ -108,4 +108,7 @@ def test_beacon_cost_turn_by_turn(tmp_path: Path) -> None:
     print(
         f"\nwith a beacon {STEPS} steps take {mean(ratios):+.2%} (standard error {error:.2%}) longer, {ROUNDS} rounds"
     )
-    assert mean(ratios) < max(SHARE, 3 * error)
+    assert mean(ratios) - 2 * error < SHARE  # else it is more, however noisy the machine
+    if 2 * error > SHARE:
+        pytest.skip(f"too much else runs here to tell {SHARE:.1%}: the standard error is {error:.2%}")
+    assert mean(ratios) < SHARE

@@ -66,9 +66,10 @@ def test_checkpoint_cost(tmp_path: Path) -> None:
     mean, error = ratios["asynchronous still"]
     assert mean + 2 * error < LIMIT
     mean, error = ratios["asynchronous wall"]
-    assert mean - 2 * error < LIMIT
+    assert mean - 2 * error < LIMIT  # else it is more, however noisy the machine
     if 2 * error > LIMIT:
         pytest.skip(f"too much else runs here to tell {LIMIT:.0%} by the clock; the loop stands still for less")
+    assert mean < LIMIT
 
 
 def error_of(values: list[float]) -> float:
