@@ -46,7 +46,7 @@ def beacon(rank: int, number: int = 56, seconds: float = 0.0, ranks: int = 2, **
 
 def waiting(rank: int, number: int, seconds: float, operation: str = "all_reduce", **fields: Any) -> Beacon:
     """A rank that is in a collective."""
-    return beacon(rank, number, seconds, wait=Wait(WORLD, number, operation, "[4]"), **fields)
+    return beacon(rank, number, seconds, **{"wait": Wait(WORLD, number, operation, "[4]"), **fields})
 
 
 def kinds(*seen: Beacon | Observed, warn: float = 20) -> list[tuple[str, tuple[int, ...]]]:
@@ -102,6 +102,19 @@ def test_two_collectives_under_one_number_never_meet() -> None:
     assert (finding.kind, finding.ranks, finding.seconds) == (MISMATCH, (0, 1), 25)
     assert "rank 1 of 2 on host1 (pid 101) is in all_gather [4], where rank 0" in finding.text
     assert kinds(waiting(0, 57, 30), waiting(1, 57, 25)) == [(TOGETHER, (0, 1))]
+
+
+def test_where_a_connection_is_lost_no_rank_is_named() -> None:
+    """Rank 1 has not got what rank 0 sent, which is in the next collective already; both announced a checkpoint."""
+    writes: dict[str, Any] = {"patience": "writes a checkpoint", "patience_seconds": 570.0}
+    seen = waiting(0, 58, 30, **writes), waiting(1, 57, 30, **writes)
+    (finding,) = diagnose([Observed(each, 0.0) for each in seen], 20)
+    assert (finding.kind, finding.ranks, finding.seconds) == (TOGETHER, (0, 1), 30)
+    assert finding.text.startswith("all 2 ranks wait, rank 1 of 2 on host1 (pid 101) in all_reduce number 57, in ")
+    assert kinds(seen[0], beacon(1, 57, 30, **writes)) == []  # it has come out, and works
+    # What one sends and the other receives in a scatter has not one size.
+    sends, receives = (waiting(rank, 57, 30, wait=Wait(WORLD, 57, "scatter", size)) for rank, size in enumerate("4 "))
+    assert kinds(sends, receives) == [(TOGETHER, (0, 1))]
 
 
 def test_the_end_of_a_rank_is_certain_and_comes_first() -> None:
