@@ -78,8 +78,8 @@ def apart(running: Sequence[Observed], warn: float) -> list[Finding]:
     found = []
     for each in running:
         others = [other for other in beacons if _waits_for(other, each.beacon)]
-        if not others or any(_waits_for(each.beacon, other) for other in beacons):
-            continue  # nobody waits for it, or it waits itself: somebody else is the cause
+        if not others or each.beacon.wait:
+            continue  # nobody waits for it, or it waits itself: somebody else is the cause, or what is between them
         waited = min(_still(other) for other in others)
         seconds = min(waited, each.unannounced)
         if seconds >= warn and each.quiet < UNCLEAR_SECONDS:
@@ -122,16 +122,23 @@ def _mismatches(running: Sequence[Observed], warn: float) -> Iterator[Finding]:
 
 
 def _together(running: Sequence[Observed], warn: float) -> Iterator[Finding]:
-    """All ranks in a collective that does not come back, though none is missing."""
-    beacons, seconds = [each.beacon for each in running], _counted(*running)
-    if len(beacons) > 1 and beacons[0].wait and len({beacon.wait for beacon in beacons}) == 1 and seconds >= warn:
-        since = min(map(_still, beacons))
-        text = (
-            f"all {len(beacons)} ranks are in {beacons[0].wait}, {beacons[0].place}, since {since:.0f} s and none "
-            "comes out: look at the network and the devices between them"
-        )
-        ranks = tuple(beacon.rank for beacon in beacons)
-        yield Finding(TOGETHER, ranks, seconds, text, beacons[0].loading)
+    """All ranks in a collective that does not come back, though none is missing.
+
+    Where a connection is lost, one may be a collective further than the other: it has got what it needed in time. And
+    sizes of one collective differ where one rank sends to all. What they have announced excuses nothing: none works.
+    """
+    beacons = [each.beacon for each in running]
+    seconds = min(map(_still, beacons), default=0.0)
+    inside = [one for one in beacons if one.wait and not any(_waits_for(one, other) for other in beacons)]
+    if len(beacons) < 2 or seconds < warn or not inside or not all(beacon.wait for beacon in beacons):
+        return
+    first = inside[0]
+    if len({(one.wait.group, one.wait.number) for one in beacons if one.wait}) == 1:
+        who = f"all {len(beacons)} ranks are in {first.wait}, {first.place}"
+    else:
+        who = f"all {len(beacons)} ranks wait, {first.name} in {first.wait}, {first.place}, which all have begun"
+    text = f"{who}, since {seconds:.0f} s and none comes out: look at the network and the devices between them"
+    yield Finding(TOGETHER, tuple(beacon.rank for beacon in beacons), seconds, text, first.loading)
 
 
 def _ended(beacon: Beacon) -> Finding:
