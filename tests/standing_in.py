@@ -24,7 +24,7 @@ def beacon(rank: int, number: int = 56, seconds: float = 0.0, ranks: int = 2, **
 
 def waiting(rank: int, number: int, seconds: float, operation: str = "all_reduce", **fields: Any) -> Beacon:
     """A rank that is in a collective."""
-    return beacon(rank, number, seconds, wait=Wait(WORLD, number, operation, "[4]"), **fields)
+    return beacon(rank, number, seconds, **{"wait": Wait(WORLD, number, operation, "[4]"), **fields})
 
 
 class Others:
