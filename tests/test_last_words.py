@@ -42,8 +42,9 @@ def problem(line):
 
 keeper.LONGEST_ABORT_SECONDS, keeper.LINGER_SECONDS = 2.0, 0.1
 folder = Path(sys.argv[1])
-sys.stdout = open(1, "w", buffering=1 << 20, closefd=False)
-sys.stdout.write("x" * 500_000)  # more than a pipe holds
+if sys.argv[2] == "blocks":
+    sys.stdout = open(1, "w", buffering=1 << 20, closefd=False)
+    sys.stdout.write("x" * 500_000)  # more than a pipe holds
 kept = keeper.Keeper(Post("ppo", folder, folder, "e", 0, 2), Limits(20, 300), keeper.Channel(problem, problem))
 kept.abort(Order("rank 1 stays", str(folder / "hang" / "now"), mine=True))
 """
