@@ -38,21 +38,22 @@ def let_pass() -> None:
     stages.trainer.to_training_arguments = as_on_gpus
 
 
-def let_fall_back() -> None:
-    """Have the stage ask for what it would ask for on GPUs, and accelerate keep to the CPU."""
+def pass_over() -> None:
+    """Have the stage ask for what it would ask for on GPUs, and its trainer never hear of DeepSpeed."""
     original = stages.trainer.to_training_arguments
 
-    def on_the_cpu(*arguments: Any, **options: Any) -> dict[str, Any]:
-        return original(*arguments, **{**options, "cpu": False}) | {"use_cpu": True, "dataloader_pin_memory": False}
+    def unheard(*arguments: Any, **options: Any) -> dict[str, Any]:
+        told = original(*arguments, **{**options, "cpu": False})
+        return {**told, "deepspeed": None, "use_cpu": True, "ddp_backend": "gloo", "dataloader_pin_memory": False}
 
-    stages.trainer.to_training_arguments = on_the_cpu
+    stages.trainer.to_training_arguments = unheard
 
 
 if __name__ == "__main__":
     sys.argv = sys.argv[1:]
-    if sys.argv[0] == "--as-accelerate-does":
+    if sys.argv[0] == "--unheard":
         sys.argv = sys.argv[1:]
-        let_fall_back()
+        pass_over()
     else:
         count_processes()
         let_pass()

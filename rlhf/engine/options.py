@@ -120,11 +120,11 @@ def to_fsdp(parallelism: ParallelismConfig, model: ModelConfig, stage: str) -> d
 
 
 def require_gpu(stage: str, strategy: str, cpu: bool) -> None:
-    """Raise ConfigError where accelerate would replicate a model that is to be shared out, without a word."""
+    """Raise ConfigError where accelerate may replicate a model that is to be shared out, without a word."""
     if cpu and strategy != "ddp":
         raise ConfigError(
-            f"parallelism.strategy={strategy}: {stage} needs GPUs for it, for accelerate runs ddp on a CPU whatever it "
-            f"is told; use {stage}.parallelism={{strategy: ddp}}, or give PPO a section of its own, "
+            f"parallelism.strategy={strategy}: {stage} needs GPUs for it, for on a CPU accelerate may run ddp without "
+            f"a word; use {stage}.parallelism={{strategy: ddp}}, or give PPO a section of its own, "
             f"ppo.parallelism={{strategy: {strategy}}}"
         )
 
