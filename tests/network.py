@@ -63,10 +63,10 @@ class Network:
     def close(self) -> None:
         """End what runs on the nodes, and remove them."""
         for node in self.nodes:
-            with suppress(subprocess.CalledProcessError):
+            with suppress(OSError):
                 self.kill(node)
         for name in (*(node.namespace for node in self.nodes), self.switch):
-            with suppress(subprocess.CalledProcessError):
+            with suppress(OSError):
                 _ip("netns", "delete", name)
 
     def cut(self, node: Node) -> None:
@@ -96,7 +96,7 @@ class Network:
 def _ip(*arguments: str) -> str:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise subprocess.CalledProcessError(done.returncode, ["ip", *arguments], done.stdout, done.stderr)
+        raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -110,7 +110,7 @@ def _runs(pid: int) -> bool:
 def network() -> Iterator[Network]:
     """Two nodes, removed at the end. Fails where there cannot be any."""
     assert os.geteuid() == 0, "network namespaces need root: run this test as root, or leave it out"
-    if shutil.which("ip") is None:
+    if shutil.which("ip") is None and shutil.which("apt-get"):
         subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", "iproute2"], check=False)
     assert shutil.which("ip"), "network namespaces need `ip`: apt-get install iproute2"
     made = Network()
@@ -135,6 +135,8 @@ class Stage:
     def start(self, *nodes: Node) -> None:
         """An agent on each node given, or on both."""
         for node in nodes or self.net.nodes:
+            if node in self.agents:  # one that was killed, or has ended
+                self.agents[node].wait(30)
             host = self.net.nodes[0]
             conf = f"is_host={str(node == host).lower()},join_timeout=60,read_timeout=20"
             command = [sys.executable, "-P", "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]

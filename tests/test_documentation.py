@@ -99,6 +99,14 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "my.yaml is that of the page",
     ),
     "rlhf run demo": ("rlhf run demo --dry-run", "takes five minutes"),
+    "sysctl -w net.ipv4.tcp_retries2=7": ("cat /proc/sys/net/ipv4/tcp_retries2", "is a setting of the machine"),
+    "export GLOO_SOCKET_IFNAME=eth0 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1": ("true", "there may be no eth0"),
+    "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29400 --rdzv-conf "
+    "is_host=true,join_timeout=60,read_timeout=20 --local-addr 10.77.0.1 --monitor-interval 0.5 --max-restarts 3 "
+    "-m stages.ppo --recipe my.yaml --run-dir runs/my": (
+        "torchrun --help | grep -e --local-addr",
+        "needs two nodes; tests/test_network_faults.py has them",
+    ),
     "torchrun --nproc-per-node 8 -m stages.ppo --recipe my.yaml --run-dir runs/my": (
         "torchrun --nproc-per-node 2 -m stages.ppo --recipe my.yaml --run-dir runs/my --restart",
         "has two cores, and the stage is complete",
