@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from rlhf.distributed import join_process_group
+from rlhf.distributed import device, join_process_group
 from rlhf.errors import RLHFError
 from rlhf.randomness import seed_everything
 from rlhf.recipe import load_recipe
@@ -106,6 +106,8 @@ def arguments(stage: str, main: Callable[[StageContext], None]) -> argparse.Name
 def quiet_libraries() -> None:
     """Only errors of the libraries that train for us reach the terminal; our own figures stand in their place."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    if device().type == "cpu":  # DeepSpeed, which some of them load where it is installed, warns that it finds no GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
