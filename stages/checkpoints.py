@@ -125,7 +125,8 @@ class Checkpoints:
         Behind a faulty step nothing is due but the end, or a policy that has proved the best; SIGUSR1 waits.
         """
         # It is the best only above what is in flight, if that stands. All wait for it: in a collective they time out.
-        if self.config.asynchronous and score is not None and global_max(int(is_main() and self._is_best(score))):
+        judged = self.config.asynchronous and self.config.keep_best and score is not None
+        if judged and global_max(int(is_main() and self._is_best(score))):
             self.settle()
         signals, asked = self.context.signals, False
         if self.in_flight and self.in_flight.done():

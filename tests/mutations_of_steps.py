@@ -175,8 +175,8 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "running scores forgotten by a checkpoint": Mutation(
         "stages/state.py",
-        '                state["running"] = self.cast.running.state_dict()\n',
-        '                state["running"] = {"count": 0.0, "mean": 0.0, "squares": 0.0}\n',
+        '            state["running"] = self.cast.running.state_dict()\n',
+        '            state["running"] = {"count": 0.0, "mean": 0.0, "squares": 0.0}\n',
         (STAGE + "stopped_and_resumed_is_bit_for_bit[rloo]",),
     ),
     "the policy updated where the value model cannot be": Mutation(

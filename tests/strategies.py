@@ -54,6 +54,16 @@ def compare(own: Path, replicated: Path, wrapper: str) -> None:
             assert apart(own / file, replicated / file) < 1e-4
 
 
+def goes_on_to_rounding(before: str, after: str, reference: Path, folder: Path) -> None:
+    """A run that is stopped under one strategy and goes on under another has the figures of replicated training."""
+    own = stopped(reference, folder, before)
+    done = rlhf("ppo", str(TINY), EVERY_STEP, after, folder=folder, seconds=600)
+    assert done.returncode == 0 and "it goes on to rounding, not bit for bit" in done.stdout, done.stderr
+    for ours, theirs in zip(figures(own), figures(reference / "ppo"), strict=True):
+        for key, value in theirs.items():
+            assert math.isclose(ours[key], value, rel_tol=1e-4, abs_tol=1e-4), (theirs["step"], key)
+
+
 def apart(one: Path, other: Path) -> float:
     """The largest difference between the weights of two files of the same names."""
     ours, theirs = load_file(one), load_file(other)

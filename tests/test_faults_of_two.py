@@ -144,7 +144,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "strategy",
-    [pytest.param(each, marks=pytest.mark.services if "zero" in each else ()) for each in STRATEGIES],
+    [pytest.param(each, marks=pytest.mark.soak if "zero" in each else ()) for each in STRATEGIES],
 )
 def test_both_skip_what_one_has_and_stay_equal(
     outcomes: list[dict[Any, Outcome]], alone: dict[str, float], strategy: str, way: str

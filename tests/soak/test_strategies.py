@@ -11,7 +11,7 @@ import pytest
 from conftest import made_once
 from interruption import EVERY_STEP, assert_same, own_copy
 from running import TINY, rlhf
-from strategies import LORA, compare, ppo, shared, stopped
+from strategies import LORA, compare, goes_on_to_rounding, ppo, shared, stopped
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
@@ -45,6 +45,24 @@ def test_ten_steps(name: str, processes: int, alone: tuple[Path, Path, tuple[str
     strategy, settings = STRATEGIES[name]
     own = ppo(run, tmp_path, shared(strategy, processes, **settings), *overrides)
     compare(own, replicated, WRAPPERS.get(strategy, "DeepSpeedEngine"))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+def test_replicas_that_sample_and_recomputing(
+    strategy: str, alone: tuple[Path, Path, tuple[str, ...]], tmp_path: Path
+) -> None:
+    run, replicated, overrides = alone
+    how = ("ppo.generation.weights=replica", "model.activation_checkpointing=true")
+    own = ppo(run, tmp_path, shared(strategy), *how, *overrides)
+    compare(own, replicated, WRAPPERS.get(strategy, "DeepSpeedEngine"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(shared("fsdp"), shared("fsdp", 4, shard_over=2)), (shared("fsdp"), shared("ddp", 1))],
+)
+def test_another_number_of_processes(before: str, after: str, tiny_run: Path, tmp_path: Path) -> None:
+    goes_on_to_rounding(before, after, tiny_run, tmp_path)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
