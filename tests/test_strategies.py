@@ -110,7 +110,7 @@ def test_deepspeed_refuses_another_number_of_processes_and_loses_nothing(tiny_ru
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
         assert "use ppo.parallelism={strategy: zero3, processes: 2}, or --force" in refused.stderr
     done = rlhf("ppo", str(TINY), EVERY_STEP, shared("zero3"), folder=tmp_path)
-    assert done.returncode == 0 and "going on from" in done.stdout and not (own / "checkpoints").exists(), done.stderr
+    assert done.returncode == 0 and "going on from" in done.stdout and (own / "manifest.json").exists(), done.stderr
 
 
 def test_one_held_out_prompt_for_two_processes_and_the_best_from_a_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
