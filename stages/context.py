@@ -79,6 +79,15 @@ class StageContext:
         self.begun: Begun
         self.begun, self.execution = gather_objects((begun, secrets.token_hex(4)))[0]
         self.checkpoint = gather_objects(self.checkpoint)[0]
+        parallelism = self.recipe.parallelism_of(stage)
+        # Over what this execution's sums are taken: the same again goes on bit for bit. As it is now, for a file of
+        # settings may be another by the time a checkpoint is written.
+        self.shared_over: dict[str, Any] = {
+            "processes": world_size(),
+            "strategy": parallelism.strategy,
+            "shard_over": parallelism.shard_over,
+            "deepspeed": layout_of(parallelism),
+        }
         if self.checkpoint:
             self._compare_with(self.checkpoint.meta)
         self.seconds_before = float(self.checkpoint.meta["seconds"]) if self.checkpoint else 0.0
@@ -104,17 +113,6 @@ class StageContext:
         self.say(f"going on from {checkpoint.directory}")
         cut_back(self.output, checkpoint.step, checkpoint.meta["metrics_bytes"], self.warn)
         return checkpoint
-
-    @property
-    def shared_over(self) -> dict[str, Any]:
-        """Over what this execution's sums are taken: the same again goes on bit for bit."""
-        parallelism = self.recipe.parallelism_of(self.stage)
-        return {
-            "processes": world_size(),
-            "strategy": parallelism.strategy,
-            "shard_over": parallelism.shard_over,
-            "deepspeed": layout_of(parallelism),
-        }
 
     def _compare_with(self, meta: Mapping[str, Any]) -> None:
         """Say how this execution goes on from a checkpoint of other processes. Raises ConfigError where it cannot."""

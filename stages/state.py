@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from rlhf.ppo.safety import Breaker, is_sound
 from rlhf.randomness import random_state, set_random_state
 from rlhf.store.artifact import write_json
 from stages.cast import Cast
+from stages.checkpoints import attempt, first
 from stages.held_out import HeldOut
 
 
@@ -65,8 +67,13 @@ class PpoState:
             state["running"] = self.cast.running.state_dict()
 
         def write(directory: Path) -> None:
-            for name, write_engine in zip(self.engines, writers, strict=True):
-                write_engine(directory / name)
+            # A rank that cannot write one of them owes the others its calls in the next.
+            causes = [
+                attempt(partial(write_engine, directory / name))
+                for name, write_engine in zip(self.engines, writers, strict=True)
+            ]
+            if cause := first(causes):
+                raise OSError(cause)
             torch.save(random, directory / f"random-{rank()}.pt")
             if is_main():
                 write_json(directory / "ppo.json", state)

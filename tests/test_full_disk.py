@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from interruption import EVERY_STEP, assert_same, own_copy
+from interruption import EVERY_STEP, assert_same, own_copy, ranks, start, wait_for
 from running import TINY, rlhf
 from strategies import shared
 
@@ -92,6 +93,22 @@ def test_two_processes_of_deepspeed_stay_in_step_on_a_full_disk(tiny_run: Path, 
     ballast.unlink()
     done = rlhf("ppo", str(TINY), EVERY_STEP, zero2, folder=small_disk)
     assert done.returncode == 0 and "going on from runs/tiny/ppo/checkpoints/step-000001" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_where_one_process_alone_cannot_write_the_other_does_not_wait_for_it(
+    strategy: str, tiny_run: Path, tmp_path: Path
+) -> None:
+    """Its files may be no larger than a part of the policy: it still owes the other the calls for the value model."""
+    run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
+    process = start("ppo", str(TINY), EVERY_STEP, shared(strategy), "checkpoint.keep_best=false", folder=tmp_path)
+    assert wait_for(lambda: len(ranks(process, "ppo")) == 2, process)
+    (second,) = [rank for rank in ranks(process, "ppo") if rank.environ().get("RANK") == "1"]
+    second.rlimit(psutil.RLIMIT_FSIZE, (20_000, 20_000))
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    assert err.count("no checkpoint of step") == 3 and err.count("(rank 1: ") == 3, err
+    assert not (run / "ppo" / "checkpoints").exists() and (run / "ppo" / "manifest.json").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(small_disk: Path) -> None:

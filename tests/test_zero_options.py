@@ -77,6 +77,7 @@ def test_a_file_says_all_but_numerics_and_auto_is_the_recipe(tmp_path: Path) -> 
             "zero_optimisation is no setting that is passed on; did you mean zero_optimization?",
         ),
         ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation=false: "),
+        ({"zero_allow_untested_optimizer": False}, "zero_allow_untested_optimizer=false: "),
         ("[1]", "holds no object of settings"),
         ({"zero_optimization": 3}, "holds no object of settings"),
         ("{", "is no json"),

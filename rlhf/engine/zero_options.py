@@ -144,6 +144,8 @@ def contradictions(
     for key in ("optimizer", "scheduler"):
         if key in settings:
             yield f"{key}: is the recipe's ({stage}.learning_rate, {stage}.weight_decay, ...); leave it out"
+    if settings.get("zero_allow_untested_optimizer") is False:
+        yield "zero_allow_untested_optimizer=false: the recipe's optimizer is torch's AdamW; leave it out"
     if settings.get("managed_gradient_accumulation") is False:
         yield f"managed_gradient_accumulation=false: {stage} says which micro-batch is a step's last; leave it out"
     clipping = settings.get("gradient_clipping", max_grad_norm)
