@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-from interruption import EVERY_STEP, own_copy
+from interruption import EVERY_STEP, own_copy, seconds_until
 from running import TINY
 
 TWO = {
@@ -89,11 +88,7 @@ class Run:
 
     def until(self, condition: Callable[[], bool], seconds: float) -> float:
         """Wait for something; how long it took."""
-        started = time.monotonic()
-        while not condition():
-            assert time.monotonic() - started < seconds, f"waited in vain\n{self.said()}"
-            time.sleep(0.05)
-        return time.monotonic() - started
+        return seconds_until(condition, seconds, self.said)
 
     def wait(self, seconds: float) -> int:
         """Its exit code."""

@@ -59,6 +59,15 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any] | Non
     return True
 
 
+def seconds_until(condition: Callable[[], bool], at_most: float, said: Callable[[], str]) -> float:
+    """Wait for something; how long it took. said: what there is to read where it does not come."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < at_most, f"waited in vain\n{said()}"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
 def lines_of(path: Path) -> int:
     """Complete lines of a file that may not be there."""
     return path.read_bytes().count(b"\n") if path.is_file() else 0

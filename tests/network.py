@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from interruption import own_copy
+from interruption import own_copy, seconds_until
 from running import TINY
 
 PORT = 29400
@@ -162,11 +161,7 @@ class Stage:
 
     def until(self, condition: Callable[[], bool], seconds: float) -> float:
         """Wait for something; how long it took."""
-        started = time.monotonic()
-        while not condition():
-            assert time.monotonic() - started < seconds, f"waited in vain\n{self.said()}"
-            time.sleep(0.05)
-        return time.monotonic() - started
+        return seconds_until(condition, seconds, self.said)
 
     def reach(self, step: int) -> None:
         """Wait until a step is made, before the stage has ended."""
