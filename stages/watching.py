@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from rlhf.beacons.diagnosis import ENDED, GONE_SECONDS, Finding, Observed, diagnose
 from rlhf.beacons.keeper import Channel, Keeper
-from rlhf.beacons.record import BEACONS, COMPLETE, LOST, RAISED, REFUSED, RUNNING, STOPPED, is_gone, read_all
+from rlhf.beacons.record import BEACONS, COMPLETE, LOST, RAISED, REFUSED, STOPPED, left_by, read_all
 from rlhf.beacons.watchdog import Limits, Post
 from rlhf.distributed import rank, world_size
 from rlhf.errors import RLHFError
@@ -94,7 +94,8 @@ def find_cause(post: Post) -> Finding | None:
     while time.monotonic() < deadline:
         # Its side of a connection is closed: who is not there has ended, without any silence to wait for.
         beacons = read_all(post.directory)
-        seen = [Observed(beacon, GONE_SECONDS, beacon.state == RUNNING and is_gone(beacon)) for beacon in beacons]
+        left = [left_by(post.directory, beacon) for beacon in beacons]
+        seen = [Observed(beacon, GONE_SECONDS, killed) for beacon, killed in left]
         certain = [finding for finding in diagnose(seen, CAUSE_SECONDS) if finding.certain]
         if certain:
             return certain[0]

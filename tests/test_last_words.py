@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch.distributed as dist
 from rich.console import Console
@@ -20,7 +23,7 @@ from launch.commands.doctor import examine, show
 from launch.local import LocalStage
 from rlhf.beacons.diagnosis import Finding
 from rlhf.beacons.keeper import HUNG, Channel, Keeper
-from rlhf.beacons.record import BEACONS, COMPLETE, LOST, RAISED, Beacon, read, write
+from rlhf.beacons.record import BEACONS, COMPLETE, LOST, RAISED, Beacon, left_by, pid_namespace, read, write
 from rlhf.beacons.watchdog import Post
 from rlhf.config import Recipe
 from rlhf.store.artifact import PARTIAL
@@ -146,3 +149,29 @@ def test_doctor_shows_brackets_as_they_are(tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=200)
     show(examine(tmp_path, None), console)
     assert isinstance(console.file, StringIO) and "[red]/mine.py:4 in [/score]" in console.file.getvalue()
+
+
+def ended_now() -> dict[str, Any]:
+    """What a beacon says of a process of this machine that has this moment ended."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    born = psutil.Process(process.pid).create_time()
+    process.communicate(b"\n")
+    place = {"host": socket.gethostname(), "namespace": pid_namespace()}
+    return {**place, "pid": process.pid, "born": born, "time": time.time()}
+
+
+def test_doctor_names_a_rank_that_was_killed_this_moment(tmp_path: Path) -> None:
+    (tmp_path / BEACONS).mkdir()
+    write(tmp_path / BEACONS, beacon(0, state=LOST, word=CLOSED, time=time.time()))
+    write(tmp_path / BEACONS, beacon(1, **ended_now()))
+    found = examine(tmp_path, None)
+    assert (found.state, found.verdict.partition(" on ")[0]) == ("killed", "rank 1 of 2")
+
+
+def test_a_last_word_left_since_we_read_is_no_death_without_one(tmp_path: Path) -> None:
+    before = beacon(1, **ended_now())
+    write(tmp_path, before)
+    assert left_by(tmp_path, before) == (before, True)
+    after = replace(before, state=COMPLETE)
+    write(tmp_path, after)
+    assert left_by(tmp_path, before) == (after, False)

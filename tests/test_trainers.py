@@ -69,7 +69,7 @@ def test_reward_under_zero3_is_that_under_ddp_and_goes_on_under_nothing_else(
         command = [sys.executable, str(SHIM), "stages.reward", "--recipe", str(TINY), "--run-dir", str(run)]
         outcome = LocalStage([*command, f"reward.parallelism={other}"], 2).wait(60, print)
         (problem,) = outcome.problems
-        assert outcome.code == 2 and "go on under the same strategy on as many processes alone" in problem
+        assert outcome.code == 2 and "go on under the same strategy and settings on as many processes alone" in problem
     assert sorted(path.relative_to(reward) for path in (reward / "checkpoints").rglob("*")) == before
     close_to(stage("reward", run, "zero3", CUT), reward_of_two)
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.beacons.diagnosis import ABSENT, Observed, outcome
-from rlhf.beacons.record import BEACONS, COMPLETE, HANG, RUNNING, Beacon, is_frozen, is_gone, read, read_all
+from rlhf.beacons.diagnosis import ABSENT, GONE_SECONDS, Observed, outcome
+from rlhf.beacons.record import BEACONS, COMPLETE, HANG, RUNNING, Beacon, is_frozen, is_gone, left_by, read, read_all
 from rlhf.errors import ArtifactError, ConfigError
 from rlhf.store.artifact import MANIFEST, PARTIAL
 from rlhf.store.unfinished import is_held
@@ -119,16 +119,20 @@ def watch(directory: Path) -> list[Observed]:
     first = read_all(directory)
     living = [beacon for beacon in first if beacon.state == RUNNING and not is_gone(beacon)]
     if not living:
-        return [observe(beacon, 0) for beacon in first]
+        return [observe(directory, beacon, 0) for beacon in first]
     time.sleep(WATCHED_SECONDS)
-    return [observe(read(directory, beacon.rank) or beacon, beacon.count) for beacon in first]
+    return [observe(directory, read(directory, beacon.rank) or beacon, beacon.count) for beacon in first]
 
 
-def observe(beacon: Beacon, count: int) -> Observed:
+def observe(directory: Path, beacon: Beacon, count: int) -> Observed:
     """A beacon as it is now; count: what it was when it was looked at before."""
+    beacon, killed = left_by(directory, beacon)
+    silence = time.time() - beacon.time
+    if killed:  # on this machine, so that there is no word on its way for which to wait
+        return Observed(beacon, max(silence, GONE_SECONDS), gone=True)
     if beacon.state != RUNNING or beacon.count != count != 0:
         return Observed(beacon, 0.0)
-    return Observed(beacon, max(time.time() - beacon.time, WATCHED_SECONDS), is_gone(beacon), is_frozen(beacon))
+    return Observed(beacon, max(silence, WATCHED_SECONDS), frozen=is_frozen(beacon))
 
 
 def show(found: Report, console: Console) -> None:

@@ -159,6 +159,15 @@ def is_gone(beacon: Beacon) -> bool:
         return False
 
 
+def left_by(directory: Path, beacon: Beacon) -> tuple[Beacon, bool]:
+    """The newest beacon of a rank, and whether its process was killed: known to have ended without a last word."""
+    if beacon.state != RUNNING or not is_gone(beacon):
+        return beacon, False
+    # Between our reading and its end it may have left one.
+    newest = read(directory, beacon.rank) or beacon
+    return newest, newest.state == RUNNING
+
+
 def is_frozen(beacon: Beacon) -> bool:
     """Whether the process is here and was stopped by a signal."""
     with suppress(psutil.Error):
