@@ -9,7 +9,7 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from launch.commands import data, study
+from launch.commands import bench, data, study
 from launch.commands.chat import chat
 from launch.commands.curves import curves
 from launch.commands.doctor import doctor
@@ -37,6 +37,7 @@ app.command()(chat)
 app.command()(sync)
 app.command()(curves)
 app.command()(doctor)
+app.add_typer(bench.app)
 app.add_typer(data.app)
 app.add_typer(study.app)
 

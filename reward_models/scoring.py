@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rlhf.batching import pad, split_by_tokens
 from rlhf.lockstep import in_lockstep
 from rlhf.models import context_of, sequence_scores
+from rlhf.packing import packs
 from rlhf.sharding import device_of, is_sharded
 from rlhf.tokenization import Tokenization
 from rlhf.types import Completion
@@ -22,7 +23,7 @@ class RewardModel:
 
     model: nn.Module
     tokenization: Tokenization  # the reward model's own
-    batch_tokens: int  # padded tokens per forward
+    batch_tokens: int  # tokens per forward, padding among them where the model cannot pack
     mean: float = 0.0
     deviation: float = 1.0
     by_text: bool = False  # the policy has another tokenizer, so completions are rendered and encoded again
@@ -46,7 +47,8 @@ class RewardModel:
     @torch.no_grad()
     def score_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Scores [batch] of token rows, at each row's last token."""
-        work: list[list[int] | None] = list(split_by_tokens([(len(row), 0) for row in rows], self.batch_tokens))
+        widths = [(len(row), 0) for row in rows]
+        work: list[list[int] | None] = list(split_by_tokens(widths, self.batch_tokens, packs(self.model)))
         scores = torch.zeros(len(rows))
         for indices in in_lockstep(work) if is_sharded(self.model) else work:
             if indices is None:
@@ -56,6 +58,5 @@ class RewardModel:
         return (scores - self.mean) / self.deviation
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        device = device_of(self.model)
         tokens, mask = pad(rows, self.tokenization.pad_id, "right")
-        return sequence_scores(self.model, tokens.to(device), mask.to(device)).cpu()
+        return sequence_scores(self.model, tokens, mask, device_of(self.model)).cpu()

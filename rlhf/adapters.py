@@ -55,6 +55,15 @@ class AdapterOff(nn.Module):
         with self.model.disable_adapter():  # type: ignore[operator]
             return self.model(**inputs)
 
+    @property
+    def config(self) -> Any:
+        """The model's."""
+        return self.model.config
+
+    def get_output_embeddings(self) -> Any:
+        """The model's head, below which no adapter is."""
+        return self.model.get_output_embeddings()  # type: ignore[operator]
+
 
 def quantization_options(config: LoraConfig | None, compute: torch.dtype) -> dict[str, Any]:
     """What loads the weights below the adapters in few bits; nothing where the recipe wants none.

@@ -14,8 +14,9 @@ from transformers import AutoModelForTokenClassification, PretrainedConfig
 from transformers.modeling_layers import GenericForTokenClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
+from rlhf.batching import position_ids
 from rlhf.errors import ArtifactError
-from rlhf.logprobs import position_ids
+from rlhf.packing import pack, packs, unmasked
 from rlhf.pretrained import tensor_named
 from rlhf.store.weights import FOREIGN_HEADS
 
@@ -71,29 +72,43 @@ def scoring_parts(model: Any) -> list[nn.Module]:
     return [getattr(base, str(base.base_model_prefix)), base.score]
 
 
-def sequence_scores(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+def sequence_scores(
+    model: nn.Module, tokens: Tensor, attention_mask: Tensor, device: torch.device | None = None
+) -> Tensor:
     """Scores [batch] of a sequence classifier with one label; of a causal one at each row's last attended token.
 
-    tokens, attention_mask [batch, length], right-padded for architectures that are not causal. The index comes from
-    the mask, not from comparing ids with the padding id as a classifier's own pooling does: a sampled response may
-    hold that id.
+    tokens, attention_mask [batch, length], right-padded for architectures that are not causal; they go to `device` if
+    there is one, and are best on the CPU, where a packing is worked out. The index comes from the mask, not from
+    comparing ids with the padding id as a classifier's own pooling does: a sampled response may hold that id.
     """
+    device, attention_mask = tokens.device if device is None else device, attention_mask.bool()
     if isinstance(model, PeftModel):
         model = model.get_base_model()  # the adapters stay in its layers
     head: Any = getattr(model, "score", None)
     if head is None:
-        logits: Tensor = model(input_ids=tokens, attention_mask=attention_mask.long()).logits
+        logits: Tensor = model(input_ids=tokens.to(device), attention_mask=attention_mask.long().to(device)).logits
         return logits[:, 0].float()
     trunk = getattr(model, str(model.base_model_prefix))
-    positions = {"position_ids": position_ids(attention_mask)}
-    known = inspect.signature(trunk.forward).parameters
-    hidden = trunk(
-        input_ids=tokens,
-        attention_mask=attention_mask,
-        use_cache=False,
-        **(positions if "position_ids" in known else {}),
-    ).last_hidden_state
-    columns = torch.arange(tokens.shape[1], device=tokens.device)
-    last = (columns * attention_mask).argmax(-1)
-    scores: Tensor = head(hidden[torch.arange(len(tokens), device=tokens.device), last])
+    positions = position_ids(attention_mask)
+    if packs(model):
+        lengths = attention_mask.sum(-1)
+        found = trunk(
+            input_ids=tokens[attention_mask][None].to(device),
+            position_ids=positions[attention_mask][None].to(device),
+            attention_mask=unmasked(device),
+            packing=pack(lengths.tolist(), device),
+            use_cache=False,
+        )
+        ends = found.last_hidden_state[0, (lengths.cumsum(0) - 1).to(device)]
+    else:
+        known = inspect.signature(trunk.forward).parameters
+        found = trunk(
+            input_ids=tokens.to(device),
+            attention_mask=attention_mask.to(device),
+            use_cache=False,
+            **({"position_ids": positions.to(device)} if "position_ids" in known else {}),
+        )
+        last = (torch.arange(tokens.shape[1], device=tokens.device) * attention_mask).argmax(-1)
+        ends = found.last_hidden_state[torch.arange(len(tokens), device=device), last.to(device)]
+    scores: Tensor = head(ends)
     return scores.squeeze(-1).float()

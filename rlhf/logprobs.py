@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rlhf.batching import position_ids
+from rlhf.packing import pack, packs, unmasked
+from rlhf.sharding import device_of
+from rlhf.token_head import Asked, TokenHead, asking
 from rlhf.trunk import PolicyWithValueHead
 
 
@@ -16,11 +22,6 @@ class TokenLogprobs(NamedTuple):
     logprobs: Tensor  # [batch, response] nats
     entropy: Tensor  # [batch, response] nats
     values: Tensor | None = None  # [batch, response] of the states before, where the model has a value head too
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions [batch, length] that count attended tokens from 0, so that left padding shifts nothing."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def gather_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -34,6 +35,54 @@ def gather_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return chosen - logits.logsumexp(-1)
 
 
+class Forward(NamedTuple):
+    """What a model is called with, and where in its output the states before each response token are."""
+
+    arguments: dict[str, Any]
+    targets: Tensor  # the response tokens: [1, real ones] where packed, else [batch, response]
+    states: Tensor | None = None  # packed: [real ones], the place of the token before each
+    cells: Tensor | None = None  # packed: [real ones], the place of each in [batch * response]
+    shape: tuple[int, int] = (0, 0)  # batch, response
+
+    def kept(self) -> Tensor | int:
+        """`logits_to_keep`."""
+        return self.shape[1] + 1 if self.states is None else self.states
+
+    def of_kept(self, output: Tensor) -> Tensor:
+        """[batch, response] of what a head gave for `kept`, or for all tokens: [1 or batch, tokens]; else zeros."""
+        if self.states is None or self.cells is None:
+            return output[:, -self.shape[1] - 1 : -1]
+        row = output[0] if output.shape[1] == len(self.states) else output[0, self.states]
+        filled = row.new_zeros(self.shape[0] * self.shape[1], *row.shape[1:])
+        return filled.index_copy(0, self.cells, row).view(*self.shape, *row.shape[1:])
+
+
+def forward_of(model: nn.Module, tokens: Tensor, attention_mask: Tensor, response_length: int) -> Forward:
+    """How to call a model for its response positions: packed where its attention can, so that no padding is computed.
+
+    tokens, attention_mask [batch, prompt + response], best on the CPU: a packing is worked out from them.
+    """
+    bare, shape, attention_mask = bare_of(model), (len(tokens), response_length), attention_mask.bool()
+    device, positions = device_of(bare), position_ids(attention_mask)
+    if not packs(bare):
+        arguments = {"input_ids": tokens, "attention_mask": attention_mask, "position_ids": positions}
+        return Forward(_moved(arguments, device), tokens[:, -response_length:].to(device), shape=shape)
+    places = attention_mask.flatten().cumsum(0).sub(1).view_as(attention_mask)
+    real = attention_mask[:, -response_length:]
+    arguments = {"input_ids": tokens[attention_mask][None], "position_ids": positions[attention_mask][None]}
+    return Forward(
+        {
+            **_moved(arguments, device),
+            "attention_mask": unmasked(device),
+            "packing": pack(attention_mask.sum(-1).tolist(), device),
+        },
+        tokens[:, -response_length:][real][None].to(device, non_blocking=True),
+        (places[:, -response_length:][real] - 1).to(device, non_blocking=True),
+        real.flatten().nonzero().squeeze(-1).to(device, non_blocking=True),
+        shape,
+    )
+
+
 def response_logprobs(
     model: nn.Module,
     tokens: Tensor,
@@ -45,38 +94,57 @@ def response_logprobs(
     """Log-probs that a causal model gives the last `response_length` tokens of each row, at a temperature.
 
     tokens, attention_mask [batch, prompt + response]. The language model head runs on the response positions alone:
-    the logits before each response token, that is from the last prompt token to the last but one of the response.
-    entropy_gradient: whether the entropy is to be trained, too.
+    the states before each response token, that is from the last prompt token to the last but one of the response.
+    entropy_gradient: whether the entropy is to be trained, too. Where a model packs, what is padded counts 0.
     """
-    output = model(
-        input_ids=tokens,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-        logits_to_keep=response_length + 1,
-    )
-    logits = output.logits[:, :-1].float() / temperature
-    responses = tokens[:, -response_length:]
+    forward = forward_of(model, tokens, attention_mask, response_length)
+    with _asked(model, forward, temperature, entropy_gradient) as answers:
+        output = model(**forward.arguments, use_cache=False, logits_to_keep=forward.kept())
+    values = getattr(output, "state_values", None)
+    values = None if values is None else forward.of_kept(values).float()
+    if answers:
+        logprobs, entropy = forward.of_kept(output.logits).unbind(-1)
+        return TokenLogprobs(logprobs, entropy, values)
+    logits = (output.logits if forward.states is not None else output.logits[:, :-1]).float() / temperature
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         log_distribution = (logits if entropy_gradient else logits.detach()).log_softmax(-1)
         entropy = -(log_distribution.exp() * log_distribution).sum(-1)
-    values = getattr(output, "state_values", None)
-    values = None if values is None else values[:, :-1].float()
-    return TokenLogprobs(gather_logprobs(logits, responses), entropy, values)
+    logprobs = gather_logprobs(logits, forward.targets)
+    if forward.states is not None:
+        logprobs, entropy = forward.of_kept(logprobs), forward.of_kept(entropy)
+    return TokenLogprobs(logprobs, entropy, values)
 
 
 def response_values(model: nn.Module, tokens: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
     """Values [batch, response] of the state before each response token: the head at the token before it.
 
-    model: a value model, or a policy with a value head.
+    model: a value model, or a policy with a value head. Where a model packs, what is padded counts 0.
     """
-    on_trunk = isinstance(model, PolicyWithValueHead)
-    output = model(
-        input_ids=tokens,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-        **{"logits_to_keep": response_length + 1} if on_trunk else {},
-    )
-    values: Tensor = output.state_values if on_trunk else output.logits[..., 0]
-    return values[:, -response_length - 1 : -1].float()
+    on_trunk = isinstance(bare_of(model), PolicyWithValueHead)
+    forward = forward_of(model, tokens, attention_mask, response_length)
+    kept = {"logits_to_keep": forward.kept()} if on_trunk else {}
+    with _asked(model, forward, 1.0, False) if on_trunk else nullcontext():
+        output = model(**forward.arguments, use_cache=False, **kept)
+    return forward.of_kept(output.state_values if on_trunk else output.logits[..., 0]).float()
+
+
+def bare_of(model: Any) -> Any:
+    """The model behind an engine, or itself."""
+    return model if isinstance(model, nn.Module) else model.module
+
+
+@contextmanager
+def _asked(model: Any, forward: Forward, temperature: float, entropy_gradient: bool) -> Iterator[bool]:
+    """Inside, a packing model's head answers log-probs and entropies; whether it does."""
+    bare = bare_of(model)
+    policy = bare.policy if isinstance(bare, PolicyWithValueHead) else bare
+    head = policy.get_output_embeddings() if forward.states is not None else None
+    if not isinstance(head, TokenHead):
+        yield False
+        return
+    with asking(head, Asked(forward.targets[0], temperature, entropy_gradient)):
+        yield True
+
+
+def _moved(arguments: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
+    return {name: part.to(device, non_blocking=True) for name, part in arguments.items()}

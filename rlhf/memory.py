@@ -24,8 +24,9 @@ FRAGMENTS = 0.1  # share of the memory that the allocator cannot give
 
 # Bytes that the loss needs for each logit at its peak: the logits, their float32 copy, the log-probs, the gradients.
 LOSS_PER_LOGIT = 16  # cross entropy of SFT
-POLICY_PER_LOGIT = 24  # PPO: divided by the temperature, and the entropy's own log-probs besides
-SAMPLING_PER_LOGIT = 34  # float64 probabilities and their cumulative sum; see `rlhf.generation.native.choose`
+# PPO where all logits stand at once: an upper bound for architectures of rlhf/packing.py, whose heads answer in chunks.
+POLICY_PER_LOGIT = 24  # divided by the temperature, and the entropy's own log-probs besides
+SAMPLING_PER_LOGIT = 34  # with top-p, float64 probabilities, sorted, and their sums; see `rlhf.generation.choice`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class RolloutLoad:
     prompt: int  # tokens of a long prompt
     response: int  # tokens at most
     generation_rows: int  # responses decoded together
-    micro_batch_tokens: int  # padded tokens per forward
+    micro_batch_tokens: int  # per forward
 
 
 def usable(memory: float) -> float:
@@ -184,7 +185,7 @@ def forward(shape: Shape, how: Computation, tokens: int) -> float:
 
 
 def sampling(shape: Shape, how: Computation, load: RolloutLoad) -> float:
-    """Decoding: keys and values of all tokens, which the cache keeps in float32, and the probabilities of one."""
+    """Decoding: keys and values of all tokens, counted as float32, and the probabilities of one."""
     rows = load.generation_rows
     cache = rows * (load.prompt + load.response) * shape.layers * 2 * shape.key_value * FLOAT32
     choice = rows * shape.vocabulary * SAMPLING_PER_LOGIT

@@ -20,6 +20,7 @@ from rlhf.devices import settled
 from rlhf.distributed import device
 from rlhf.errors import ArtifactError
 from rlhf.heads import borrow_head, fresh_head, head_of, sequence_scores, token_classifier
+from rlhf.packing import accept
 from rlhf.pretrained import context_at, context_of, declared_stops, is_classifier, load_pretrained, shape_at
 from rlhf.store.artifact import remove
 from rlhf.store.weights import base_of_adapter
@@ -177,6 +178,7 @@ def _prepare(model: Any, tokenization: Tokenization, declared: Sequence[int] = (
         model.generation_config.pad_token_id = tokenization.pad_id
         model.generation_config.eos_token_id = [stop, *others] if others else stop
     keep_canonical(model)
+    accept(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # a classifier's, which its configuration cannot always turn off
             module.p = 0.0

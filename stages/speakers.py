@@ -102,11 +102,10 @@ class Speaker:
     def logprob(self, completion: Completion, temperature: float) -> float:
         """What this model gives another's response, nats at a temperature."""
         device = next(self.policy.parameters()).device
-        tokens = torch.tensor([[*completion.prompt_tokens, *completion.response_tokens]], device=device)
+        tokens = torch.tensor([[*completion.prompt_tokens, *completion.response_tokens]])
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.model.dtype == "bfloat16"):
-            found = response_logprobs(
-                self.policy, tokens, torch.ones_like(tokens), len(completion.response_tokens), temperature
-            )
+            every = torch.ones_like(tokens, dtype=torch.bool)
+            found = response_logprobs(self.policy, tokens, every, len(completion.response_tokens), temperature)
         return float(found.logprobs.sum())
 
     def understands(self, other: Speaker) -> bool:

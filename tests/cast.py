@@ -22,6 +22,7 @@ from rlhf.ppo.shaping import RunningScores
 from rlhf.ppo.targets import Targets, find_targets
 from rlhf.ppo.update import update
 from rlhf.sharding import whole
+from rlhf.token_head import TokenHead
 from rlhf.trunk import PolicyWithValueHead
 from rlhf.types import Completion, Experience, Prompt
 from tests.test_models import tiny_policy, tiny_tokenization
@@ -79,14 +80,33 @@ def save_cast(folder: Path) -> Path:
     return folder
 
 
-def end_sooner(model: nn.Module, _: Any, inputs: dict[str, Any], output: Any) -> None:
-    """Make stop tokens frequent, and certain behind a prompt's `!`, so that responses are ragged."""
-    tokens = inputs["input_ids"][:, -output.logits.shape[1] :]
+class EndingHead(TokenHead):
+    """Makes stop tokens frequent, and certain behind a prompt's `!`, so that responses are ragged.
+
+    By one more hidden unit, which the stop token's logit alone reads: the head's own code computes the rest.
+    """
+
+    marked: Tensor  # [..., tokens] which of those that logits are wanted of are `!`
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        unit = torch.where(self.marked, 25.0, 4.0).to(hidden.dtype).unsqueeze(-1)
+        stop = torch.zeros(len(self.weight), 1, dtype=self.weight.dtype)
+        stop[tiny_tokenization().stop_id] = 1.0
+        return self.answer(torch.cat([hidden, unit], -1), torch.cat([self.weight, stop], -1), self.bias)
+
+
+def end_sooner(model: Any) -> None:
+    """See `EndingHead`."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, TokenHead)
+    head.__class__ = EndingHead
     (mark,) = tiny_tokenization().tokenizer("!", add_special_tokens=False)["input_ids"]
-    bonus = torch.where(tokens == mark, 25.0, 4.0)
-    output.logits = torch.cat(
-        [output.logits[..., :1], output.logits[..., 1:2] + bonus[..., None], output.logits[..., 2:]], -1
-    )
+
+    def look(_: nn.Module, __: Any, inputs: dict[str, Any]) -> None:
+        tokens, kept = inputs["input_ids"], inputs.get("logits_to_keep", 0)
+        vars(head)["marked"] = (tokens[:, kept] if isinstance(kept, Tensor) else tokens[:, -kept:]) == mark
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
 
 
 def adapted(model: nn.Module, kind: str, seed: int) -> nn.Module:
@@ -120,7 +140,7 @@ def load_cast(
     tokenization, model = tiny_tokenization(), ModelConfig()
     policy, frozen = (load_policy(folder / name, tokenization, model) for name in ("policy", "reference"))
     for each in (policy, frozen):
-        each.register_forward_hook(end_sooner, with_kwargs=True)
+        end_sooner(each)
     reward = load_reward_model(folder / "reward", tokenization, model).eval()
     critic: nn.Module | None = None
     if config.has_critic:

@@ -54,24 +54,22 @@ OF_STEPS: dict[str, Mutation] = {
         (TWO + "each_rank_has_its_rows_and_samples_the_same_tokens[ragged]",),
     ),
     "the mask one token too long": Mutation(
-        "rlhf/generation/native.py",
+        "rlhf/generation/draft.py",
         MASKED,
         "mask = torch.arange(width) <= lengths[:, None]",
         (UPDATE + "completions_say_what_was_sampled", STOPS),
     ),
     "the mask one token too short": Mutation(
-        "rlhf/generation/native.py",
+        "rlhf/generation/draft.py",
         MASKED,
         "mask = torch.arange(width) < (lengths[:, None] - 1).clamp(min=1)",
         (UPDATE + "experience_is_what_each_row_gives_alone", STOPS),
     ),
     "the stop token left out of the mask": Mutation(
-        "rlhf/generation/native.py",
-        MASKED + "\n        responses, logprobs = responses[:, :width], logprobs[:, :width]\n"
-        "        finished = ((responses == self.stop_id) & mask).any(-1)\n",
-        "ended = responses[torch.arange(len(lengths)), lengths - 1] == self.stop_id\n"
-        "        mask = torch.arange(width) < (lengths - ended.long()).clamp(min=1)[:, None]\n"
-        "        responses, logprobs, finished = responses[:, :width], logprobs[:, :width], ended\n",
+        "rlhf/generation/draft.py",
+        MASKED,
+        "ended = self.responses.cpu()[torch.arange(len(lengths)), lengths - 1] == self.stop_id\n"
+        "        mask = torch.arange(width) < (lengths - ended.long()).clamp(min=1)[:, None]",
         (UPDATE + "completions_say_what_was_sampled", "tests/test_ppo_variants.py::test_the_stop_token_counts"),
     ),
     "old log-probs of the reference": Mutation(
@@ -88,30 +86,54 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "the temperature forgotten": Mutation(
         "rlhf/logprobs.py",
-        "logits = output.logits[:, :-1].float() / temperature",
-        "logits = output.logits[:, :-1].float()",
+        "Asked(forward.targets[0], temperature, entropy_gradient)",
+        "Asked(forward.targets[0], 1.0, entropy_gradient)",
         (UPDATE + "experience_is_what_each_row_gives_alone", UPDATE + "the_first_update_is_on_policy"),
     ),
     "log-probs of the next token": Mutation(
         "rlhf/logprobs.py",
-        "logits = output.logits[:, :-1].float() / temperature",
-        "logits = output.logits[:, 1:].float() / temperature",
+        "else output.logits[:, :-1]).float() / temperature",
+        "else output.logits[:, 1:]).float() / temperature",
         ("tests/test_logprobs.py::test_response_logprobs_come_from_the_position_before",),
+    ),
+    "packed log-probs of the next token": Mutation(
+        "rlhf/logprobs.py",
+        "(places[:, -response_length:][real] - 1)",
+        "(places[:, -response_length:][real])",
+        (UPDATE + "experience_is_what_each_row_gives_alone", VARIANTS + "[gae on the trunk-False]"),
     ),
     "the value at the token itself": Mutation(
         "rlhf/logprobs.py",
-        "return values[:, -response_length - 1 : -1].float()",
-        "return values[:, -response_length:].float()",
+        "return output[:, -self.shape[1] - 1 : -1]",
+        "return output[:, -self.shape[1] :]",
+        ("tests/test_logprobs.py::test_response_values_come_from_the_position_before",),
+    ),
+    "packed sequences that see each other": Mutation(
+        "rlhf/packing.py",
+        "    return part.reshape(block.count, block.width, *part.shape[1:]).transpose(1, 2)",
+        "    return part.reshape(1, block.count * block.width, *part.shape[1:]).transpose(1, 2)",
         (
-            "tests/test_logprobs.py::test_response_values_come_from_the_position_before",
             UPDATE + "experience_is_what_each_row_gives_alone",
+            "tests/test_packing.py::test_policy[llama-False-16777216]",
         ),
     ),
-    "the trunk's value at the token itself": Mutation(
-        "rlhf/logprobs.py",
-        "None if values is None else values[:, :-1].float()",
-        "None if values is None else values[:, 1:].float()",
-        (VARIANTS + "[gae on the trunk-False]",),
+    "the entropy's gradient without its sign": Mutation(
+        "rlhf/token_head.py",
+        ".mul_(-of_entropy)",
+        ".mul_(of_entropy)",
+        ("tests/test_packing.py::test_policy[llama-True-16777216]",),
+    ),
+    "a head's chunks that all have the first chunk's targets": Mutation(
+        "rlhf/token_head.py",
+        "gradient_of(logits, all_targets[part], found[part]",
+        "gradient_of(logits, all_targets[: len(rows)], found[part]",
+        ("tests/test_packing.py::test_policy[llama-False-291]",),
+    ),
+    "a sequence that leaves its cache behind": Mutation(
+        "rlhf/generation/continuous.py",
+        "            self.slots.move(source, target, int(self.lengths[source]))\n",
+        "",
+        ("tests/test_packing.py::test_refilled_slots_sample_what_a_padded_batch_does[llama-all]",),
     ),
     "prompts' responses sampled out of order": Mutation(
         "rlhf/ppo/experience.py",
@@ -120,8 +142,8 @@ OF_STEPS: dict[str, Mutation] = {
         ("tests/test_ppo_toolbox.py::test_responses_to_a_prompt_stay_together[2]",),
     ),
     "what top-p kept left out": Mutation(
-        "rlhf/generation/native.py",
-        "Sampled(responses, logprobs, logprobs - kept[:, :width], mask, finished)",
+        "rlhf/generation/draft.py",
+        "Sampled(responses, logprobs, logprobs - log_kept, mask, finished)",
         "Sampled(responses, logprobs, logprobs, mask, finished)",
         (ALONE + "[weights-full]",),
     ),

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from rlhf.batching import pad
 from rlhf.config import GenerationConfig
-from rlhf.generation.native import NativeGenerator, choose
+from rlhf.generation.choice import choose
+from rlhf.generation.native import NativeGenerator
 from rlhf.generation.noise import uniforms
 from rlhf.logprobs import response_logprobs
 from rlhf.types import Sampled
@@ -24,20 +25,30 @@ def policy() -> nn.Module:
     return tiny_policy()
 
 
-def add_to_stop(policy: nn.Module, bonus: Callable[[Tensor], Tensor]) -> list[int]:
-    """Add to the stop token's logits, given the ids before them; returns the batch sizes of all forwards to come."""
+def add_to_stop(policy: Any, bonus: float) -> list[int]:
+    """Add to the stop token's logits; returns the number of sequences in each forward to come."""
+    head = policy.get_output_embeddings()
+    head.bias = nn.Parameter(torch.zeros(head.out_features))
+    head.bias.data[STOP] = bonus
+    return sequences_of(policy)
+
+
+def sequences_of(policy: nn.Module, change: Callable[[Tensor, Tensor], None] | None = None) -> list[int]:
+    """The number of sequences in each forward to come; `change` is given their last tokens and their logits."""
     sizes: list[int] = []
 
     def hook(_: nn.Module, __: Any, inputs: dict[str, Any], output: Any) -> None:
-        sizes.append(len(inputs["input_ids"]))
-        output.logits[..., STOP] += bonus(inputs["input_ids"][:, -output.logits.shape[1] :])
+        kept = inputs["logits_to_keep"]
+        if isinstance(kept, Tensor) and "packing" not in inputs:
+            sizes.append(len(kept))
+            if change is not None:
+                change(inputs["input_ids"][0, kept], output.logits[0])
 
     policy.register_forward_hook(hook, with_kwargs=True)
     return sizes
 
 
-def ends_often(tokens: Tensor) -> Tensor:
-    return torch.full(tokens.shape, 4.0)
+OFTEN = 4.0  # ends often
 
 
 def sample(
@@ -57,7 +68,7 @@ def texts(sampled: Sampled) -> list[list[int]]:
     "options", [{}, {"temperature": 0.7}, {"temperature": 1.6, "batch_size": 3}, {"temperature": 0.7, "top_p": 0.6}]
 )
 def test_logprobs_are_those_of_a_training_forward(policy: nn.Module, options: dict[str, Any], training: bool) -> None:
-    add_to_stop(policy, ends_often)
+    add_to_stop(policy, OFTEN)
     sampled = sample(policy.train(training), **options)
     assert policy.training is training
     lengths = sampled.mask.sum(-1)
@@ -74,7 +85,7 @@ def test_logprobs_are_those_of_a_training_forward(policy: nn.Module, options: di
 
 
 def test_tokens_belong_to_prompt_and_row_not_to_the_batch(policy: nn.Module) -> None:
-    add_to_stop(policy, ends_often)
+    add_to_stop(policy, OFTEN)
     whole = sample(policy)
     assert texts(whole)[1] != texts(whole)[3]  # of one prompt
     assert len({len(text) for text in texts(whole)}) > 3
@@ -103,7 +114,11 @@ def test_seed_step_and_row_make_other_responses(policy: nn.Module) -> None:
 
 def test_a_stop_ends_a_row_and_its_work(policy: nn.Module) -> None:
     """Rows whose prompt ends in TRIGGER stop at once; the others never do."""
-    sizes = add_to_stop(policy, lambda tokens: torch.where(tokens == TRIGGER, 1e4, -1e4))
+
+    def change(tokens: Tensor, logits: Tensor) -> None:
+        logits[:, STOP] += torch.where(tokens == TRIGGER, 1e4, -1e4)
+
+    sizes = sequences_of(policy, change)
     prompts = [[5, TRIGGER], [5, 6], [TRIGGER], [7]]
     sampled = sample(policy, prompts, max_new_tokens=4)
     assert sampled.mask.tolist() == [[True, False, False, False], [True] * 4] * 2
@@ -115,7 +130,7 @@ def test_a_stop_ends_a_row_and_its_work(policy: nn.Module) -> None:
 
 
 def test_when_all_stop_at_once_nothing_more_is_computed(policy: nn.Module) -> None:
-    sizes = add_to_stop(policy, lambda tokens: torch.full(tokens.shape, 1e4))
+    sizes = add_to_stop(policy, 1e4)
     sampled = sample(policy)
     assert sizes == [len(PROMPTS)]
     assert sampled.mask.tolist() == [[True]] * len(PROMPTS)
@@ -123,12 +138,12 @@ def test_when_all_stop_at_once_nothing_more_is_computed(policy: nn.Module) -> No
 
 
 def test_a_stop_as_the_last_token_allowed_is_an_end(policy: nn.Module) -> None:
-    add_to_stop(policy, lambda tokens: torch.full(tokens.shape, 1e4))
+    add_to_stop(policy, 1e4)
     assert sample(policy, max_new_tokens=1).finished.all()
 
 
 def test_almost_no_temperature_is_greedy_search(policy: nn.Module) -> None:
-    add_to_stop(policy, lambda tokens: torch.full(tokens.shape, 1.5))
+    add_to_stop(policy, 1.5)
     sampled = sample(policy, temperature=1e-3)
     tokens, mask = pad(PROMPTS, PAD, "left")
     generated: Tensor = policy.generate(

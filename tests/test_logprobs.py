@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf.logprobs import gather_logprobs, position_ids, response_logprobs, response_values
+from rlhf.batching import position_ids
+from rlhf.logprobs import gather_logprobs, response_logprobs, response_values
 from tests import reference
 
 VOCABULARY = 11

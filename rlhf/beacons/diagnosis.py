@@ -75,6 +75,8 @@ def diagnose(seen: Sequence[Observed], warn: float) -> list[Finding]:
 def apart(running: Sequence[Observed], warn: float) -> list[Finding]:
     """Ranks that others wait for, and collectives that never come back."""
     beacons = [each.beacon for each in running]
+    if not any(beacon.wait and _still(beacon) >= warn for beacon in beacons):
+        return []  # as in each healthy stage: what follows compares every rank with every other
     found = []
     for each in running:
         others = [other for other in beacons if _waits_for(other, each.beacon)]

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,10 @@ def path_of(directory: Path, rank: int) -> Path:
 def encode(beacon: Beacon) -> bytes:
     """A record of SIZE bytes; long texts lose their beginning."""
     while True:
-        fields = {"count": beacon.count, **asdict(beacon), "again": beacon.count}
-        content = json.dumps(fields, ensure_ascii=False, indent=0).encode("utf-8", "replace")
+        # Neither asdict, which copies, nor an indent, which is not json's fast way: this is written every second.
+        wait = vars(beacon.wait) if beacon.wait else None
+        fields = {"count": beacon.count, **vars(beacon), "wait": wait, "again": beacon.count}
+        content = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
         if len(content) < SIZE:
             return content.ljust(SIZE - 1) + b"\n"
         longest = max(("frames", "word", "verdict", "where", "folder"), key=lambda name: len(getattr(beacon, name)))
@@ -100,7 +102,7 @@ def encode(beacon: Beacon) -> bytes:
 def decode(content: bytes) -> Beacon | None:
     """The beacon of a record; None where it is none, or half of one and half of the next."""
     try:
-        fields: dict[str, Any] = json.loads(content)
+        fields: dict[str, Any] = json.loads(content.rstrip())
         if fields.pop("again") != fields["count"]:
             return None
         wait = fields.pop("wait")
@@ -123,7 +125,11 @@ def write(directory: Path, beacon: Beacon) -> None:
 def read(directory: Path, rank: int) -> Beacon | None:
     """The beacon of a rank; None where there is none that can be read."""
     with suppress(OSError):
-        return decode(path_of(directory, rank).read_bytes())
+        descriptor = os.open(path_of(directory, rank), os.O_RDONLY)
+        try:
+            return decode(os.read(descriptor, SIZE))
+        finally:
+            os.close(descriptor)
     return None
 
 

@@ -68,7 +68,8 @@ class PpoConfig(Section):
 
     epochs: PositiveInt = 2  # passes over each rollout
     minibatches: PositiveInt = 2  # optimizer steps per epoch
-    micro_batch_tokens: Annotated[PositiveInt, AffectsNothing] = 4096  # padded tokens per forward and rank
+    # Tokens per forward and rank; padding counts where a model cannot pack.
+    micro_batch_tokens: Annotated[PositiveInt, AffectsNothing] = 4096
     learning_rate: NonNegativeFloat = 3e-4
     learning_rate_end: Fraction = 0.1  # linear decay to this share
     warmup_steps: Annotated[int, Field(ge=0)] = 0

@@ -14,6 +14,7 @@ from rlhf.config import PpoConfig
 from rlhf.distributed import rank, world_size
 from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import response_logprobs, response_values
+from rlhf.packing import packs
 from rlhf.ppo.rewards import WeightedRewards
 from rlhf.sharding import device_of
 from rlhf.tokenization import Tokenization
@@ -28,6 +29,11 @@ class MicroBatch:
     tokens: Tensor  # [rows, prompt + response]
     attention_mask: Tensor  # [rows, prompt + response]
     response_length: int
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, int]:
+        """What `rlhf.logprobs` is asked about."""
+        return self.tokens, self.attention_mask, self.response_length
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,10 @@ def collect(
     attention_mask = torch.cat([prompt_mask, sampled.mask], dim=-1)
     completions = complete(prompts, prompt_tokens, tokenization, sampled)
 
-    work: list[MicroBatch | None] = list(micro_batches(tokens, attention_mask, sampled.mask, config.micro_batch_tokens))
+    models = [model for model in (actors.policy, actors.reference, actors.value) if model is not None]
+    packed = all(map(packs, models))
+    budget = config.micro_batch_tokens
+    work: list[MicroBatch | None] = list(micro_batches(tokens, attention_mask, sampled.mask, budget, packed))
     if actors.lockstep:
         work = in_lockstep(work)
     empty = trim(torch.zeros(1, dtype=torch.long), tokens, attention_mask, sampled.mask)
@@ -88,7 +97,7 @@ def collect(
     kind = device_of(actors.policy).type
 
     def logprobs(model: nn.Module, batch: MicroBatch) -> Tensor:
-        return response_logprobs(model, *_inputs(model, batch), temperature).logprobs
+        return response_logprobs(model, *batch.inputs, temperature).logprobs
 
     with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=actors.bfloat16):
         old_logprobs = sampled.logprobs
@@ -98,7 +107,7 @@ def collect(
         ref_logprobs = over_rows(actors.reference, logprobs)
         values = torch.zeros_like(old_logprobs)
         if actors.value is not None:
-            values = over_rows(actors.value, lambda model, batch: response_values(model, *_inputs(model, batch)))
+            values = over_rows(actors.value, lambda model, batch: response_values(model, *batch.inputs))
         terms: dict[str, Tensor] = {}
         with phase("score"):
             if isinstance(actors.reward, WeightedRewards):
@@ -135,14 +144,16 @@ def complete(
     ]
 
 
-def micro_batches(tokens: Tensor, attention_mask: Tensor, mask: Tensor, budget: int) -> Iterator[MicroBatch]:
-    """Trimmed micro-batches of at most `budget` padded tokens; see `rlhf.batching.split_by_tokens`.
+def micro_batches(
+    tokens: Tensor, attention_mask: Tensor, mask: Tensor, budget: int, packed: bool = False
+) -> Iterator[MicroBatch]:
+    """Trimmed micro-batches of at most `budget` tokens; see `rlhf.batching.split_by_tokens`.
 
     tokens, attention_mask [batch, prompt + response]; mask [batch, response].
     """
     responses = mask.sum(-1).tolist()
     prompts = (attention_mask.sum(-1) - mask.sum(-1)).tolist()
-    for indices in split_by_tokens(list(zip(prompts, responses, strict=True)), budget):
+    for indices in split_by_tokens(list(zip(prompts, responses, strict=True)), budget, packed):
         yield trim(torch.tensor(indices), tokens, attention_mask, mask)
 
 
@@ -153,8 +164,3 @@ def trim(rows: Tensor, tokens: Tensor, attention_mask: Tensor, mask: Tensor) -> 
     first = boundary - int(attention_mask[rows, :boundary].sum(-1).max())
     columns = slice(first, boundary + response_length)
     return MicroBatch(rows, tokens[rows, columns], attention_mask[rows, columns], response_length)
-
-
-def _inputs(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Tensor, int]:
-    device = device_of(model)
-    return batch.tokens.to(device), batch.attention_mask.to(device), batch.response_length

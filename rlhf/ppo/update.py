@@ -17,6 +17,7 @@ from rlhf.distributed import global_sum
 from rlhf.engine import Engine
 from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import response_logprobs, response_values
+from rlhf.packing import packs
 from rlhf.ppo.experience import MicroBatch, trim
 from rlhf.ppo.objective import Objective
 from rlhf.ppo.safety import Fault, examine, examine_minibatch
@@ -55,7 +56,8 @@ def update(
     for rows in () if fault else minibatches(experience.rows, config, key):
         n_tokens = float(global_sum(experience.mask[rows].sum().to(device)))
         objective = Objective(config, targets, n_tokens, learn_policy)
-        work = micro_batches_in_lockstep(experience, rows, config.micro_batch_tokens)
+        packed = all(packs(engine.module) for engine in engines.values())
+        work = micro_batches_in_lockstep(experience, rows, config.micro_batch_tokens, packed)
         shares = _gradient(engines.values(), work, partial(_micro_step, policy, value, experience, objective=objective))
         names = list(shares)
         seen.append(torch.stack(list(shares.values())))
@@ -145,14 +147,16 @@ def minibatches(rows: Tensor, config: PpoConfig, key: tuple[int, int]) -> Iterat
             yield torch.tensor([owned[int(row)] for row in part if int(row) in owned], dtype=torch.long)
 
 
-def micro_batches_in_lockstep(experience: Experience, rows: Tensor, budget: int) -> list[MicroBatch | None]:
+def micro_batches_in_lockstep(
+    experience: Experience, rows: Tensor, budget: int, packed: bool = False
+) -> list[MicroBatch | None]:
     """This rank's micro-batches, filled with empty work (None) up to the largest number on any rank."""
     responses = experience.mask.sum(-1)
     prompts = experience.attention_mask.sum(-1) - responses
     widths = list(zip(prompts[rows].tolist(), responses[rows].tolist(), strict=True))
     return in_lockstep(
         trim(rows[indices], experience.tokens, experience.attention_mask, experience.mask)
-        for indices in split_by_tokens(widths, budget)
+        for indices in split_by_tokens(widths, budget, packed)
     )
 
 
@@ -164,7 +168,6 @@ def _micro_step(
     if batch is None:  # one row that counts nothing, so that this rank makes the same calls as the others
         batch = trim(torch.zeros(1, dtype=torch.long), experience.tokens, experience.attention_mask, experience.mask)
     device, length, config = _device(policy), batch.response_length, objective.config
-    inputs = batch.tokens.to(device), batch.attention_mask.to(device), length
 
     def of(field: Tensor) -> Tensor:
         return field[batch.rows, :length].to(device)
@@ -172,12 +175,12 @@ def _micro_step(
     mask = of(experience.mask) & (not empty)
     temperature, with_entropy = config.generation.temperature, config.entropy_bonus > 0
     with torch.set_grad_enabled(objective.learn_policy):
-        new = response_logprobs(policy, *inputs, temperature, with_entropy)  # type: ignore[arg-type]
+        new = response_logprobs(policy, *batch.inputs, temperature, with_entropy)  # type: ignore[arg-type]
         loss, shares = objective.policy(new, experience, mask, of)
     if value is None:
         policy.backward(loss)
         return shares
-    values = new.values if value is policy else response_values(value, *inputs)  # type: ignore[arg-type]
+    values = new.values if value is policy else response_values(value, *batch.inputs)  # type: ignore[arg-type]
     assert values is not None
     value_loss = objective.value(values, experience, mask, of)
     if value is policy:

@@ -1,0 +1,156 @@
+"""Measures updates of PPO side by side: processes that take turns on the same work, so that a ratio is of one hour."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+from launch.local import stage_environment
+from rlhf.errors import ConfigError
+from stages.bench.turns import MARK
+
+
+class Side:
+    """A process that makes an update when told to."""
+
+    def __init__(self, name: str, module: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.updates: list[dict[str, Any]] = []
+        self.facts: dict[str, Any] = {}
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # a pipe that nobody reads would fill up
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said,
+            text=True,
+            env=environment,
+        )
+
+    def __enter__(self) -> Side:
+        """Wait until all is loaded."""
+        try:
+            self.facts = self._line()["ready"]
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def update(self) -> dict[str, Any]:
+        """One update."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, and its output says why
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        self.updates.append(self._line())
+        return self.updates[-1]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See `close`."""
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+        self.said.close()
+
+    def _line(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                found: dict[str, Any] = json.loads(line.removeprefix(MARK))
+                return found
+        self.said.seek(0)
+        said = self.said.read().strip().splitlines()
+        why = said[-1] if said else "killed: out of memory?"
+        raise ConfigError(f"bench: {self.name} has ended ({why}); a smaller --batch, --micro or --size needs less")
+
+    def figures(self, skipped: int) -> dict[str, Any]:
+        """Medians over the updates behind the first ones, which warm up."""
+        kept = self.updates[skipped:]
+        names = {name for update in kept for name in update["phases"]}
+        return {
+            "seconds_per_update": median(update["seconds"] for update in kept),
+            "phases": {name: median(update["phases"].get(name, 0.0) for update in kept) for name in sorted(names)},
+            "peak_memory_bytes": max(update["peak_memory_bytes"] for update in kept),
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and how often."""
+
+    load: Mapping[str, Any]  # of stages/bench/load.py
+    dtype: str
+    device: str
+    updates: int  # that count
+    trl: Path | None  # where its PPOTrainer lies; None: ours alone
+    skipped: int = 1
+
+    def run(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        """Measure. Raises ConfigError where a side cannot run, or where the two do not have the same weights."""
+        environment = {**stage_environment(1), "OMP_NUM_THREADS": str(self.load["threads"])}
+        root = str(Path(__file__).parents[1])
+        place = [self.dtype, self.device]
+        ceilings = self._ceilings(environment)
+        load = json.dumps(self.load)
+        total = (self.updates + self.skipped) * (2 if self.trl else 1)
+        with ExitStack() as stack:
+            sides = [stack.enter_context(Side("rlhf", "stages.bench.ours", [load, *place], environment))]
+            if self.trl is not None:
+                path = os.pathsep.join([str(self.trl), root])
+                theirs = {**environment, "PYTHONPATH": path}
+                sides.append(stack.enter_context(Side("trl", "stages.bench.trl_ppo", [load], theirs)))
+                if sides[0].facts["checksum"] != sides[1].facts["checksum"]:
+                    raise ConfigError("bench: the two sides start from other weights; reinstall torch and transformers")
+            for turn in range(self.updates + self.skipped):
+                for place_in_turn, side in enumerate(sides if turn % 2 else reversed(sides)):
+                    side.update()
+                    progress(turn * len(sides) + place_in_turn + 1, total)
+            return self._result(sides, ceilings)
+
+    def _ceilings(self, environment: Mapping[str, str]) -> dict[str, float]:
+        """What the machine can do."""
+        command = [sys.executable, "-m", "stages.bench.ceilings", self.dtype, self.device, str(self.load["threads"])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["killed"])[-1]
+            place = f"--device={self.device} --dtype={self.dtype}"
+            raise ConfigError(f"{place}: cannot be measured here ({why}); use --device cpu --dtype float32")
+        found: dict[str, float] = json.loads(done.stdout)
+        return found
+
+    def _result(self, sides: list[Side], ceilings: Mapping[str, float]) -> dict[str, Any]:
+        ours = sides[0].figures(self.skipped)
+        flops: Mapping[str, float] = sides[0].facts["flops"]
+        seconds = ours["seconds_per_update"]
+        mfu = {name: flops[name] / taken for name, taken in ours["phases"].items() if taken and name in flops}
+        ceiling = ceilings["ceiling_gflops"] * 1e9
+        result = {
+            **ceilings,
+            **ours,
+            "tokens_per_second": sides[0].facts["tokens"] / seconds,
+            "mfu": sum(flops.values()) / seconds / ceiling,
+            "mfu_phases": {name: rate / ceiling for name, rate in mfu.items()},
+            "load": {**self.load, "dtype": self.dtype, "device": self.device},
+            "updates": self.updates,
+        }
+        if len(sides) > 1:
+            theirs = sides[1].figures(self.skipped)
+            result["trl"] = {**theirs, "version": sides[1].facts["trl"]}
+            result["ratio"] = theirs["seconds_per_update"] / seconds
+            result["memory_ratio"] = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"]
+        return result

@@ -1,0 +1,207 @@
+"""Sequences of different lengths one behind another in a single row of tokens, so that no padding is computed.
+
+Linear layers and norms see real tokens alone. Attention keeps the sequences apart: by kernels for variable lengths
+where the device has them, else in blocks of similar lengths, padded on the right, where being causal is mask enough.
+An attention of that name is given to each architecture in ARCHITECTURES (`accept`); called with a mask and without
+`packing`, it is scaled dot product attention as ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rlhf.token_head import head_of_tokens
+
+ATTENTION = "rlhf_packed"
+# Of each, tests/test_packing.py compares packed with padded: full attention, and logits that are the head's own.
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "phi3", "olmo2", "smollm3", "gpt_neox", "gpt2")
+LARGEST_HEAD = 256  # of the kernel for variable lengths, which also wants multiples of 8
+SIMILAR = 0.75  # the shortest sequence of a block, in lengths of its longest
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Neighbours in the row that attend together."""
+
+    begin: int  # first token
+    end: int  # one behind the last
+    count: int  # sequences
+    width: int  # tokens of the longest
+    spread: Tensor | None  # [count * width] the token that each place takes; None: all are as long, nothing to move
+    back: Tensor | None  # [end - begin] the place of each token
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Where sequences begin and end in a row."""
+
+    starts: Tensor  # [sequences + 1] int32: the first token of each, and the number of all tokens
+    longest: int
+    blocks: tuple[Block, ...]
+
+
+def pack(lengths: list[int], device: torch.device) -> Packing:
+    """The packing of sequences of so many tokens each, in this order; neighbours should be of similar length."""
+    bounds = [0]
+    for length in lengths:
+        bounds.append(bounds[-1] + length)
+    starts = torch.tensor(bounds, dtype=torch.int32).to(device, non_blocking=True)
+    first, shortest, longest = [0], lengths[0], lengths[0]
+    for i, length in enumerate(lengths):
+        shortest, longest = min(shortest, length), max(longest, length)
+        if shortest < SIMILAR * longest:
+            first.append(i)
+            shortest = longest = length
+    blocks = (_block(bounds[a : b + 1], device) for a, b in pairwise([*first, len(lengths)]))
+    return Packing(starts, max(lengths), tuple(blocks))
+
+
+def _block(bounds: list[int], device: torch.device) -> Block:
+    lengths = [after - before for before, after in pairwise(bounds)]
+    begin, width = bounds[0], max(lengths)
+    if min(lengths) == width:
+        return Block(begin, bounds[-1], len(lengths), width, None, None)
+    of_each = torch.tensor(lengths)[:, None]
+    columns = torch.arange(width)[None]
+    inside = columns < of_each
+    # What stands behind a sequence's end is never looked at by it: any token will do.
+    spread = (torch.tensor(bounds[:-1])[:, None] - begin + torch.minimum(columns, of_each - 1)).flatten()
+    back = inside.flatten().nonzero().squeeze(-1)
+    return Block(begin, bounds[-1], len(lengths), width, spread.to(device), back.to(device))
+
+
+class _Spread(torch.autograd.Function):
+    """Rows of a tensor by index; the gradient comes back by the inverse index.
+
+    Faster than what autograd does for an index, which must add: here each row is used once, or its gradient is 0.
+    """
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, spread: Tensor, back: Tensor) -> Tensor:
+        context.save_for_backward(back)
+        return tensor.index_select(0, spread)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = context.saved_tensors
+        return gradients[0].index_select(0, back), None, None
+
+
+class _Return(torch.autograd.Function):
+    """Rows of a tensor by index, some of them never; their gradient is 0."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, back: Tensor) -> Tensor:
+        context.save_for_backward(back)
+        context.rows = len(tensor)
+        return tensor.index_select(0, back)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (back,) = context.saved_tensors
+        gradient = gradients[0]
+        return gradient.new_zeros(context.rows, *gradient.shape[1:]).index_copy_(0, back, gradient), None
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    slots: Any = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of packed sequences, or of what is decoded in slots (`rlhf.generation.slots`), or transformers'.
+
+    query [1, heads, tokens, width], key and value [1, groups, tokens, width]; result [1, tokens, heads, width].
+    """
+    if packing is not None:
+        return attend(query, key, value, scaling, packing), None
+    if slots is not None:
+        found: Tensor = slots.attention(module.layer_idx, query, key, value, scaling)
+        return found, None
+    if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
+        raise RuntimeError("this architecture keeps `packing` from its attention: sequences would see each other")
+    output: Tensor = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+    )[0]
+    return output, None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
+    """See `attention`."""
+    if torch.is_autocast_enabled(query.device.type):  # rotary positions come in float32, values in autocast's dtype
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
+    narrow = query.dtype in (torch.float16, torch.bfloat16)
+    if query.is_cuda and narrow and query.shape[-1] % 8 == 0 and query.shape[-1] <= LARGEST_HEAD:
+        return _by_kernel(query, key, value, scaling, packing)
+    repeats = query.shape[1] // key.shape[1]
+    rows = [part.transpose(1, 2)[0] for part in (query, repeat_kv(key, repeats), repeat_kv(value, repeats))]
+    parts = []
+    for block in packing.blocks:
+        asking, keys, values = (_blocked(row[block.begin : block.end], block) for row in rows)
+        seen = scaled_dot_product_attention(asking, keys, values, is_causal=True, scale=scaling)
+        seen = seen.transpose(1, 2).flatten(0, 1)
+        parts.append(seen if block.back is None else _Return.apply(seen, block.back))  # type: ignore[no-untyped-call]
+    return torch.cat(parts).unsqueeze(0)
+
+
+def _blocked(part: Tensor, block: Block) -> Tensor:
+    """Tokens [tokens, heads, width] as a block [sequences, heads, longest, width]."""
+    if block.spread is not None and block.back is not None:
+        part = _Spread.apply(part, block.spread, block.back)  # type: ignore[no-untyped-call]
+    return part.reshape(block.count, block.width, *part.shape[1:]).transpose(1, 2)
+
+
+def _by_kernel(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
+    """Flash attention for variable lengths, part of torch on CUDA devices."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    asking, keys, values = (part.transpose(1, 2)[0].contiguous() for part in (query, key, value))
+    starts, longest = packing.starts, packing.longest
+    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1], "window_size": (-1, 0)}
+    found: Any = varlen_attn(asking, keys, values, starts, starts, longest, longest, **options)
+    result: Tensor = found.unsqueeze(0)
+    return result
+
+
+def unmasked(device: torch.device) -> Tensor:
+    """What a packed forward gives as its mask: of four dimensions, which transformers hands on as it is, and unread.
+
+    Without one it would make a mask of [tokens, tokens], and with `position_ids` alone find the sequences for it.
+    """
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+def accept(model: Any) -> None:
+    """Have a causal model take packed sequences, if its architecture can and it computes by `sdpa`."""
+    config = model.config
+    windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if config.model_type in ARCHITECTURES and config._attn_implementation in ("sdpa", ATTENTION) and windows is None:
+        AttentionInterface.register(ATTENTION, attention)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        model.set_attn_implementation(ATTENTION)
+        head_of_tokens(model)
+
+
+def packs(model: Any) -> bool:
+    """Whether a model takes packed sequences: `packing`, `unmasked`, and no cache."""
+    config = getattr(getattr(model, "policy", model), "config", None)
+    return getattr(config, "_attn_implementation", None) == ATTENTION
+
+
+__all__ = ["ARCHITECTURES", "ATTENTION", "Packing", "accept", "attend", "pack", "packs", "unmasked"]

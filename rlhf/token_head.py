@@ -1,0 +1,141 @@
+"""The language model head as PPO asks it: log-probs of chosen tokens and entropies, never all logits at once.
+
+Of a head's logits PPO needs two numbers a token. They are computed chunk by chunk, and where there is more than one
+chunk the backward pass computes the logits again, so that memory does not grow with the vocabulary: as in Wijmans et
+al. 2024, "Cut your losses", with the entropy from the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+AT_ONCE = 2**24  # logits of a chunk: 64 MiB in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is asked of a head."""
+
+    targets: Tensor  # [tokens] ids
+    temperature: float
+    entropy_gradient: bool  # whether the entropy is to be trained, too
+
+
+class TokenHead(nn.Linear):
+    """A linear head that answers, while it is asked, [..., tokens, 2] log-probs and entropies in place of logits."""
+
+    asked: Asked | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocabulary], or what is asked; hidden [..., tokens, width]."""
+        return self.answer(hidden, self.weight, self.bias)
+
+    def answer(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `forward`."""
+        asked = self.asked
+        if asked is None:
+            return linear(hidden, weight, bias)
+        if torch.is_autocast_enabled(hidden.device.type):
+            kind = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight, bias = hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+        found: Tensor = _Figures.apply(hidden.flatten(0, -2), weight, bias, asked)  # type: ignore[no-untyped-call]
+        return found.view(*hidden.shape[:-1], 2)
+
+
+def head_of_tokens(model: Any) -> TokenHead | None:
+    """A causal model's head, able to answer; None where it is no plain linear layer."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear:
+        head.__class__ = TokenHead  # in place, so that whoever shares its weights or wraps it goes on to
+    return head if isinstance(head, TokenHead) else None
+
+
+@contextmanager
+def asking(head: TokenHead, asked: Asked) -> Iterator[None]:
+    """Inside, a head answers a question."""
+    head.asked = asked
+    try:
+        yield
+    finally:
+        head.asked = None
+
+
+class _Figures(torch.autograd.Function):
+    """See `TokenHead`; hidden [tokens, width], weight [vocabulary, width], result [tokens, 2] in float32 or wider."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, asked: Asked) -> Tensor:
+        size = max(1, AT_ONCE // weight.shape[0])
+        parts, logits = [], None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows, targets in zip(torch.split(hidden, size), torch.split(asked.targets, size), strict=True):
+                logits = scaled(linear(rows, weight, bias), asked.temperature)
+                parts.append(figures(logits, targets))
+        found = torch.cat(parts) if parts else hidden.new_zeros(0, 3, dtype=torch.float32)
+        kept = logits if len(parts) == 1 and any(context.needs_input_grad) else None
+        context.save_for_backward(hidden, weight, bias, asked.targets, found, kept)
+        context.asked, context.size = asked, size
+        return found[:, :2].contiguous()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, all_targets, found, kept = context.saved_tensors
+        asked, size = context.asked, context.size
+        wanted = context.needs_input_grad
+        of_hidden = torch.empty_like(hidden) if wanted[0] else None
+        wide = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
+        of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        of_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for begin in range(0, len(hidden), size):
+                part = slice(begin, begin + size)
+                rows = hidden[part]
+                logits = scaled(linear(rows, weight, bias), asked.temperature) if kept is None else kept
+                upstream = gradients[0][part] / asked.temperature
+                gradient = gradient_of(logits, all_targets[part], found[part], upstream, asked.entropy_gradient)
+                gradient = gradient.to(weight.dtype)
+                if of_hidden is not None:
+                    of_hidden[part] = gradient @ weight
+                if of_weight is not None and of_weight.dtype == gradient.dtype:
+                    of_weight.addmm_(gradient.T, rows)
+                elif of_weight is not None:
+                    of_weight += gradient.T @ rows
+                if of_bias is not None:
+                    of_bias += gradient.sum(0, dtype=wide)
+        found_bias = None if of_bias is None else of_bias.to(bias.dtype)
+        return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), found_bias, None
+
+
+def scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Logits at a temperature, in float32 or wider; may change them in place."""
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def figures(logits: Tensor, targets: Tensor) -> Tensor:
+    """[tokens, 3]: log-probs of the targets, entropies, and the log normalisers; all in nats."""
+    normaliser = logits.logsumexp(-1)
+    probabilities = (logits - normaliser[:, None]).exp_()
+    # H = log Z - E[logit]: no second tensor of the vocabulary's size besides the probabilities.
+    entropy = normaliser - torch.linalg.vecdot(probabilities, logits)
+    chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
+    return torch.stack([chosen - normaliser, entropy, normaliser], dim=-1)
+
+
+def gradient_of(logits: Tensor, targets: Tensor, found: Tensor, upstream: Tensor, with_entropy: bool) -> Tensor:
+    """The gradient [tokens, vocabulary] that reaches the logits: of a log-prob 1[target] - p, of H -p (log p + H)."""
+    of_logprob, of_entropy = upstream[:, :1], upstream[:, 1:2]
+    shifted = logits - found[:, 2:]
+    gradient = shifted.exp()
+    if with_entropy:
+        gradient *= shifted.add_(found[:, 1:2]).mul_(-of_entropy).sub_(of_logprob)
+    else:
+        gradient *= -of_logprob
+    return gradient.scatter_add_(-1, targets[:, None], of_logprob.to(gradient.dtype))
