@@ -67,9 +67,9 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "the stop token left out of the mask": Mutation(
         "rlhf/generation/draft.py",
-        MASKED,
-        "ended = self.responses.cpu()[torch.arange(len(lengths)), lengths - 1] == self.stop_id\n"
-        "        mask = torch.arange(width) < (lengths - ended.long()).clamp(min=1)[:, None]",
+        MASKED + "\n        finished = ((responses == self.stop_id) & mask).any(-1)\n",
+        "finished = responses[torch.arange(len(lengths)), lengths - 1] == self.stop_id\n"
+        "        mask = torch.arange(width) < (lengths - finished.long()).clamp(min=1)[:, None]\n",
         (UPDATE + "completions_say_what_was_sampled", "tests/test_ppo_variants.py::test_the_stop_token_counts"),
     ),
     "old log-probs of the reference": Mutation(

@@ -57,9 +57,9 @@ class Draft:
         """All responses, on the CPU."""
         lengths = self.lengths.cpu()
         width = int(lengths.max())
-        mask = torch.arange(width) < lengths[:, None]
         responses, logprobs, log_kept = (
             part[:, :width].cpu() for part in (self.responses, self.logprobs, self.log_kept)
         )
+        mask = torch.arange(width) < lengths[:, None]
         finished = ((responses == self.stop_id) & mask).any(-1)
         return Sampled(responses, logprobs, logprobs - log_kept, mask, finished)
