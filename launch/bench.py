@@ -86,6 +86,7 @@ class Side:
             "seconds_per_update": median(update["seconds"] for update in kept),
             "phases": {name: median(update["phases"].get(name, 0.0) for update in kept) for name in sorted(names)},
             "peak_memory_bytes": max(update["peak_memory_bytes"] for update in kept),
+            "response_tokens": median(update["response_tokens"] for update in kept),
         }
 
 

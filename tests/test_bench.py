@@ -43,6 +43,7 @@ def test_a_step_of_ours(tmp_path: Path) -> None:
     whole = sum(flops(load).values())
     assert found["mfu"] == pytest.approx(whole / seconds / found["ceiling_gflops"] / 1e9, rel=1e-6)
     assert found["tokens_per_second"] == pytest.approx(load.tokens() / seconds)
+    assert found["response_tokens"] == sum(load.lengths())
     assert found["peak_memory_bytes"] > 2**27 and "ratio" not in found
 
 
@@ -72,5 +73,6 @@ def test_against_trl_on_the_same_work(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "cache" / "rlhf" / "trl-1.12.0" / "trl" / "experimental" / "ppo").is_dir()
     theirs = found["trl"]
     assert theirs["version"] == "1.12.0" and set(theirs["phases"]) == set(found["phases"])
+    assert theirs["response_tokens"] == found["response_tokens"]
     assert found["ratio"] == pytest.approx(theirs["seconds_per_update"] / found["seconds_per_update"])
     assert found["ratio"] > 1

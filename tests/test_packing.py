@@ -84,7 +84,8 @@ def test_policy(architecture: str, entropy_gradient: bool, at_once: int, monkeyp
     for padded, packed in zip(*found, strict=True):
         torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0)
     for padded, packed in zip(*map(gradients, models), strict=True):
-        torch.testing.assert_close(packed, padded, atol=2e-5, rtol=1e-4)
+        largest = float(padded.abs().max().clamp(min=1e-3))  # rounding goes with a tensor's largest gradient
+        torch.testing.assert_close(packed, padded, atol=5e-6 * largest, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -90,11 +90,6 @@ def fresh(kind: Any, shape: Any) -> Any:
     return kind.from_config(copy.deepcopy(shape), attn_implementation="sdpa")
 
 
-def parameters(model: nn.Module) -> int:
-    """Weights of a model, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def checksum(model: nn.Module) -> float:
     """What tells two sets of weights apart."""
     total: Tensor = sum((parameter.double().abs().sum() for parameter in model.parameters()), torch.tensor(0.0))

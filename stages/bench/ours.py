@@ -24,8 +24,10 @@ from rlhf.packing import accept
 from rlhf.ppo.experience import Actors, collect
 from rlhf.ppo.targets import find_targets
 from rlhf.ppo.update import update
-from stages.bench.load import PAD, PROMPT_TOKENS, STOP, Load, checksum, flops, fresh, models, parameters
+from stages.bench.load import PAD, PROMPT_TOKENS, STOP, Load, checksum, flops, fresh, models
 from stages.bench.turns import Turns
+
+NEVER = -1  # no token's id
 
 
 class Tokens:
@@ -50,7 +52,7 @@ def main(load: Load, dtype: str, device: torch.device) -> None:
     torch.set_num_threads(load.threads)
     turns = Turns()
     made = models(load)
-    facts = {"weights": parameters(made.policy), "checksum": checksum(made.policy), "tokens": load.tokens()}
+    facts = {"checksum": checksum(made.policy), "tokens": load.tokens()}
     step = prepare(load, made, dtype == "bfloat16", device, turns)
     del made
     gc.collect()
@@ -86,7 +88,8 @@ def prepare(load: Load, made: Any, bfloat16: bool, device: torch.device, turns: 
         minibatches=1,
         micro_batch_tokens=load.micro * (PROMPT_TOKENS[1] + load.response_length),
     )
-    generator = NativeGenerator(policy, STOP, PAD, generation, bfloat16)
+    # No token ends a response, for a random model may sample any: its length does, as on the other side.
+    generator = NativeGenerator(policy, NEVER, PAD, generation, bfloat16)
     generator.limits = dict(enumerate(limits))
     generator.sample = turns.timed("generation", generator.sample)  # type: ignore[method-assign]
     options = OptimizerOptions(

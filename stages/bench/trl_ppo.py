@@ -25,7 +25,7 @@ from tokenizers.models import WordLevel
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer  # type: ignore[import-not-found]
 
-from stages.bench.load import BOS, PAD, STOP, Load, Models, checksum, models, parameters
+from stages.bench.load import BOS, PAD, STOP, Load, Models, checksum, models
 from stages.bench.sizes import SIZES
 from stages.bench.turns import Turns
 
@@ -72,8 +72,15 @@ def main(load: Load) -> None:
     made = models(load)
     generate = made.policy.generate
 
+    sampled: list[int] = []
+
     def ending(*arguments: Any, **options: Any) -> Any:
-        return generate(*arguments, logits_processor=LogitsProcessorList([Endings(load)]), **options)
+        endings = Endings(load)
+        output = generate(*arguments, logits_processor=LogitsProcessorList([endings]), **options)
+        responses = output.sequences[:, endings.begun :]
+        # Behind its stop token a row is padded.
+        sampled.append(int((responses != PAD).sum()))
+        return output
 
     made.policy.generate = ending
     ppo_trainer.batch_generation = turns.timed("generation", ppo_trainer.batch_generation)
@@ -87,13 +94,15 @@ def main(load: Load) -> None:
         """Takes turns between updates."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            turns.ready(weights=parameters(made.policy), checksum=checksum(made.policy), trl=trl.__version__)
+            turns.ready(checksum=checksum(made.policy), trl=trl.__version__)
             self.started = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds = time.perf_counter() - self.started
             turns.phases["training"] = seconds - sum(turns.phases.values())
-            if not turns.done(seconds):
+            counted = sum(sampled)
+            sampled.clear()
+            if not turns.done(seconds, response_tokens=counted):
                 os._exit(0)
             self.started = time.perf_counter()
 
