@@ -20,7 +20,7 @@ demo: $(VENV)/.installed ## train the toy example from demonstrations to an alig
 	$(BIN)/rlhf run stages/recipes/demo.yaml $(ARGS)
 
 test: check ## ruff, mypy, and every test that needs no service, accelerator or patience
-	$(PYTEST) -m "not services and not soak and not gpu" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PYTEST) -m "not services and not soak and not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -28,7 +28,7 @@ check: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/mypy
 
 test-services: $(VENV)/.installed-dev ## tests against services
-	@$(PYTEST) -q -m services $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no tests are marked services yet"; }
+	@$(PYTEST) -q -m "services and not soak" $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no tests are marked services yet"; }
 
 soak: $(VENV)/.installed-dev ## long tests
 	@$(PYTEST) -q -m soak $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no tests are marked soak yet"; }

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, TaskType, get_peft_model
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig
 
 from rlhf.config import LoraConfig
 
-TASKS = {
-    "policy": TaskType.CAUSAL_LM,
-    "reward": TaskType.SEQ_CLS,
-    "value": TaskType.TOKEN_CLS,
-}
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# peft, and bitsandbytes with it, are imported where adapters are: they cost every process seconds.
+TASKS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS", "value": "TOKEN_CLS"}
 
 
 def add_lora(model: nn.Module, config: LoraConfig, kind: str, new_tokens: Sequence[int] = ()) -> nn.Module:
@@ -26,6 +24,9 @@ def add_lora(model: nn.Module, config: LoraConfig, kind: str, new_tokens: Sequen
 
     new_tokens: ids whose embeddings are trained too, since nobody trained them before.
     """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
     heads = [] if kind == "policy" else ["score"]
     adapters = PeftLoraConfig(
         task_type=TASKS[kind],
@@ -38,6 +39,12 @@ def add_lora(model: nn.Module, config: LoraConfig, kind: str, new_tokens: Sequen
     )
     adapted: nn.Module = get_peft_model(model, adapters)
     return adapted
+
+
+def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Whether a model is one that peft has wrapped in adapters."""
+    peft = sys.modules.get("peft")  # who has not imported it has no such model
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 class AdapterOff(nn.Module):
@@ -108,6 +115,8 @@ def merged(model: PeftModel) -> nn.Module:
     A device that held few bits need not have room for more: it computes one layer at a time. Nothing of `model` is to
     be used afterwards.
     """
+    from peft.utils.integrations import dequantize_module_weight
+
     base: Any = model.get_base_model()
     for name, module in list(model.named_modules()):
         # peft would round the sum to few bits again; so these layers are merged here, and the rest by peft.

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, PretrainedConfig
 from transformers.modeling_layers import GenericForTokenClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
+from rlhf.adapters import is_adapted
 from rlhf.batching import position_ids
 from rlhf.errors import ArtifactError
 from rlhf.packing import pack, packs, unmasked
@@ -66,7 +66,7 @@ def token_classifier(shape: PretrainedConfig) -> Any:
 
 def scoring_parts(model: Any) -> list[nn.Module]:
     """The modules that `sequence_scores` calls: a model that is shared out answers through these alone."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = model.get_base_model() if is_adapted(model) else model
     if getattr(base, "score", None) is None:
         return [base]
     return [getattr(base, str(base.base_model_prefix)), base.score]
@@ -82,7 +82,7 @@ def sequence_scores(
     comparing ids with the padding id as a classifier's own pooling does: a sampled response may hold that id.
     """
     device, attention_mask = tokens.device if device is None else device, attention_mask.bool()
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
         model = model.get_base_model()  # the adapters stay in its layers
     head: Any = getattr(model, "score", None)
     if head is None:

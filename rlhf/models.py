@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
-from rlhf.adapters import add_lora, is_quantized, keep_canonical, merged, quantization_options
+from rlhf.adapters import add_lora, is_adapted, is_quantized, keep_canonical, merged, quantization_options
 from rlhf.config import InitConfig, ModelConfig
 from rlhf.devices import settled
 from rlhf.distributed import device
@@ -136,7 +135,7 @@ def grow_embeddings(model: Any, tokens: int) -> None:
 
 def save_model(model: nn.Module, tokenization: Tokenization, directory: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer; adapters merged, and beside it in `adapter/`."""
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
         for adapter in model.peft_config.values():
             modules = getattr(adapter, "target_modules", None)
             if isinstance(modules, set):  # written in another order each time, and so with another checksum

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -63,6 +62,8 @@ def load_pretrained(
     """
     if (base := base_of_adapter(Path(path))) is not None:
         model = load_pretrained(kind, local_model(base, config), config, head, any_attention, **options)
+        from peft import PeftModel  # late, as in rlhf.adapters
+
         try:
             return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
         except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import os
 import sys
@@ -108,14 +107,16 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     if device().type == "cpu":  # DeepSpeed, which some of them load where it is installed, warns that it finds no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # PPO and evaluation do without the library
+    import accelerate.utils.other
     import transformers
 
+    # Else it imports DeepSpeed, which takes seconds, to see whether a model is wrapped in an engine of it.
+    setattr(accelerate.utils.other, "is_deepspeed_available", lambda: "deepspeed" in sys.modules)  # noqa: B010
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if importlib.util.find_spec("datasets"):  # PPO and evaluation run without it
-        import datasets
-
-        datasets.disable_progress_bars()
+    if "datasets" in sys.modules:  # it has read its environment
+        sys.modules["datasets"].disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     logging.getLogger("trl").setLevel(logging.ERROR)
     logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)

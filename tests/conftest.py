@@ -13,6 +13,16 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="passive", TOKENIZERS_PARA
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+# Files that take longest, in this order: a worker that had one of them last would work alone.
+LONG = ("resume", "signals", "chain", "bad_input", "mutations", "two_processes", "optimum", "faults_of_two", "break_it")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, whichever worker gets them."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of tests/recipes/tiny.yaml; tests must not change it."""

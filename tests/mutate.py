@@ -1,6 +1,6 @@
 """Apply each mistake of tests/mutations.py to a copy of the sources and see that its tests fail.
 
-    python tests/mutate.py                                  all of them, as `make test` does
+    python tests/mutate.py                                  all of them
     python tests/mutate.py "the KL's sign in the reward"    one, or some
 
 First all tests named are run without a mistake, and must pass. Then for each mutation a process of its own is forked

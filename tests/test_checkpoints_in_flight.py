@@ -17,7 +17,7 @@ pytestmark = pytest.mark.services
 INPUTS = ["sft", "reward"]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.soak), "fsdp"])
 def test_two_processes_killed_in_flight_go_on_bit_for_bit(strategy: str, tiny_run: Path, tmp_path: Path) -> None:
     parallelism = f"ppo.parallelism={{strategy: {strategy}, processes: 2}}"
     whole = own_copy(tiny_run, tmp_path / "whole", INPUTS)

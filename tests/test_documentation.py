@@ -98,6 +98,14 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf run written.yaml --dry-run",
         "my.yaml is that of the page",
     ),
+    "rlhf bench ppo --batch 64 --response-length 128 --eos-bias 0.04 --against trl": (
+        "rlhf bench ppo --size 2M --batch 4 --response-length 8 --eos-bias 0.2 --updates 1",
+        "takes eight minutes; tests/test_bench.py compares with TRL",
+    ),
+    "rlhf bench ppo --against trl": (
+        "rlhf bench ppo --size 2M --batch 4 --response-length 8 --updates 1",
+        "takes minutes",
+    ),
     "rlhf run demo": ("rlhf run demo --dry-run", "takes five minutes"),
     "sysctl -w net.ipv4.tcp_retries2=7": ("cat /proc/sys/net/ipv4/tcp_retries2", "is a setting of the machine"),
     "export GLOO_SOCKET_IFNAME=eth0 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1": ("true", "there may be no eth0"),

@@ -29,7 +29,7 @@ def undisturbed(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return run / "ppo", [prompts[0] for prompts in second[-4:]]
 
 
-@pytest.mark.parametrize("strategy", [DDP, FSDP])
+@pytest.mark.parametrize("strategy", [DDP, pytest.param(FSDP, marks=pytest.mark.soak)])
 def test_both_stop_behind_the_last_good_checkpoint_and_go_on_from_it(
     strategy: str, undisturbed: tuple[Path, list[str]], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

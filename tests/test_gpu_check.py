@@ -40,8 +40,15 @@ def test_on_an_image_without_trl(tmp_path: Path) -> None:
     assert stages_of(table) == [("bfloat16-full", stage) for stage in ("sft", "reward", "ppo", "evaluate")]
 
 
-def test_every_variant_with_trl(tmp_path: Path) -> None:
-    variants = ["float32-full", "float32-lora", "bfloat16-full", "bfloat16-lora", "bfloat16-fsdp"]
+@pytest.mark.parametrize(
+    "variants",
+    [
+        ["float32-lora", "bfloat16-fsdp"],
+        pytest.param(["float32-full", "bfloat16-full", "bfloat16-lora"], marks=pytest.mark.soak),
+    ],
+    ids=" ".join,
+)
+def test_every_variant_with_trl(variants: list[str], tmp_path: Path) -> None:
     table = check(tmp_path, *variants)
     assert "No TRL here" not in table
     assert stages_of(table) == [(name, stage) for name in variants for stage in ("sft", "reward", "ppo", "evaluate")]

@@ -11,6 +11,7 @@ from interruption import EVERY_STEP, assert_same, figures, kill_tree, lines_of, 
 from running import TINY, rlhf
 
 STAGES = ["sft", "reward", "ppo"]
+RARELY = pytest.mark.soak  # what is alike
 STEPS = {"sft": 7, "reward": 6, "ppo": 3}
 
 
@@ -25,7 +26,7 @@ def kill_in_training(stage: str, reference: Path, folder: Path, lines: int, *ove
     return run
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=RARELY), "reward", "ppo"])
 def test_killed_stage_goes_on_bit_for_bit(stage: str, tiny_run: Path, tmp_path: Path) -> None:
     run = kill_in_training(stage, tiny_run, tmp_path, 2)
     done = rlhf(stage, str(TINY), EVERY_STEP, folder=tmp_path)
@@ -34,7 +35,7 @@ def test_killed_stage_goes_on_bit_for_bit(stage: str, tiny_run: Path, tmp_path: 
     assert_same(run / stage, tiny_run / stage)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=RARELY), pytest.param("reward", marks=RARELY), "ppo"])
 def test_killed_stage_of_two_processes_goes_on_bit_for_bit(stage: str, tiny_run_of_two: Path, tmp_path: Path) -> None:
     two = "parallelism.processes=2"
     run = kill_in_training(stage, tiny_run_of_two, tmp_path, STEPS[stage] - 1, two)
@@ -64,22 +65,21 @@ def test_stopped_at_the_end_of_an_epoch_the_next_one_is_trained(tiny_run: Path, 
     assert_same(run / "sft", whole / "runs" / "tiny" / "sft")
 
 
-def test_killed_behind_the_last_step_nothing_is_trained_again(tiny_run: Path, tmp_path: Path) -> None:
-    for stage in STAGES:
-        folder = tmp_path / stage
-        run = own_copy(tiny_run, folder, STAGES[: STAGES.index(stage)])
-        process = start(stage, str(TINY), EVERY_STEP, folder=folder)
-        last = run / stage / "checkpoints" / f"step-{STEPS[stage]:06d}"
-        assert wait_for(last.is_dir, process)
-        kill_tree(process)
-        written = last.stat().st_mtime_ns
-        if (run / stage / "manifest.json").exists():
-            continue  # it was faster than the kill
-        done = rlhf(stage, str(TINY), EVERY_STEP, folder=folder)
-        assert done.returncode == 0, done.stderr
-        assert f"{last.relative_to(folder)}" in done.stdout
-        assert not last.exists() or last.stat().st_mtime_ns == written
-        assert_same(run / stage, tiny_run / stage)
+@pytest.mark.parametrize("stage", ["sft", pytest.param("reward", marks=RARELY), "ppo"])
+def test_killed_behind_the_last_step_nothing_is_trained_again(stage: str, tiny_run: Path, tmp_path: Path) -> None:
+    run = own_copy(tiny_run, tmp_path, STAGES[: STAGES.index(stage)])
+    process = start(stage, str(TINY), EVERY_STEP, folder=tmp_path)
+    last = run / stage / "checkpoints" / f"step-{STEPS[stage]:06d}"
+    assert wait_for(last.is_dir, process)
+    kill_tree(process)
+    written = last.stat().st_mtime_ns
+    if (run / stage / "manifest.json").exists():
+        return  # it was faster than the kill
+    done = rlhf(stage, str(TINY), EVERY_STEP, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{last.relative_to(tmp_path)}" in done.stdout
+    assert not last.exists() or last.stat().st_mtime_ns == written
+    assert_same(run / stage, tiny_run / stage)
 
 
 def goes_on_bit_for_bit(stage: str, reference: Path, folder: Path, *overrides: str) -> Path:
@@ -113,6 +113,7 @@ def test_an_adaptive_controller_and_the_best_policy_go_on(
     assert manifest(whole)["results"]["best_step"] in (1, 2)  # so that it comes from a checkpoint
 
 
+@RARELY  # tests/test_stages.py trains adapters, tests/test_strategies.py stops them under PPO
 def test_adapters_go_on(tiny_run: Path, tmp_path: Path) -> None:
     goes_on_bit_for_bit("sft", tiny_run, tmp_path, "model.lora.rank=4")
 

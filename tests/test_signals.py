@@ -49,7 +49,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.soak)])
 def test_a_signal_ends_behind_a_checkpoint_with_a_code_of_its_own(
     number: signal.Signals, tiny_run: Path, tmp_path: Path
 ) -> None:

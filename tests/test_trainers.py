@@ -30,6 +30,7 @@ def reward_of_two(tiny_run_of_two: Path, tmp_path_factory: pytest.TempPathFactor
     return run / "reward"
 
 
+@pytest.mark.soak
 def test_sft_under_zero2_stopped_behind_the_last_step_and_handed_on(tiny_run_of_two: Path, tmp_path: Path) -> None:
     run = own_copy(tiny_run_of_two, tmp_path, [])
     last = str(manifest(tiny_run_of_two / "sft")["results"]["steps"])
@@ -59,6 +60,7 @@ def test_reward_under_zero2_is_that_under_ddp(tiny_run_of_two: Path, reward_of_t
     close_to(stage("reward", run, "zero2", CUT), reward_of_two)
 
 
+@pytest.mark.soak
 def test_reward_under_zero3_is_that_under_ddp_and_goes_on_under_nothing_else(
     tiny_run_of_two: Path, reward_of_two: Path, tmp_path: Path
 ) -> None:

@@ -79,9 +79,9 @@ DEEPSPEED = {
     for stage in (1, 2, 3)
     for name in CASES
 }
-# `make test` plays these of DeepSpeed's, `make soak ARGS="-k two_processes"` the rest.
-OFTEN = {f"{name}, zero3" for name in (*RAGGED, "trunk", "rloo with adapters")}
-OFTEN |= {"ragged, zero1", "ragged, zero2", "gae with adapters, zero2"}
+# `make test` plays these of FSDP2's and DeepSpeed's, `make soak ARGS="-k two_processes"` the rest.
+OFTEN = {f"{name}, {how}" for how in ("fsdp", "zero3") for name in (*RAGGED, "trunk", "rloo with adapters")}
+OFTEN |= {"gae with adapters, fsdp", "ragged, zero2", "ragged, fsdp with replicas", "trunk, fsdp with offloading"}
 CASES |= {f"{name}, fsdp": replace(case, parallelism=SHARDED) for name, case in CASES.items()}
 CASES["ragged, fsdp with replicas"] = replace(
     CASES["ragged"], parallelism=SHARDED, changes={"generation": {**SAMPLING, "weights": "replica"}}
@@ -99,7 +99,7 @@ for number in (2, 3):
     CASES[f"gae, zero{number} with offloading"] = replace(
         CASES["gae"], parallelism=ParallelismConfig(strategy=f"zero{number}", cpu_offload=True)
     )
-RARELY = [case for case in CASES if "zero" in case and case not in OFTEN]
+RARELY = [case for case in CASES if ("zero" in case or "fsdp" in case) and case not in OFTEN]
 
 
 @dataclass(frozen=True)
