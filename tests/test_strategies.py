@@ -1,6 +1,6 @@
 """PPO under each way to share models out over real processes: the figures of replicated training, resume, one model.
 
-The whole matrix, on two and on four processes, is tests/soak/test_strategies.py; `make soak` does what is marked here too.
+The whole matrix, on two and on four processes, is tests/soak/test_strategies.py; what is marked here is part of it.
 """
 
 from __future__ import annotations
