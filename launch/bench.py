@@ -1,4 +1,4 @@
-"""Measures updates of PPO side by side: processes that take turns on the same work, so that a ratio is of one hour."""
+"""Measures work side by side: processes that take turns on the same load, so that a ratio is of one hour."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +82,23 @@ class Side:
         """Medians over the updates behind the first ones, which warm up."""
         kept = self.updates[skipped:]
         names = {name for update in kept for name in update["phases"]}
+        others = kept[0].keys() - {"seconds", "phases", "peak_memory_bytes"}
         return {
             "seconds_per_update": median(update["seconds"] for update in kept),
             "phases": {name: median(update["phases"].get(name, 0.0) for update in kept) for name in sorted(names)},
             "peak_memory_bytes": max(update["peak_memory_bytes"] for update in kept),
-            "response_tokens": median(update["response_tokens"] for update in kept),
+            **{name: median(update[name] for update in kept) for name in sorted(others)},
         }
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One side."""
+
+    name: str
+    module: str
+    arguments: Sequence[str] = ()  # behind load, dtype and device
+    path: Path | None = None  # of packages that come before all others
 
 
 @dataclass(frozen=True)
@@ -98,25 +109,24 @@ class Bench:
     dtype: str
     device: str
     updates: int  # that count
-    trl: Path | None  # where its PPOTrainer lies; None: ours alone
+    contestants: Sequence[Contestant]  # ours, and who is compared with it if anybody is
     skipped: int = 1
 
     def run(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
         """Measure. Raises ConfigError where a side cannot run, or where the two do not have the same weights."""
         environment = {**stage_environment(1), "OMP_NUM_THREADS": str(self.load["threads"])}
         root = str(Path(__file__).parents[1])
-        place = [self.dtype, self.device]
         ceilings = self._ceilings(environment)
-        load = json.dumps(self.load)
-        total = (self.updates + self.skipped) * (2 if self.trl else 1)
+        common = [json.dumps(self.load), self.dtype, self.device]
+        total = (self.updates + self.skipped) * len(self.contestants)
         with ExitStack() as stack:
-            sides = [stack.enter_context(Side("rlhf", "stages.bench.ours", [load, *place], environment))]
-            if self.trl is not None:
-                path = os.pathsep.join([str(self.trl), root])
-                theirs = {**environment, "PYTHONPATH": path}
-                sides.append(stack.enter_context(Side("trl", "stages.bench.trl_ppo", [load], theirs)))
-                if sides[0].facts["checksum"] != sides[1].facts["checksum"]:
-                    raise ConfigError("bench: the two sides start from other weights; reinstall torch and transformers")
+            sides = []
+            for each in self.contestants:
+                path = {} if each.path is None else {"PYTHONPATH": os.pathsep.join([str(each.path), root])}
+                side = Side(each.name, each.module, [*common, *each.arguments], {**environment, **path})
+                sides.append(stack.enter_context(side))
+            if len({side.facts["checksum"] for side in sides}) > 1:
+                raise ConfigError("bench: the two sides start from other weights; reinstall torch and transformers")
             for turn in range(self.updates + self.skipped):
                 for place_in_turn, side in enumerate(sides if turn % 2 else reversed(sides)):
                     side.update()
@@ -151,7 +161,7 @@ class Bench:
         }
         if len(sides) > 1:
             theirs = sides[1].figures(self.skipped)
-            result["trl"] = {**theirs, "version": sides[1].facts["trl"]}
+            result["against"] = {**theirs, "name": sides[1].name, "version": sides[1].facts["version"]}
             result["ratio"] = theirs["seconds_per_update"] / seconds
             result["memory_ratio"] = ours["peak_memory_bytes"] / theirs["peak_memory_bytes"]
         return result

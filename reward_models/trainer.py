@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from reward_models.packed import row_of, scores_of_row, take_packed
 from rlhf.batching import pad
 from rlhf.losses import bradley_terry_loss
 
@@ -24,36 +25,45 @@ class PreferenceCollator:
     """Batches pairs: the first half of the rows are the chosen sequences, the second the rejected ones."""
 
     pad_id: int
+    packed: bool = False  # the model takes packed sequences
 
-    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """input_ids, attention_mask [2 * pairs, length]; target, weight [pairs]."""
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """target, weight [pairs]; input_ids, attention_mask [2 * pairs, length], or what `packed.row_of` makes."""
         rows = [pair["chosen_ids"] for pair in pairs] + [pair["rejected_ids"] for pair in pairs]
-        tokens, mask = pad(rows, self.pad_id, "right")
         return {
-            "input_ids": tokens,
-            "attention_mask": mask.long(),
+            **(row_of(rows) if self.packed else self._padded(rows)),
             "target": torch.tensor([pair["target"] for pair in pairs], dtype=torch.float32),
             "weight": torch.tensor([pair["weight"] for pair in pairs], dtype=torch.float32),
         }
 
+    def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        tokens, mask = pad(rows, self.pad_id, "right")
+        return {"input_ids": tokens, "attention_mask": mask.long()}
+
 
 class BradleyTerryTrainer(RewardTrainer):
-    """Minimises `rlhf.losses.bradley_terry_loss` plus a pull of both scores towards zero."""
+    """Minimises `rlhf.losses.bradley_terry_loss` plus a pull of both scores towards zero.
 
-    def __init__(self, *, label_smoothing: float, center: float, **options: Any) -> None:
-        super().__init__(**options)
+    pad_id: of the padding, where the model takes no packed sequences.
+    """
+
+    def __init__(self, *, pad_id: int, label_smoothing: float, center: float, model: Any, **options: Any) -> None:
+        super().__init__(model=model, data_collator=PreferenceCollator(pad_id, take_packed(model)), **options)
         self.label_smoothing = label_smoothing
         self.center = center
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Mean over the pairs of a micro-batch."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        if "ends" in inputs:
+            outputs = scores_of_row(model, inputs)
+        else:
+            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
         losses = bradley_terry_loss(
             chosen,

@@ -115,6 +115,22 @@ def response_logprobs(
     return TokenLogprobs(logprobs, entropy, values)
 
 
+def row_logprobs(model: nn.Module, row: dict[str, Any], wrapped: nn.Module | None = None) -> Tensor:
+    """Log-probs [learned] that a causal model which packs gives some tokens of sequences in one row; differentiable.
+
+    row: input_ids, position_ids [1, tokens], lengths of the sequences, targets [learned] and the place before each,
+    states [learned]. wrapped: what is called in place of the model, such as DDP around it.
+    """
+    device = row["input_ids"].device
+    arguments = {"input_ids": row["input_ids"], "position_ids": row["position_ids"]}
+    arguments |= {"attention_mask": unmasked(device), "packing": pack(row["lengths"], device)}
+    forward = Forward(arguments, row["targets"][None], row["states"])
+    with _asked(model, forward, 1.0, False) as answers:
+        output = (wrapped or model)(**forward.arguments, use_cache=False, logits_to_keep=forward.states)
+    found: Tensor = output.logits[0]
+    return found[:, 0] if answers else gather_logprobs(found, row["targets"])
+
+
 def response_values(model: nn.Module, tokens: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
     """Values [batch, response] of the state before each response token: the head at the token before it.
 

@@ -19,7 +19,7 @@ from data.splits import Split, is_test
 from reward_models.judging import judge_held_out
 from reward_models.pairs import encode_comparison
 from reward_models.scoring import RewardModel
-from reward_models.trainer import BradleyTerryTrainer, PreferenceCollator, RewardConfig
+from reward_models.trainer import BradleyTerryTrainer, RewardConfig
 from rlhf.analysis.doubts import doubt_of_reward
 from rlhf.config import SourceConfig
 from rlhf.errors import DataError
@@ -71,11 +71,11 @@ def main(context: StageContext) -> None:
 
     def make_trainer(arguments: dict[str, Any], report: Report) -> RewardTrainer:
         return RewardTrainer(
+            pad_id=tokenization.pad_id,
             label_smoothing=config.label_smoothing,
             center=config.center,
             model=model,
             args=RewardConfig(**arguments),
-            data_collator=PreferenceCollator(tokenization.pad_id),
             train_dataset=training.dataset,
             eval_dataset=held_out_pairs.dataset,
             processing_class=tokenization.tokenizer,

@@ -12,7 +12,6 @@ from typing import Any
 
 from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from rlhf.analysis.doubts import doubt_of_sft
 from rlhf.errors import ConfigError
@@ -27,19 +26,15 @@ from stages.examples import demonstrations
 from stages.origins import first_model
 from stages.prompts import check_prompts_early
 from stages.rows import IDS, Keeping, Rows, keeping, lengths, write_rows
-from stages.trainer import Checkpointed, Report, train
+from stages.supervised import IGNORED, SupervisedTrainer
+from stages.trainer import Report, train
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
 FIGURES = {
     "loss": "loss/sft",
     "grad_norm": "sft/grad_norm",
     "learning_rate": "sft/learning_rate",
     "eval_loss": "eval/loss",
 }
-
-
-class SupervisedTrainer(Checkpointed, SFTTrainer):
-    """TRL's trainer with our checkpoints."""
 
 
 def main(context: StageContext) -> None:
@@ -74,7 +69,7 @@ def main(context: StageContext) -> None:
         if config.packing:
             arguments |= packed(arguments, training, max_length)
         return SupervisedTrainer(
-            model=policy,  # type: ignore[arg-type]
+            model=policy,
             args=SFTConfig(**arguments, packing=config.packing, eval_packing=False),
             train_dataset=training,
             eval_dataset=held_out,

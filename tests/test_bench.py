@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import rlhf
 
-from stages.bench.load import PROMPT_TOKENS, Load, flops
+from stages.bench.load import PROMPT_TOKENS, Examples, Load, flops
 
 SMALL = ("bench", "ppo", "--size", "2M", "--batch", "8", "--micro", "4", "--response-length", "12", "--eos-bias", "0.2")
 SMALL = (*SMALL, "--threads", "1", "--updates", "2", "--json")
@@ -54,10 +54,14 @@ def test_a_step_of_ours(tmp_path: Path) -> None:
         (("--against", "verl"), "--against=verl: not known; use one of trl"),
         (("--against", "trl", "--micro", "3"), "--batch=16 with --micro=3: TRL wants whole micro-batches"),
         (("--against", "trl", "--device", "cuda"), "the baseline runs on the CPU"),
+        (("generate", "--against", "trl"), "--against=trl: not known; use one of transformers"),
+        (("sft", "--batch", "9"), "--batch=9 with --micro=8: a step is of whole micro-batches; use a divisor"),
+        (("reward", "--shortest", "300"), "--longest=256 with --shortest=300: no length lies between them"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: tuple[str, ...], problem: str, tmp_path: Path) -> None:
-    done = rlhf("bench", "ppo", *options, folder=tmp_path)
+    kind = ["ppo"] if options[0].startswith("-") else []
+    done = rlhf("bench", *kind, *options, folder=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and problem in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -71,8 +75,36 @@ def test_against_trl_on_the_same_work(tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (tmp_path / "cache" / "rlhf" / "trl-1.12.0" / "trl" / "experimental" / "ppo").is_dir()
-    theirs = found["trl"]
+    theirs = found["against"]
     assert theirs["version"] == "1.12.0" and set(theirs["phases"]) == set(found["phases"])
     assert theirs["response_tokens"] == found["response_tokens"]
     assert found["ratio"] == pytest.approx(theirs["seconds_per_update"] / found["seconds_per_update"])
     assert found["ratio"] > 1
+
+
+ONCE = ("--size", "2M", "--batch", "8", "--threads", "1", "--updates", "2", "--json")
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("kind", ["reward", pytest.param("sft", marks=pytest.mark.soak)])
+def test_trainers_have_the_loss_of_trls(kind: str, tmp_path: Path) -> None:
+    done = rlhf("bench", kind, *ONCE, "--against", "trl", folder=tmp_path, seconds=400)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["loss"] == pytest.approx(found["against"]["loss"], abs=1e-4) and found["loss"] > 0
+    assert set(found["phases"]) == {"training"} and 0 < found["mfu"] < 1
+    lengths = [len(tokens) for tokens in Examples(size="2M").sequences(16 if kind == "reward" else 8)]
+    assert found["tokens_per_second"] == pytest.approx(sum(lengths) / found["seconds_per_update"])
+    assert min(lengths) >= 8 and 200 < max(lengths) <= 256
+    assert found["ratio"] == pytest.approx(found["against"]["seconds_per_update"] / found["seconds_per_update"])
+
+
+@pytest.mark.soak
+def test_generation_samples_as_many_tokens_as_transformers(tmp_path: Path) -> None:
+    options = ("--response-length", "20", "--eos-bias", "0.2", "--against", "transformers")
+    done = rlhf("bench", "generate", *ONCE, *options, folder=tmp_path, seconds=400)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    wanted = sum(Load(size="2M", batch=8, response_length=20, eos_bias=0.2).lengths())
+    assert found["response_tokens"] == found["against"]["response_tokens"] == wanted
+    assert set(found["phases"]) == {"generation"} and 0 < found["mfu"] < 1

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from launch.bench import Bench
+from launch.bench import Bench, Contestant
+from launch.commands.benched import known, measured
 from launch.trl_wheel import trl_with_ppo
 from rlhf.errors import ConfigError
 from stages.bench.sizes import SIZES
@@ -20,6 +15,18 @@ from stages.bench.sizes import SIZES
 app = typer.Typer(
     name="bench", help="Measure speed, and how near it is to what the machine can do.", no_args_is_help=True
 )
+Size = Annotated[str, typer.Option("--size", help=f"Of random models: {', '.join(SIZES)}.")]
+Micro = Annotated[int, typer.Option("--micro", min=1, help="Rows of the longest kind in a micro-batch.")]
+ResponseLength = Annotated[int, typer.Option("--response-length", min=1, help="Tokens at most.")]
+EosBias = Annotated[
+    float, typer.Option("--eos-bias", min=0, max=0.99, help="Chance that a response ends behind a token; 0: never.")
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Of the CPU.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of weights, tokens and lengths.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16, of computation.")]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+Updates = Annotated[int, typer.Option("--updates", min=1, help="That count, behind one that warms up.")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @app.callback()
@@ -29,24 +36,22 @@ def bench() -> None:
 
 @app.command()
 def ppo(
-    size: Annotated[str, typer.Option("--size", help=f"Of random models: {', '.join(SIZES)}.")] = "15M",
+    size: Size = "15M",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Responses an update.")] = 16,
-    micro: Annotated[int, typer.Option("--micro", min=1, help="Rows of the longest kind in a micro-batch.")] = 8,
-    response_length: Annotated[int, typer.Option("--response-length", min=1, help="Tokens at most.")] = 32,
-    eos_bias: Annotated[
-        float, typer.Option("--eos-bias", min=0, max=0.99, help="Chance that a response ends behind a token; 0: never.")
-    ] = 0.0,
+    micro: Micro = 8,
+    response_length: ResponseLength = 32,
+    eos_bias: EosBias = 0.0,
     ppo_epochs: Annotated[int, typer.Option("--ppo-epochs", min=1, help="Passes over an update's responses.")] = 2,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Of the CPU.")] = 2,
-    seed: Annotated[int, typer.Option("--seed", help="Of weights, prompts and lengths.")] = 0,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16, of computation.")] = "float32",
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    updates: Annotated[int, typer.Option("--updates", min=1, help="That count, behind one that warms up.")] = 5,
+    threads: Threads = 2,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    updates: Updates = 5,
     against: Annotated[
         str | None,
         typer.Option("--against", help="trl: its last PPOTrainer (1.12.0, float32), turn by turn with ours."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Time updates of PPO by phase: sampling, scoring by reference, value and reward model, training.
 
@@ -62,7 +67,9 @@ def ppo(
 
         rlhf bench ppo --size qwen2.5-0.5b --batch 64 --device cuda --dtype bfloat16 --json
     """
-    check(size, dtype, device, against)
+    known(size, dtype, device, against, "trl")
+    if against and device != "cpu":
+        raise ConfigError(f"--against={against} with --device={device}: the baseline runs on the CPU; use --device cpu")
     if against and batch % micro:
         raise ConfigError(f"--batch={batch} with --micro={micro}: TRL wants whole micro-batches; use a divisor")
     load = {
@@ -75,53 +82,124 @@ def ppo(
         "threads": threads,
         "seed": seed,
     }
-    measured = Bench(load, dtype, device, updates, trl_with_ppo() if against else None)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("updates", total=None)
-        result = measured.run(lambda done, total: bars.update(task, completed=done, total=total))
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-    else:
-        show(result, Console())
+    sides = [Contestant("rlhf", "stages.bench.ours")]
+    if against:
+        sides.append(Contestant("trl", "stages.bench.trl_ppo", path=trl_with_ppo()))
+    measured(Bench(load, dtype, device, updates, sides), as_json)
 
 
-def check(size: str, dtype: str, device: str, against: str | None) -> None:
-    """Raises ConfigError for what cannot be measured."""
-    for option, value, known in (
-        ("--size", size, list(SIZES)),
-        ("--dtype", dtype, ["float32", "bfloat16"]),
-        ("--device", device, ["cpu", "cuda"]),
-        ("--against", against or "trl", ["trl"]),
-    ):
-        if value not in known:
-            raise ConfigError(f"{option}={value}: not known; use one of {', '.join(known)}")
-    if against and device != "cpu":
-        raise ConfigError(f"--against={against} with --device={device}: the baseline runs on the CPU; use --device cpu")
+@app.command()
+def generate(
+    size: Size = "15M",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Prompts.")] = 64,
+    response_length: ResponseLength = 128,
+    eos_bias: EosBias = 0.04,
+    threads: Threads = 2,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    updates: Updates = 5,
+    against: Annotated[
+        str | None, typer.Option("--against", help="transformers: its `generate`, turn by turn with ours.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time the sampling of responses, of one length or of lengths that chance ends.
+
+    Examples:
+
+        rlhf bench generate --against transformers
+
+        rlhf bench generate --size qwen2.5-0.5b --batch 256 --device cuda --dtype bfloat16
+    """
+    known(size, dtype, device, against, "transformers")
+    load = {"size": size, "batch": batch, "response_length": response_length, "eos_bias": eos_bias}
+    sides = [Contestant(name, "stages.bench.generating", (name,)) for name in ("rlhf", against) if name]
+    measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)
 
 
-def show(result: Mapping[str, Any], console: Console) -> None:
-    """A table of phases, and a line of the whole."""
-    theirs = result.get("trl")
-    table = Table("phase", "seconds", "MFU", *(("trl", "ratio") if theirs else ()), box=SIMPLE_HEAD, padding=(0, 1))
-    for name in ("generation", "scoring", "training"):
-        seconds = result["phases"][name]
-        row = [name, f"{seconds:.2f}", f"{result['mfu_phases'][name]:.0%}"]
-        table.add_row(*row, *_against(seconds, theirs["phases"][name] if theirs else None))
-    seconds = result["seconds_per_update"]
-    row = ["update", f"{seconds:.2f}", f"{result['mfu']:.0%}"]
-    table.add_row(*row, *_against(seconds, theirs["seconds_per_update"] if theirs else None))
-    console.print(table)
-    memory = f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
-    if theirs:
-        memory += f", {result['memory_ratio']:.2f} of trl's {theirs['peak_memory_bytes'] / 2**20:,.0f}"
-    console.print(
-        f"{result['tokens_per_second']:,.0f} useful tokens/s; {memory}; the machine: {result['ceiling_gflops']:.0f} "
-        f"GFLOP/s, copies {result['copy_gigabytes']:.1f} GB/s; medians of {result['updates']} updates",
-        highlight=False,
-        soft_wrap=True,
-    )
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Demonstrations, or pairs, an optimizer step.")]
+MicroBatch = Annotated[int, typer.Option("--micro", min=1, help="Of them in a forward.")]
+Shortest = Annotated[int, typer.Option("--shortest", min=2, help="Tokens of a sequence; each number is as likely.")]
+Longest = Annotated[int, typer.Option("--longest", min=2, help="Tokens of a sequence at most.")]
+AgainstTrl = Annotated[str | None, typer.Option("--against", help="trl: its own trainer, turn by turn with ours.")]
 
 
-def _against(seconds: float, theirs: float | None) -> list[str]:
-    return [] if theirs is None else [f"{theirs:.2f}", f"{theirs / seconds:.2f}x"]
+@app.command()
+def sft(
+    size: Size = "15M",
+    batch: Batch = 32,
+    micro: MicroBatch = 8,
+    shortest: Shortest = 8,
+    longest: Longest = 256,
+    threads: Threads = 2,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    updates: Updates = 5,
+    against: AgainstTrl = None,
+    as_json: Json = False,
+) -> None:
+    """Time optimizer steps of supervised fine-tuning; the second half of each sequence is learned.
+
+    TRL's trainer has its defaults, without activation checkpointing, as ours; both losses are in the result.
+
+    Examples:
+
+        rlhf bench sft --against trl
+
+        rlhf bench sft --size qwen2.5-0.5b --longest 2048 --device cuda --dtype bfloat16
+    """
+    of_trainer("sft", size, batch, micro, shortest, longest, threads, seed, dtype, device, updates, against, as_json)
+
+
+@app.command()
+def reward(
+    size: Size = "15M",
+    batch: Batch = 32,
+    micro: MicroBatch = 8,
+    shortest: Shortest = 8,
+    longest: Longest = 256,
+    threads: Threads = 2,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    updates: Updates = 5,
+    against: AgainstTrl = None,
+    as_json: Json = False,
+) -> None:
+    """Time optimizer steps of a reward model on pairs; each sequence has a length of its own.
+
+    TRL's trainer has its defaults, without activation checkpointing, as ours; both losses are in the result.
+
+    Examples:
+
+        rlhf bench reward --against trl
+    """
+    of_trainer("reward", size, batch, micro, shortest, longest, threads, seed, dtype, device, updates, against, as_json)
+
+
+def of_trainer(
+    stage: str,
+    size: str,
+    batch: int,
+    micro: int,
+    shortest: int,
+    longest: int,
+    threads: int,
+    seed: int,
+    dtype: str,
+    device: str,
+    updates: int,
+    against: str | None,
+    as_json: bool,
+) -> None:
+    """Measure one of the two supervised trainers."""
+    known(size, dtype, device, against, "trl")
+    if batch % micro:
+        raise ConfigError(f"--batch={batch} with --micro={micro}: a step is of whole micro-batches; use a divisor")
+    if longest < shortest:
+        raise ConfigError(f"--longest={longest} with --shortest={shortest}: no length lies between them")
+    load = {"size": size, "batch": batch, "micro": micro, "shortest": shortest, "longest": longest}
+    sides = [Contestant(name, "stages.bench.trainers", (stage, name)) for name in ("rlhf", against) if name]
+    measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)

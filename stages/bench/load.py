@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from stages.bench.sizes import SIZES
 
 PAD, BOS, STOP = 0, 1, 2
+NEVER = -1  # no token's id
 PROMPT_TOKENS = (16, 32)  # the shortest and the longest prompt
 CONTEXT = 1024
 
@@ -53,6 +54,27 @@ class Load:
         return sum(map(len, self.prompts())) + sum(self.lengths())
 
 
+@dataclass(frozen=True)
+class Examples:
+    """One optimizer step's work of a supervised trainer."""
+
+    size: str = "15M"
+    batch: int = 32  # demonstrations, or pairs, a step
+    micro: int = 8  # of a forward
+    shortest: int = 8  # tokens of a sequence
+    longest: int = 256
+    threads: int = 2
+    seed: int = 0
+
+    def sequences(self, count: int) -> list[list[int]]:
+        """Random tokens, as many in each as chance will have it, every number as likely."""
+        chance, vocabulary = random.Random(self.seed), SIZES[self.size][-1]
+        return [
+            [chance.randrange(STOP + 1, vocabulary) for _ in range(chance.randint(self.shortest, self.longest))]
+            for _ in range(count)
+        ]
+
+
 class Models(NamedTuple):
     """Four models of one shape: policy and reference the same weights, reward and value others."""
 
@@ -62,7 +84,7 @@ class Models(NamedTuple):
     value: Any
 
 
-def models(load: Load) -> Models:
+def models(load: Load | Examples) -> Models:
     """The models that all sides start from; value is a sequence classifier, as TRL's trainer takes it."""
     hidden, mlp, layers, heads, groups, vocabulary = SIZES[load.size]
     shape = LlamaConfig(
@@ -103,9 +125,18 @@ def flops(load: Load) -> dict[str, float]:
     epoch. The head counts where a response token is chosen, of policy and reference. Padding counts nothing, nor does
     attention, nor what is computed twice.
     """
-    hidden, mlp, layers, heads, groups, vocabulary = SIZES[load.size]
-    block = 2 * hidden * hidden + 2 * hidden * (hidden // heads) * groups + 3 * hidden * mlp
-    body = 2.0 * layers * block * load.tokens()
-    head = 2.0 * vocabulary * hidden * sum(load.lengths())
+    body = of_body(load.size) * load.tokens()
+    head = of_head(load.size) * sum(load.lengths())
     training = 3 * load.ppo_epochs * (2 * body + head)
     return {"generation": body + head, "scoring": 3 * body + head, "training": training}
+
+
+def of_body(size: str) -> float:
+    """Operations a token read by all layers."""
+    hidden, mlp, layers, heads, groups, _ = SIZES[size]
+    return 2.0 * layers * (2 * hidden * hidden + 2 * hidden * (hidden // heads) * groups + 3 * hidden * mlp)
+
+
+def of_head(size: str) -> float:
+    """Operations a token chosen from the vocabulary."""
+    return 2.0 * SIZES[size][-1] * SIZES[size][0]

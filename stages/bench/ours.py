@@ -24,10 +24,8 @@ from rlhf.packing import accept
 from rlhf.ppo.experience import Actors, collect
 from rlhf.ppo.targets import find_targets
 from rlhf.ppo.update import update
-from stages.bench.load import PAD, PROMPT_TOKENS, STOP, Load, checksum, flops, fresh, models
+from stages.bench.load import NEVER, PAD, PROMPT_TOKENS, STOP, Load, checksum, flops, fresh, models
 from stages.bench.turns import Turns
-
-NEVER = -1  # no token's id
 
 
 class Tokens:

@@ -20,49 +20,16 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import torch
 import trl
 from datasets import Dataset
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast, TrainerCallback
+from transformers import LogitsProcessorList, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer  # type: ignore[import-not-found]
 
-from stages.bench.load import BOS, PAD, STOP, Load, Models, checksum, models
+from stages.bench.endings import Endings
+from stages.bench.load import PAD, Load, Models, checksum, models
 from stages.bench.sizes import SIZES
 from stages.bench.turns import Turns
+from stages.bench.words import tokenizer
 
 UPDATES = 10_000  # more than anybody waits for: the other side says when it is enough
-
-
-class Endings(LogitsProcessor):
-    """Has each response end at its length: known by its prompt, which stands in the row behind padding."""
-
-    def __init__(self, load: Load) -> None:
-        pairs = zip(load.prompts(), load.lengths(), strict=True)
-        self.length_of = {tuple(prompt): length for prompt, length in pairs}
-        self.lengths: list[int] = []
-        self.begun = 0
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Called before each token."""
-        if not self.lengths:
-            rows = ([token for token in row if token != PAD] for row in input_ids.tolist())
-            self.lengths = [self.length_of[tuple(row)] for row in rows]
-            self.begun = input_ids.shape[1]
-        sampled = input_ids.shape[1] - self.begun
-        scores = scores.clone()
-        scores[:, STOP] = -torch.inf
-        ending = [row for row, length in enumerate(self.lengths) if length <= sampled + 1]
-        scores[ending, STOP] = 1e4
-        return scores
-
-
-def tokenizer(vocabulary: int) -> Any:
-    """Words for ids, for the trainer wants a tokenizer."""
-    words = {"<pad>": PAD, "<bos>": BOS, "<eos>": STOP, **{f"t{i}": i for i in range(STOP + 1, vocabulary)}}
-    found = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    found.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
-    made: Any = PreTrainedTokenizerFast
-    return made(tokenizer_object=found, padding_side="left", **names)
 
 
 def main(load: Load) -> None:
@@ -94,7 +61,7 @@ def main(load: Load) -> None:
         """Takes turns between updates."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            turns.ready(checksum=checksum(made.policy), trl=trl.__version__)
+            turns.ready(checksum=checksum(made.policy), version=trl.__version__)
             self.started = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:

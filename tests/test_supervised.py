@@ -1,0 +1,102 @@
+"""SFT without padding has TRL's loss and gradients; each sequence in a row is as if it were alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from test_packing import VOCABULARY, gradients, two
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl.trainer.sft_config import SFTConfig
+
+from rlhf.logprobs import row_logprobs
+from rlhf.packing import ARCHITECTURES
+from stages.supervised import IGNORED, SupervisedTrainer, one_row
+
+CHANCE = torch.Generator().manual_seed(0)
+PROMPTS, LENGTHS = [0, 2, 5, 1, 9, 3, 4], [8, 3, 11, 2, 30, 3, 9]  # tokens before what is learned, and of all
+
+
+def examples() -> list[dict[str, list[int]]]:
+    found = []
+    for prompt, length in zip(PROMPTS, LENGTHS, strict=True):
+        tokens = torch.randint(3, VOCABULARY, (length,), generator=CHANCE).tolist()
+        found.append({"input_ids": tokens, "labels": [IGNORED] * prompt + tokens[prompt:]})
+    return found
+
+
+EXAMPLES = examples()
+
+
+def alone(model: Any, example: dict[str, list[int]]) -> Tensor:
+    """Log-probs of what a sequence teaches; nothing stands before its first token."""
+    logits = model(input_ids=torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
+    learned = [i for i, label in enumerate(example["labels"]) if i and label != IGNORED]
+    found: Tensor = logits[[i - 1 for i in learned], [example["labels"][i] for i in learned]]
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_sequence_in_a_row_is_as_if_alone(architecture: str) -> None:
+    plain, packing = two(architecture, AutoModelForCausalLM)
+    by_length = sorted(EXAMPLES, key=lambda example: len(example["input_ids"]))
+    found = torch.cat([alone(plain, example) for example in by_length]), row_logprobs(packing, one_row(EXAMPLES))
+    for logprobs in found:
+        (logprobs @ torch.linspace(-1, 1, len(logprobs))).backward()
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
+    for padded, packed in zip(gradients(plain), gradients(packing), strict=True):
+        torch.testing.assert_close(packed, padded, atol=5e-6 * float(padded.abs().max().clamp(min=1e-3)), rtol=0)
+
+
+def test_a_row_splits_what_trl_packed() -> None:
+    merged = {key: sum((example[key] for example in EXAMPLES), []) for key in ("input_ids", "labels")}
+    together, apart = one_row([{**merged, "seq_lengths": LENGTHS}]), one_row(EXAMPLES)
+    assert together.keys() == apart.keys() and together["lengths"] == apart["lengths"] == sorted(LENGTHS)
+    assert all(torch.equal(together[key], apart[key]) for key in apart if key != "lengths")
+    assert int((apart["labels"] != IGNORED).sum()) == len(apart["targets"]) == sum(LENGTHS) - sum(PROMPTS) - 1
+
+
+def trainer(model: Any, packing: bool, folder: Path) -> SupervisedTrainer:
+    words = {f"t{i}": i for i in range(VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t0")), pad_token="t0", eos_token="t2"
+    )
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to=[],
+        per_device_train_batch_size=4,
+        packing=packing,
+        max_length=33 if packing else None,
+        bf16=False,
+        average_tokens_across_devices=True,
+        gradient_checkpointing=False,
+    )
+    dataset = Dataset.from_list(EXAMPLES)
+    return SupervisedTrainer(
+        model=model, args=arguments, train_dataset=dataset, eval_dataset=dataset, processing_class=tokenizer
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of TRL and transformers
+@pytest.mark.parametrize("items", [None, 100])
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_loss_is_trls(packing: bool, items: int | None, tmp_path: Path) -> None:
+    losses = []
+    both = two("llama", AutoModelForCausalLM)
+    for model in both:
+        made = trainer(model, packing, tmp_path)
+        batch = next(iter(made.get_train_dataloader()))
+        assert made.packs == (model is both[1]) == ("lengths" in batch)
+        count = None if items is None else torch.tensor(items)
+        loss = made.compute_loss(model, batch, num_items_in_batch=count)
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=0)
+    for theirs, ours in zip(*map(gradients, both), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max().clamp(min=1e-3)), rtol=0)
