@@ -114,13 +114,17 @@ class Bench:
 
     def run(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
         """Measure. Raises ConfigError where a side cannot run, or where the two do not have the same weights."""
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # TRL wants no more in one process
         environment = {**stage_environment(1), "OMP_NUM_THREADS": str(self.load["threads"])}
+        environment["CUDA_VISIBLE_DEVICES"] = first
         root = str(Path(__file__).parents[1])
         ceilings = self._ceilings(environment)
         common = [json.dumps(self.load), self.dtype, self.device]
         total = (self.updates + self.skipped) * len(self.contestants)
         with ExitStack() as stack:
             sides = []
+            # Where trainers want a directory; a side is killed at the end, and would leave it behind.
+            environment["TMPDIR"] = stack.enter_context(tempfile.TemporaryDirectory())
             for each in self.contestants:
                 path = {} if each.path is None else {"PYTHONPATH": os.pathsep.join([str(each.path), root])}
                 side = Side(each.name, each.module, [*common, *each.arguments], {**environment, **path})

@@ -126,7 +126,9 @@ def row_logprobs(model: nn.Module, row: dict[str, Any], wrapped: nn.Module | Non
     arguments |= {"attention_mask": unmasked(device), "packing": pack(row["lengths"], device)}
     forward = Forward(arguments, row["targets"][None], row["states"])
     with _asked(model, forward, 1.0, False) as answers:
-        output = (wrapped or model)(**forward.arguments, use_cache=False, logits_to_keep=forward.states)
+        output = (model if wrapped is None else wrapped)(
+            **forward.arguments, use_cache=False, logits_to_keep=forward.states
+        )
     found: Tensor = output.logits[0]
     return found[:, 0] if answers else gather_logprobs(found, row["targets"])
 

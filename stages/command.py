@@ -112,11 +112,11 @@ def quiet_libraries() -> None:
     import transformers
 
     # Else it imports DeepSpeed, which takes seconds, to see whether a model is wrapped in an engine of it.
-    setattr(accelerate.utils.other, "is_deepspeed_available", lambda: "deepspeed" in sys.modules)  # noqa: B010
+    setattr(accelerate.utils.other, "is_deepspeed_available", lambda: bool(sys.modules.get("deepspeed")))  # noqa: B010
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if "datasets" in sys.modules:  # it has read its environment
-        sys.modules["datasets"].disable_progress_bars()
+    if datasets := sys.modules.get("datasets"):  # it has read its environment
+        datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     logging.getLogger("trl").setLevel(logging.ERROR)
     logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)

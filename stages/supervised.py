@@ -16,6 +16,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from rlhf.logprobs import row_logprobs
 from rlhf.packing import packs
+from rlhf.token_head import TokenHead
 from stages.trainer import Checkpointed
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -52,7 +53,9 @@ class SupervisedTrainer(Checkpointed, SFTTrainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.packs = packs(self.model)
+        bare: Any = self.model
+        # Where adapters have wrapped the head as well, for tokens of their own, TRL computes all.
+        self.packs = packs(bare) and isinstance(bare.get_output_embeddings(), TokenHead)
         if self.packs:
             self.data_collator = one_row
 
@@ -70,6 +73,6 @@ class SupervisedTrainer(Checkpointed, SFTTrainer):
         logprobs = row_logprobs(bare, inputs, model)
         items = len(logprobs) if num_items_in_batch is None else num_items_in_batch
         loss = -logprobs.sum() / torch.as_tensor(items).clamp(min=1)
-        if num_items_in_batch is not None:
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # which counts all ranks' tokens, and DDP averages
         return (loss, {}) if return_outputs else loss

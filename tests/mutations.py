@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from mutations_of_formulas import OF_FORMULAS
 from mutations_of_steps import OF_STEPS
+from mutations_of_trainers import OF_TRAINERS
 
-MUTATIONS = OF_FORMULAS | OF_STEPS
+MUTATIONS = OF_FORMULAS | OF_STEPS | OF_TRAINERS

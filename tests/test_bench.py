@@ -56,7 +56,10 @@ def test_a_step_of_ours(tmp_path: Path) -> None:
         (("--against", "trl", "--device", "cuda"), "the baseline runs on the CPU"),
         (("generate", "--against", "trl"), "--against=trl: not known; use one of transformers"),
         (("sft", "--batch", "9"), "--batch=9 with --micro=8: a step is of whole micro-batches; use a divisor"),
-        (("reward", "--shortest", "300"), "--longest=256 with --shortest=300: no length lies between them"),
+        (
+            ("reward", "--shortest", "300"),
+            "--shortest=300 --longest=256: no lengths lie between them",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: tuple[str, ...], problem: str, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_another_strategy_goes_on_to_rounding(tiny_run: Path, tmp_path: Path) ->
 
 def test_deepspeed_refuses_another_number_of_processes_and_loses_nothing(tiny_run: Path, tmp_path: Path) -> None:
     own = stopped(tiny_run, tmp_path, shared("zero3"))
-    for other in (shared("zero3", 1), shared("zero2")):
+    for other in (shared("zero3", 1), shared("ddp", 1)):
         refused = rlhf("ppo", str(TINY), EVERY_STEP, other, folder=tmp_path)
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
         assert "use ppo.parallelism={strategy: zero3, processes: 2}, or --force" in refused.stderr

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from test_packing import VOCABULARY, gradients, two
 from tokenizers import Tokenizer, models
@@ -86,12 +87,14 @@ def trainer(model: Any, packing: bool, folder: Path) -> SupervisedTrainer:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of TRL and transformers
 @pytest.mark.parametrize("items", [None, 100])
 @pytest.mark.parametrize("packing", [False, True])
-def test_the_loss_is_trls(packing: bool, items: int | None, tmp_path: Path) -> None:
+def test_the_loss_is_trls(packing: bool, items: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of one of two ranks, whose gradients are averaged, where the trainer counts the tokens of both."""
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
     losses = []
     both = two("llama", AutoModelForCausalLM)
     for model in both:
         made = trainer(model, packing, tmp_path)
-        batch = next(iter(made.get_train_dataloader()))
+        batch = made.data_collator([made.train_dataset[i] for i in range(min(4, len(made.train_dataset)))])
         assert made.packs == (model is both[1]) == ("lengths" in batch)
         count = None if items is None else torch.tensor(items)
         loss = made.compute_loss(model, batch, num_items_in_batch=count)
@@ -100,3 +103,19 @@ def test_the_loss_is_trls(packing: bool, items: int | None, tmp_path: Path) -> N
     torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=0)
     for theirs, ours in zip(*map(gradients, both), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max().clamp(min=1e-3)), rtol=0)
+
+
+def test_nothing_to_learn_is_a_zero_with_a_gradient() -> None:
+    """Of other ranks' tokens there may be some, and they wait for this one's backward."""
+    packing = two("llama", AutoModelForCausalLM)[1]
+    logprobs = row_logprobs(packing, one_row([{"input_ids": [5, 6, 7], "labels": [IGNORED] * 3}]))
+    logprobs.sum().backward()
+    assert len(logprobs) == 0 and not any(parameter.grad is None for parameter in packing.parameters())
+
+
+def test_recomputed_in_the_backward_pass_it_is_the_same() -> None:
+    plain, recomputing = (two("llama", AutoModelForCausalLM)[1].train() for _ in range(2))
+    recomputing.gradient_checkpointing_enable()
+    for model in (plain, recomputing):
+        row_logprobs(model, one_row(EXAMPLES)).sum().backward()
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*map(gradients, (plain, recomputing)), strict=True))

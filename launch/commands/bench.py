@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +11,7 @@ from launch.bench import Bench, Contestant
 from launch.commands.benched import known, measured
 from launch.trl_wheel import trl_with_ppo
 from rlhf.errors import ConfigError
-from stages.bench.sizes import SIZES
+from stages.bench.sizes import CONTEXT, SIZES
 
 app = typer.Typer(
     name="bench", help="Measure speed, and how near it is to what the machine can do.", no_args_is_help=True
@@ -148,9 +149,12 @@ def sft(
 
         rlhf bench sft --against trl
 
-        rlhf bench sft --size qwen2.5-0.5b --longest 2048 --device cuda --dtype bfloat16
+        rlhf bench sft --size qwen2.5-0.5b --longest 1024 --device cuda --dtype bfloat16
     """
-    of_trainer("sft", size, batch, micro, shortest, longest, threads, seed, dtype, device, updates, against, as_json)
+    load = {"size": size, "batch": batch, "micro": micro, "shortest": shortest, "longest": longest}
+    known(size, dtype, device, against, "trl")
+    sides = of_trainer("sft", load, against)
+    measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)
 
 
 @app.command()
@@ -176,30 +180,20 @@ def reward(
 
         rlhf bench reward --against trl
     """
-    of_trainer("reward", size, batch, micro, shortest, longest, threads, seed, dtype, device, updates, against, as_json)
-
-
-def of_trainer(
-    stage: str,
-    size: str,
-    batch: int,
-    micro: int,
-    shortest: int,
-    longest: int,
-    threads: int,
-    seed: int,
-    dtype: str,
-    device: str,
-    updates: int,
-    against: str | None,
-    as_json: bool,
-) -> None:
-    """Measure one of the two supervised trainers."""
+    load = {"size": size, "batch": batch, "micro": micro, "shortest": shortest, "longest": longest}
     known(size, dtype, device, against, "trl")
+    sides = of_trainer("reward", load, against)
+    measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)
+
+
+def of_trainer(stage: str, load: Mapping[str, Any], against: str | None) -> list[Contestant]:
+    """Who is measured with one of the two supervised trainers. Raises ConfigError."""
+    batch, micro, shortest, longest = (load[name] for name in ("batch", "micro", "shortest", "longest"))
     if batch % micro:
         raise ConfigError(f"--batch={batch} with --micro={micro}: a step is of whole micro-batches; use a divisor")
-    if longest < shortest:
-        raise ConfigError(f"--longest={longest} with --shortest={shortest}: no length lies between them")
-    load = {"size": size, "batch": batch, "micro": micro, "shortest": shortest, "longest": longest}
-    sides = [Contestant(name, "stages.bench.trainers", (stage, name)) for name in ("rlhf", against) if name]
-    measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)
+    if not shortest <= longest <= CONTEXT:
+        raise ConfigError(
+            f"--shortest={shortest} --longest={longest}: no lengths lie between them that fit {CONTEXT} tokens; "
+            "use 8 and 256"
+        )
+    return [Contestant(name, "stages.bench.trainers", (stage, name)) for name in ("rlhf", against) if name]

@@ -16,18 +16,20 @@ class Endings(LogitsProcessor):
     def __init__(self, load: Load) -> None:
         pairs = zip(load.prompts(), load.lengths(), strict=True)
         self.length_of = {tuple(prompt): length for prompt, length in pairs}
-        self.lengths: list[int] = []
+        self.again()
+
+    def again(self) -> None:
+        """The next call is of a batch's first token."""
+        self.lengths = torch.empty(0)
         self.begun = 0
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Called before each token."""
-        if not self.lengths:
+        """Called before each token; changes scores [batch, vocabulary] in place."""
+        if not self.begun:
             rows = ([token for token in row if token != PAD] for row in input_ids.tolist())
-            self.lengths = [self.length_of[tuple(row)] for row in rows]
+            self.lengths = torch.tensor([self.length_of[tuple(row)] for row in rows], device=scores.device)
             self.begun = input_ids.shape[1]
         sampled = input_ids.shape[1] - self.begun
-        scores = scores.clone()
-        scores[:, [STOP, PAD]] = -torch.inf
-        ending = [row for row, length in enumerate(self.lengths) if length <= sampled + 1]
-        scores[ending, STOP] = 1e4
+        scores[:, PAD] = -torch.inf
+        scores[:, STOP] = torch.where(self.lengths <= sampled + 1, 1e4, -torch.inf)
         return scores

@@ -57,11 +57,13 @@ def ours(policy: Any, load: Load, bfloat16: bool, device: torch.device) -> Calla
 
 
 def theirs(policy: Any, load: Load, bfloat16: bool, device: torch.device) -> Callable[[int], int]:
-    """`generate` with the whole batch, as its users call it."""
+    """`generate` with the whole batch at once; what ends its responses writes two columns of the scores a token."""
     tokens, mask = (part.to(device) for part in pad(load.prompts(), PAD, "left"))
+    endings = Endings(load)
 
     def sample(number: int) -> int:
         torch.manual_seed(number)
+        endings.again()
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             output = policy.generate(
                 input_ids=tokens,
@@ -69,7 +71,7 @@ def theirs(policy: Any, load: Load, bfloat16: bool, device: torch.device) -> Cal
                 do_sample=True,
                 top_k=0,
                 max_new_tokens=load.response_length,
-                logits_processor=LogitsProcessorList([Endings(load)]),
+                logits_processor=LogitsProcessorList([endings]),
             )
         return int((output[:, tokens.shape[1] :] != PAD).sum())  # behind its stop token a row is padded
 

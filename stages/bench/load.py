@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
-from stages.bench.sizes import SIZES
+from stages.bench.sizes import CONTEXT, SIZES
 
 PAD, BOS, STOP = 0, 1, 2
 NEVER = -1  # no token's id
 PROMPT_TOKENS = (16, 32)  # the shortest and the longest prompt
-CONTEXT = 1024
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+CONTEXT = 1024  # tokens
 # Widths: hidden, MLP, layers, heads, heads of keys, vocabulary.
 SIZES = {
     "2M": (128, 384, 4, 4, 4, 4096),

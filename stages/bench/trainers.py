@@ -62,24 +62,23 @@ def main(load: Examples, bfloat16: bool, device: torch.device, stage: str, side:
     """Take turns until told to end."""
     torch.set_num_threads(load.threads)
     turns = Turns()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = {
-            "output_dir": folder,
-            "per_device_train_batch_size": load.micro,
-            "gradient_accumulation_steps": load.batch // load.micro,
-            "max_steps": STEPS,
-            "learning_rate": 1e-4,
-            "logging_steps": 1,
-            "report_to": [],
-            "save_strategy": "no",
-            "use_cpu": device.type == "cpu",
-            "bf16": bfloat16,
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
-            "seed": load.seed,
-            **({"remove_unused_columns": False} if side == "rlhf" else {}),
-        }
-        MAKERS[stage](load, side, arguments, turns, device).train()
+    arguments = {
+        "output_dir": tempfile.gettempdir(),  # the launcher's own
+        "per_device_train_batch_size": load.micro,
+        "gradient_accumulation_steps": load.batch // load.micro,
+        "max_steps": STEPS,
+        "learning_rate": 1e-4,
+        "logging_steps": 1,
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": device.type == "cpu",
+        "bf16": bfloat16,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": load.seed,
+        **({"remove_unused_columns": False} if side == "rlhf" else {}),
+    }
+    MAKERS[stage](load, side, arguments, turns, device).train()
 
 
 def supervised(load: Examples, side: str, arguments: dict[str, Any], turns: Turns, device: torch.device) -> Any:

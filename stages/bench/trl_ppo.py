@@ -73,8 +73,7 @@ def main(load: Load) -> None:
                 os._exit(0)
             self.started = time.perf_counter()
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer(load, made, Path(folder), Watch()).train()
+    trainer(load, made, Path(tempfile.gettempdir()), Watch()).train()
 
 
 def trainer(load: Load, made: Models, folder: Path, watch: Any) -> Any:

@@ -151,7 +151,7 @@ def recipe_of(variant: str, size: Size, folder: Path) -> Any:
         "name": variant,
         "model": {"path": str(start), "dtype": dtype, "lora": {"rank": 16, "alpha": 32.0} if kind == "lora" else None},
         "data": {"demonstrations": source, "comparisons": source, "prompts": [{"path": "toy"}]},
-        # Packing without kernels that know boundaries makes one long row of a batch.
+        # The same steps whether TRL is there or not.
         "sft": {**stage, "learning_rate": sft, "packing": False},
         "reward": {**stage, "learning_rate": reward, "center": 0.001},
         "ppo": {
