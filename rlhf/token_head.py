@@ -1,8 +1,8 @@
 """The language model head as training asks it: log-probs of chosen tokens and entropies, never all logits at once.
 
-Of a head's logits PPO needs two numbers a token, SFT one. They are computed chunk by chunk, and where there is more than
-one chunk the backward pass computes the logits again, so that memory does not grow with the vocabulary: as in Wijmans et
-al. 2024, "Cut your losses", with the entropy from the same pass.
+Of a head's logits PPO needs two numbers a token, SFT one. They are computed chunk by chunk, and where there is more
+than one chunk the backward pass computes the logits again, so that memory does not grow with the vocabulary: as in
+Wijmans et al. 2024, "Cut your losses", with the entropy from the same pass.
 """
 
 from __future__ import annotations
