@@ -118,6 +118,8 @@ def response_logprobs(
 def row_logprobs(model: nn.Module, row: dict[str, Any], wrapped: nn.Module | None = None) -> Tensor:
     """Log-probs [learned] that a causal model which packs gives some tokens of sequences in one row; differentiable.
 
+    Where adapters have wrapped the head as well, for new tokens of tied embeddings, all its logits stand at once.
+
     row: input_ids, position_ids [1, tokens], lengths of the sequences, targets [learned] and the place before each,
     states [learned]. wrapped: what is called in place of the model, such as DDP around it.
     """

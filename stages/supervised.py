@@ -16,7 +16,6 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from rlhf.logprobs import row_logprobs
 from rlhf.packing import packs
-from rlhf.token_head import TokenHead
 from stages.trainer import Checkpointed
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -53,9 +52,7 @@ class SupervisedTrainer(Checkpointed, SFTTrainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        bare: Any = self.model
-        # Where adapters have wrapped the head as well, for tokens of their own, TRL computes all.
-        self.packs = packs(bare) and isinstance(bare.get_output_embeddings(), TokenHead)
+        self.packs = packs(self.model)
         if self.packs:
             self.data_collator = one_row
 

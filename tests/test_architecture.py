@@ -101,7 +101,7 @@ def test_ppo_loads_what_it_needs_alone(tmp_path: Path) -> None:
         "from stages.command import quiet_libraries\n"
         "quiet_libraries()\n"
         "from transformers import LlamaConfig, LlamaForCausalLM\n"
-        "shape = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)\n"
+        "shape = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)\n"
         f"LlamaForCausalLM(shape).save_pretrained({str(tmp_path)!r})\n"
         "print([name for name in ('peft', 'bitsandbytes', 'datasets', 'deepspeed', 'trl') if name in sys.modules])"
     )

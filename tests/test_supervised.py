@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl.trainer.sft_config import SFTConfig
 
+from rlhf.adapters import add_lora
+from rlhf.config import LoraConfig
 from rlhf.logprobs import row_logprobs
 from rlhf.packing import ARCHITECTURES
 from stages.supervised import IGNORED, SupervisedTrainer, one_row
@@ -120,3 +122,21 @@ def test_recomputed_in_the_backward_pass_it_is_the_same() -> None:
     for model in (plain, recomputing):
         row_logprobs(model, one_row(EXAMPLES)).sum().backward()
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*map(gradients, (plain, recomputing)), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
+def test_adapters_that_train_new_tokens_of_tied_embeddings() -> None:
+    """peft wraps the head then, which TRL's own forward cannot take."""
+    plain, packing = (
+        add_lora(model, LoraConfig(rank=4), "policy", [5, 6]) for model in two("llama", AutoModelForCausalLM)
+    )
+    with torch.no_grad():
+        for mine, theirs in zip(packing.parameters(), plain.parameters(), strict=True):
+            mine.copy_(theirs.add_(0.01))
+    by_length = sorted(EXAMPLES, key=lambda example: len(example["input_ids"]))
+    wanted, found = torch.cat([alone(plain, each) for each in by_length]), row_logprobs(packing, one_row(EXAMPLES))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    for logprobs in (wanted, found):
+        logprobs.sum().backward()
+    for padded, packed in zip(gradients(plain), gradients(packing), strict=True):
+        torch.testing.assert_close(packed, padded, atol=1e-5 * float(padded.abs().max().clamp(min=1e-2)), rtol=0)
