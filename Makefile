@@ -28,7 +28,8 @@ check: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/mypy
 
 test-services: $(VENV)/.installed-dev ## tests against services
-	@$(PYTEST) -q -m "services and not soak" $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no tests are marked services yet"; }
+	$(PYTEST) -q -m "services and not soak and beside" -n $(WORKERS) --dist load $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -q -m "services and not soak and not beside" $(ARGS) || [ $$? -eq 5 ]
 
 soak: $(VENV)/.installed-dev ## long tests
 	@$(PYTEST) -q -m soak $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; echo "no tests are marked soak yet"; }

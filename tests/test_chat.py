@@ -160,6 +160,7 @@ def test_against_with_scores_and_without_a_terminal(tiny_run: Path) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.beside
 def test_the_same_seed_gives_the_same_answers(tiny_run: Path) -> None:
     folder = tiny_run.parents[1]
     (whole,) = chatted("--seed", "3", "--prompt", PROMPT, folder=folder)
@@ -254,6 +255,7 @@ class Terminal:
 
 
 @pytest.mark.services
+@pytest.mark.beside
 def test_somebody_at_a_terminal(tiny_run: Path) -> None:
     terminal = Terminal("chat", "tiny", "--against", "tiny/sft", folder=tiny_run.parents[1])
     terminal.until("/help says.*you> ")
@@ -275,6 +277,7 @@ def test_somebody_at_a_terminal(tiny_run: Path) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.beside
 def test_ctrl_c_stops_an_answer_and_then_the_conversation(tiny_run: Path) -> None:
     terminal = Terminal("chat", "tiny", "--no-scores", folder=tiny_run.parents[1])
     terminal.until("you> ")

@@ -281,6 +281,7 @@ def test_momentary_commands_run(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.beside
 @pytest.mark.timeout(1800)
 @BY_NAME
 def test_pages_can_be_followed(page: Path, tiny_run: Path, tmp_path: Path) -> None:

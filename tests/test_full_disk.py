@@ -54,7 +54,7 @@ def one_line_each(stderr: str) -> bool:
     return all(line.startswith(("error: ", "ppo: warning: ")) for line in stderr.splitlines())
 
 
-@pytest.mark.parametrize("asynchronous", ["false", "true"])
+@pytest.mark.parametrize("asynchronous", ["false", pytest.param("true", marks=pytest.mark.soak)])
 def test_a_full_disk_costs_no_more_than_the_newest_checkpoint(
     asynchronous: str, tiny_run: Path, small_disk: Path
 ) -> None:
@@ -79,6 +79,7 @@ def test_a_full_disk_costs_no_more_than_the_newest_checkpoint(
     assert_same(run / "ppo", tiny_run / "ppo")
 
 
+@pytest.mark.soak
 def test_two_processes_of_deepspeed_stay_in_step_on_a_full_disk(tiny_run: Path, small_disk: Path) -> None:
     """Each writes files of its own, between barriers that it owes the other whether it could write or not."""
     run, zero2 = own_copy(tiny_run, small_disk, ["sft", "reward"]), shared("zero2")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.beside]
 SCRIPT = ROOT / "tests" / "gpu" / "check.py"
 ABSENT = ("trl", "datasets", "wandb", "duckdb", "deepspeed", "mlflow", "tensorboard", "bitsandbytes")
 # `None` in sys.modules is what makes an import fail as if nothing were installed.

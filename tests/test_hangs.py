@@ -194,6 +194,7 @@ def test_a_slow_rank_that_says_so_is_left_alone(start: Start) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_slow_rank_that_says_nothing_is_warned_of_and_goes_on(start: Start) -> None:
     run = start("ddp", "watchdog={warn_seconds: 3, abort_seconds: 60}", what="slow 10")

@@ -108,6 +108,7 @@ def test_jobs_run_to_the_end_and_those_that_fail_are_named(tmp_path: Path) -> No
 
 
 @pytest.mark.services
+@pytest.mark.beside
 def test_the_study_runs_and_is_not_run_again(tmp_path: Path) -> None:
     options = ["--pairs", "100", "--coefficients", "0,0.1", "--seeds", "1", "--steps", "2", "--every", "1"]
     command = ["study", "overoptimization", str(TINY), *options, "--output", "study", "--at-once", "2"]
@@ -123,6 +124,7 @@ def test_the_study_runs_and_is_not_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.beside
 def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
     options = ["--pairs", "100", "--coefficients", "0", "--seeds", "1", "--steps", "30", "--every", "15"]
     command = ["study", "overoptimization", str(TINY), *options, "--output", "study"]

@@ -138,6 +138,7 @@ def test_the_comments_say_what_the_arithmetic_gives(shipped: Shipped) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.beside
 def test_it_runs_when_shrunk(shipped: Shipped, tmp_path: Path) -> None:
     folder = stand_in(shipped, tmp_path / "data")
     done = rlhf("run", shipped.name, "--data-dir", str(folder), *SHRUNK, folder=tmp_path)

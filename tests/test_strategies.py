@@ -59,6 +59,7 @@ def test_steps_that_end_early_or_do_not_train_the_policy(tiny_run: Path, tmp_pat
     compare(ppo(tiny_run, tmp_path / "zero2", shared("zero2"), *EARLY), alone, ZERO)
 
 
+@pytest.mark.soak
 def test_adapters_learn_the_same_where_all_is_shared_out(adapted_run: Path, tmp_path: Path) -> None:
     alone = ppo(adapted_run, tmp_path / "alone", LORA)
     compare(ppo(adapted_run, tmp_path / "zero3", LORA, shared("zero3")), alone, ZERO)
