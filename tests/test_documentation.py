@@ -106,6 +106,12 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf bench ppo --size 2M --batch 4 --response-length 8 --updates 1",
         "takes minutes",
     ),
+    "rlhf bench sft --against trl": ("rlhf bench sft --size 2M --batch 8 --updates 1", "takes minutes"),
+    "rlhf bench reward --against trl": ("rlhf bench reward --size 2M --batch 8 --updates 1", "takes minutes"),
+    "rlhf bench generate --against transformers": (
+        "rlhf bench generate --size 2M --batch 4 --updates 1",
+        "takes minutes",
+    ),
     "rlhf run demo": ("rlhf run demo --dry-run", "takes five minutes"),
     "sysctl -w net.ipv4.tcp_retries2=7": ("cat /proc/sys/net/ipv4/tcp_retries2", "is a setting of the machine"),
     "export GLOO_SOCKET_IFNAME=eth0 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1": ("true", "there may be no eth0"),
