@@ -87,7 +87,7 @@ def test_the_command_asks_at_a_terminal(folder: Path, model: str) -> None:
 
 
 @pytest.mark.services
-@pytest.mark.beside
+@pytest.mark.soak
 def test_what_was_written_trains(folder: Path, tiny_run: Path) -> None:
     """From one's own model and votes alone to the first steps of PPO, by the two commands that the docs name."""
     model = str(tiny_run / "sft" / "model")

@@ -124,7 +124,7 @@ def test_the_study_runs_and_is_not_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.services
-@pytest.mark.beside
+@pytest.mark.soak
 def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
     options = ["--pairs", "100", "--coefficients", "0", "--seeds", "1", "--steps", "30", "--every", "15"]
     command = ["study", "overoptimization", str(TINY), *options, "--output", "study"]

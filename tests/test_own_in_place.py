@@ -164,7 +164,7 @@ def test_a_response_that_fills_the_context_is_refused_before_anything_runs(own: 
 
 
 @pytest.mark.services
-@pytest.mark.beside
+@pytest.mark.soak
 def test_ppo_by_the_command_line(tiny_run: Path, own: Path) -> None:
     """A function in the user's own file, a server, and a reward model of another tokenizer."""
     other = rlhf("run", str(TINY), "name=other", "model.init.vocab_size=300", "--until", "reward", folder=own)
