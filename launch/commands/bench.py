@@ -126,64 +126,48 @@ Longest = Annotated[int, typer.Option("--longest", min=2, help="Tokens of a sequ
 AgainstTrl = Annotated[str | None, typer.Option("--against", help="trl: its own trainer, turn by turn with ours.")]
 
 
-@app.command()
-def sft(
-    size: Size = "15M",
-    batch: Batch = 32,
-    micro: MicroBatch = 8,
-    shortest: Shortest = 8,
-    longest: Longest = 256,
-    threads: Threads = 2,
-    seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    updates: Updates = 5,
-    against: AgainstTrl = None,
-    as_json: Json = False,
-) -> None:
-    """Time optimizer steps of supervised fine-tuning; the second half of each sequence is learned.
+TRAINERS = {
+    "sft": "supervised fine-tuning; the second half of each sequence is learned",
+    "reward": "a reward model on pairs; each sequence has a length of its own",
+}
+
+
+def add(stage: str, about: str) -> None:
+    """The command of one of the two supervised trainers."""
+    text = f"""Time optimizer steps of {about}.
 
     TRL's trainer has its defaults, without activation checkpointing, as ours; both losses are in the result.
 
     Examples:
 
-        rlhf bench sft --against trl
+        rlhf bench {stage} --against trl
 
-        rlhf bench sft --size qwen2.5-0.5b --longest 1024 --device cuda --dtype bfloat16
+        rlhf bench {stage} --size qwen2.5-0.5b --longest 1024 --device cuda --dtype bfloat16
     """
-    load = {"size": size, "batch": batch, "micro": micro, "shortest": shortest, "longest": longest}
-    known(size, dtype, device, against, "trl")
-    sides = of_trainer("sft", load, against)
-    measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)
+
+    @app.command(stage, help=text)
+    def command(
+        size: Size = "15M",
+        batch: Batch = 32,
+        micro: MicroBatch = 8,
+        shortest: Shortest = 8,
+        longest: Longest = 256,
+        threads: Threads = 2,
+        seed: Seed = 0,
+        dtype: Dtype = "float32",
+        device: Device = "cpu",
+        updates: Updates = 5,
+        against: AgainstTrl = None,
+        as_json: Json = False,
+    ) -> None:
+        load = {"size": size, "batch": batch, "micro": micro, "shortest": shortest, "longest": longest}
+        known(size, dtype, device, against, "trl")
+        sides = of_trainer(stage, load, against)
+        measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)
 
 
-@app.command()
-def reward(
-    size: Size = "15M",
-    batch: Batch = 32,
-    micro: MicroBatch = 8,
-    shortest: Shortest = 8,
-    longest: Longest = 256,
-    threads: Threads = 2,
-    seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    updates: Updates = 5,
-    against: AgainstTrl = None,
-    as_json: Json = False,
-) -> None:
-    """Time optimizer steps of a reward model on pairs; each sequence has a length of its own.
-
-    TRL's trainer has its defaults, without activation checkpointing, as ours; both losses are in the result.
-
-    Examples:
-
-        rlhf bench reward --against trl
-    """
-    load = {"size": size, "batch": batch, "micro": micro, "shortest": shortest, "longest": longest}
-    known(size, dtype, device, against, "trl")
-    sides = of_trainer("reward", load, against)
-    measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)
+for each in TRAINERS.items():
+    add(*each)
 
 
 def of_trainer(stage: str, load: Mapping[str, Any], against: str | None) -> list[Contestant]:

@@ -1,0 +1,97 @@
+"""Commands of the documentation that cannot be run as they stand: what is run instead, and why."""
+
+from __future__ import annotations
+
+INSTEAD: dict[str, tuple[str, str]] = {
+    "make demo": ("make -C $REPOSITORY -n demo", "takes five minutes"),
+    "make test": ("make -C $REPOSITORY -n test", "would call itself"),
+    "make install": ("make -C $REPOSITORY -n install", "fetches packages"),
+    "make docs": ("make -C $REPOSITORY -n docs", "test_site_builds does it"),
+    "make install TORCH_INDEX=https://download.pytorch.org/whl/cpu": (
+        "make -C $REPOSITORY -n install TORCH_INDEX=https://download.pytorch.org/whl/cpu",
+        "fetches packages",
+    ),
+    '.venv/bin/python -m pip install -c constraints.txt -e ".[docs]"': (
+        "python -m pip install -c $REPOSITORY/constraints.txt mkdocs mkdocs-material --dry-run --no-index",
+        "fetches packages",
+    ),
+    ". .venv/bin/activate": (
+        'test -f "$(dirname "$(command -v rlhf)")/activate"',
+        "the environment is that of the tests",
+    ),
+    "hf download Qwen/Qwen2.5-0.5B-Instruct --local-dir DATA/Qwen2.5-0.5B-Instruct": ("hf download --help", "no hub"),
+    "hf download Anthropic/hh-rlhf --repo-type dataset --local-dir DATA/hh-rlhf --include "
+    "helpful-base/train.jsonl.gz --include harmless-base/train.jsonl.gz": ("hf download --help", "no hub"),
+    "rlhf run qwen2.5-0.5b-hh --data-dir DATA": (
+        "rlhf run qwen2.5-0.5b-hh --data-dir DATA --dry-run || test $? -eq 2",
+        "needs a GPU; tests/test_recipes_shipped.py runs it shrunk",
+    ),
+    "rlhf run qwen2.5-1.5b-ultrafeedback --data-dir DATA": (
+        "rlhf run qwen2.5-1.5b-ultrafeedback --data-dir DATA --dry-run || test $? -eq 2",
+        "needs eight GPUs; tests/test_recipes_shipped.py runs it shrunk",
+    ),
+    "torchrun --nproc-per-node 8 -m stages.ppo --recipe qwen2.5-1.5b-ultrafeedback --run-dir "
+    "runs/qwen2.5-1.5b-ultrafeedback": (
+        "python -m stages.ppo --help",
+        "needs eight GPUs; that of README.md runs on two processes",
+    ),
+    "python tests/gpu/check.py --table gpu.md": (
+        "python $REPOSITORY/tests/gpu/check.py --help",
+        "needs a GPU; tests/test_gpu_check.py runs it on a CPU",
+    ),
+    "python tests/gpu/check.py --size half-billion --table gpu.md": (
+        "python $REPOSITORY/tests/gpu/check.py --help",
+        "needs a GPU",
+    ),
+    "rlhf sync demo tracking.mlflow.uri=http://127.0.0.1:5000": (
+        "rlhf sync demo tracking.mlflow.uri=mlruns",
+        "no server listens there; tests/test_tracking_mlflow.py has one",
+    ),
+    "rlhf study overoptimization --seeds 501,502,503 --steps 50 --at-once 2": (
+        "rlhf study overoptimization --help",
+        "takes half an hour; tests/test_overoptimization.py runs it on the tiny recipe",
+    ),
+    "rlhf study optimum --beta 0.25,0.5,1": (
+        "rlhf study optimum --beta 0.25,1 --seeds 1 --steps 2",
+        "takes half an hour; tests/soak/test_optimum.py does it",
+    ),
+    "rlhf study optimum --variants all --seeds 1,2,3 --output runs/studies/elsewhere": (
+        "rlhf study optimum --variants all --seeds 1 --steps 1 --output runs/studies/elsewhere",
+        "takes half an hour",
+    ),
+    "rlhf init": ("rlhf init --help", "asks a person"),
+    "rlhf init my.yaml --sft-use ./Qwen2.5-0.5B-Instruct --comparisons votes/ --yes": (
+        "rlhf init written.yaml --sft-use ./Qwen2.5-0.5B-Instruct --comparisons votes/ --yes && "
+        "rlhf run written.yaml --dry-run",
+        "my.yaml is that of the page",
+    ),
+    "rlhf init my.yaml --sft-use ./Qwen2.5-0.5B-Instruct --comparisons preferences.jsonl --yes": (
+        "rlhf init written.yaml --sft-use ./Qwen2.5-0.5B-Instruct --comparisons preferences.jsonl --yes && "
+        "rlhf run written.yaml --dry-run",
+        "my.yaml is that of the page",
+    ),
+    "rlhf bench ppo --batch 64 --response-length 128 --eos-bias 0.04 --against trl": (
+        "rlhf bench ppo --size 2M --batch 4 --response-length 8 --eos-bias 0.2 --updates 1",
+        "takes eight minutes; tests/test_bench.py compares with TRL",
+    ),
+    "rlhf bench ppo --against trl": ("rlhf bench ppo --help", "takes minutes, and the one before is alike"),
+    "rlhf bench sft --against trl": ("rlhf bench sft --help", "takes minutes; tests/test_bench.py has it small"),
+    "rlhf bench reward --against trl": ("rlhf bench reward --help", "takes minutes; tests/test_bench.py has it small"),
+    "rlhf bench generate --against transformers": (
+        "rlhf bench generate --size 2M --batch 4 --updates 1",
+        "takes minutes",
+    ),
+    "rlhf run demo": ("rlhf run demo --dry-run", "takes five minutes"),
+    "sysctl -w net.ipv4.tcp_retries2=7": ("cat /proc/sys/net/ipv4/tcp_retries2", "is a setting of the machine"),
+    "export GLOO_SOCKET_IFNAME=eth0 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1": ("true", "there may be no eth0"),
+    "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29400 --rdzv-conf "
+    "is_host=true,join_timeout=60,read_timeout=20 --local-addr 10.77.0.1 --monitor-interval 0.5 --max-restarts 3 "
+    "-m stages.ppo --recipe my.yaml --run-dir runs/my": (
+        "torchrun --help | grep -e --local-addr",
+        "needs two nodes; tests/test_network_faults.py has them",
+    ),
+    "torchrun --nproc-per-node 8 -m stages.ppo --recipe my.yaml --run-dir runs/my": (
+        "torchrun --nproc-per-node 2 -m stages.ppo --recipe my.yaml --run-dir runs/my --restart",
+        "has two cores, and the stage is complete",
+    ),
+}
