@@ -9,12 +9,13 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from launch.commands import bench, data, study
+from launch.commands import bench, data, generation, study
 from launch.commands.chat import chat
 from launch.commands.curves import curves
 from launch.commands.doctor import doctor
 from launch.commands.init import init
 from launch.commands.run import run, stage_command
+from launch.commands.scaling import scaling
 from launch.commands.schema import schema
 from launch.commands.sync import sync
 from rlhf.errors import RLHFError
@@ -37,8 +38,10 @@ app.command()(chat)
 app.command()(sync)
 app.command()(curves)
 app.command()(doctor)
+bench.app.command()(scaling)
 app.add_typer(bench.app)
 app.add_typer(data.app)
+app.add_typer(generation.app)
 app.add_typer(study.app)
 
 

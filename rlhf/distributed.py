@@ -129,6 +129,11 @@ def main_first(hours: float = 24.0) -> Iterator[None]:
             dist.barrier(group)
 
 
+def patient_group(hours: float = 24.0) -> Any:
+    """A group of all processes in which one may keep the others waiting for hours; None in a single process."""
+    return _own_group(dist.group.WORLD, "patient", hours) if dist.is_initialized() else None
+
+
 def from_main(work: Callable[[], T]) -> T:
     """What the main process makes of some work that may take hours, on every rank; its error is everybody's."""
     made: T | None = None

@@ -6,6 +6,7 @@
     ├── ContractError   two artifacts that do not fit together (tokenizer, template, shapes)
     ├── ArtifactError   a model directory or manifest that is missing, damaged or of another run
     ├── RewardError     a reward of one's own that does not answer, or whose answer is no score
+    ├── GenerationError a generation server that does not answer, or whose answer is no response
     └── FaultError      figures that are not finite, step after step
 
 The command line turns each of these into its lines on standard error and exit code 2, never into a traceback.
@@ -47,6 +48,10 @@ class ArtifactError(RLHFError):
 
 class RewardError(RLHFError):
     """A reward that a recipe names does not answer, or what it answers is no score."""
+
+
+class GenerationError(RLHFError):
+    """A generation server that a recipe names does not answer, or what it answers is no response."""
 
 
 class FaultError(RLHFError):

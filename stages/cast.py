@@ -30,7 +30,7 @@ from stages.frozen import freeze
 from stages.preflight import parallelism_fits
 from stages.prompts import fitting_prompts
 from stages.rewards import load_reward, weighted
-from stages.sampling import native_generator
+from stages.sampling import rollout_generator
 
 
 class Cast(NamedTuple):
@@ -118,10 +118,11 @@ def prepare(context: StageContext) -> Cast:
     if critic is not None:
         critic = learning(critic, recipe, "value", moved)
         value = build(critic, optimizer_options(recipe, "value"), parallelism, sharding)
-    generator = native_generator(model, tokenization, recipe)
+    generator = rollout_generator(model, tokenization, recipe)
     bfloat16 = recipe.model.dtype == "bfloat16"
     values, scorer = value.module if value else None, weighted(reward, tokenization, recipe, sharding, strict=False)
-    actors = Actors(model, reference, values, generator, scorer, tokenization, bfloat16, sharding is not None)
+    lockstep = sharding is not None or config.generation.engine == "vllm"
+    actors = Actors(model, reference, values, generator, scorer, tokenization, bfloat16, lockstep)
     kl: Controller = FixedController(config.kl.coef)
     if config.kl.controller == "adaptive" and config.kl.target is not None:
         kl = AdaptiveController(config.kl.coef, config.kl.target, config.kl.horizon)

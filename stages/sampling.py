@@ -12,7 +12,7 @@ from rlhf.generation.native import NativeGenerator
 from rlhf.models import is_quantized
 from rlhf.ppo.experience import complete
 from rlhf.tokenization import Tokenization
-from rlhf.types import Completion, Prompt
+from rlhf.types import Completion, Generator, Prompt
 
 
 def native_generator(policy: nn.Module, tokenization: Tokenization, recipe: Recipe) -> NativeGenerator:
@@ -22,6 +22,16 @@ def native_generator(policy: nn.Module, tokenization: Tokenization, recipe: Reci
     # Kernels for weights of few bits round otherwise where a gradient is to come.
     generator.exact = generator.exact and not is_quantized(policy)
     return generator
+
+
+def rollout_generator(policy: nn.Module, tokenization: Tokenization, recipe: Recipe) -> Generator:
+    """What samples PPO's rollouts: the policy itself, or the servers that the recipe names."""
+    config = recipe.ppo.generation
+    if config.engine == "native":
+        return native_generator(policy, tokenization, recipe)
+    from rlhf.generation.vllm import VllmGenerator
+
+    return VllmGenerator(policy, tokenization.stop_id, tokenization.pad_id, config)
 
 
 def sample(

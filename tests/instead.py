@@ -81,6 +81,14 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf bench generate --size 2M --batch 4 --updates 1",
         "takes minutes",
     ),
+    "rlhf bench scaling": (
+        "rlhf bench scaling --size 2M --batch 2 --response-length 4 --batches 2,4 --lengths 4,8 --sizes 2M,15M --updates 1",
+        "takes minutes",
+    ),
+    "rlhf generation serve demo --wait --python vllm/bin/python": (
+        "rlhf generation serve --help",
+        "vLLM has an environment of its own; tests/soak/test_vllm_server.py makes it",
+    ),
     "rlhf run demo": ("rlhf run demo --dry-run", "takes five minutes"),
     "sysctl -w net.ipv4.tcp_retries2=7": ("cat /proc/sys/net/ipv4/tcp_retries2", "is a setting of the machine"),
     "export GLOO_SOCKET_IFNAME=eth0 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1": ("true", "there may be no eth0"),

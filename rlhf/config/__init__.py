@@ -18,6 +18,7 @@ from rlhf.config.ppo import PpoConfig
 from rlhf.config.rollout import (
     FaultsConfig,
     GenerationConfig,
+    GenerationServerConfig,
     HeldOutConfig,
     KlConfig,
     OverlongConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "FaultsConfig",
     "FormatName",
     "GenerationConfig",
+    "GenerationServerConfig",
     "HeldOutConfig",
     "InitConfig",
     "KlConfig",

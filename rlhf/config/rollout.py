@@ -9,17 +9,52 @@ from pydantic import Field, model_validator
 from rlhf.config.sections import AffectsNothing, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 
+class GenerationServerConfig(Section):
+    """Servers of responses, each started by `rlhf generation serve`; RLHF_GENERATION_TOKEN is their token."""
+
+    addresses: list[str] = []  # http://host:port of each; rows are dealt out to them
+    # For so long a server that is away, or not up yet, is asked again.
+    patience_seconds: PositiveFloat = 600.0
+    timeout_seconds: PositiveFloat = 600.0  # for one answer, and for all weights to arrive
+
+    @model_validator(mode="after")
+    def _addresses_are_addresses(self) -> GenerationServerConfig:
+        for address in self.addresses:
+            if not address.startswith(("http://", "https://")):
+                raise ValueError(f"addresses={address!r}: is no address; give http://host:port")
+            if "@" in address:
+                raise ValueError("addresses: one holds a user or a password; set RLHF_GENERATION_TOKEN in place of it")
+        return self
+
+
 class GenerationConfig(Section):
     """How responses are sampled."""
 
-    engine: Literal["native"] = "native"
+    engine: Literal["native", "vllm"] = "native"  # PPO's sampler; all else samples natively
     # The sampler's. shared: the policy's own, under fsdp as they are shared out, all processes decoding in step.
-    # replica: whole on every process while it samples, which is faster, where they fit.
-    weights: Annotated[Literal["shared", "replica"], AffectsNothing] = "shared"
+    # replica: whole on every process while it samples, which is faster, where they fit. server: vLLM's, elsewhere,
+    # which is given the policy's after every step.
+    weights: Annotated[Literal["shared", "replica", "server"], AffectsNothing] = "shared"
+    server: Annotated[GenerationServerConfig, AffectsNothing] = GenerationServerConfig()
     max_new_tokens: PositiveInt = 24
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # under 1 PPO needs importance_cap
-    batch_size: Annotated[PositiveInt, AffectsNothing] = 256  # rows of a rank decoded together
+    # Rows of a rank decoded together; of a server, requests of a rank at a time.
+    batch_size: Annotated[PositiveInt, AffectsNothing] = 256
+
+    @model_validator(mode="after")
+    def _servers_where_they_are_asked(self) -> GenerationConfig:
+        if (self.engine == "vllm") != (self.weights == "server"):
+            raise ValueError(
+                f"engine={self.engine} with weights={self.weights}: vllm samples on servers, and only it does; use "
+                "engine=vllm weights=server, or neither"
+            )
+        if self.engine == "vllm" and not self.server.addresses:
+            raise ValueError(
+                "engine=vllm without a server: start one with rlhf generation serve RUN, and name it, for example "
+                "server.addresses=[http://127.0.0.1:8000]"
+            )
+        return self
 
 
 class KlConfig(Section):

@@ -47,7 +47,7 @@ class Actors:
     reward: Reward
     tokenization: Tokenization
     bfloat16: bool = False  # policy and value compute by autocast, as the engines that train them do
-    lockstep: bool = False  # models are shared out, so that every forward is a collective
+    lockstep: bool = False  # a forward or a sampling is a collective: models are shared out, or servers are asked
 
 
 def own_rows(config: PpoConfig) -> list[int]:
