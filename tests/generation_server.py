@@ -54,6 +54,9 @@ class Server(ThreadingHTTPServer):
         self.forgets_after: int | None = None  # responses until its workers are as if freshly started
         self.lock = threading.Lock()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that have had enough are no news."""
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"

@@ -82,7 +82,8 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "takes minutes",
     ),
     "rlhf bench scaling": (
-        "rlhf bench scaling --size 2M --batch 2 --response-length 4 --batches 2,4 --lengths 4,8 --sizes 2M,15M --updates 1",
+        "rlhf bench scaling --size 2M --batch 2 --response-length 4 --batches 2,4 --lengths 4,8 --sizes 2M,15M "
+        "--updates 1",
         "takes minutes",
     ),
     "rlhf generation serve demo --wait --python vllm/bin/python": (

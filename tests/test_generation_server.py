@@ -14,9 +14,11 @@ import httpx
 import pytest
 import torch
 from generation_server import Server, serving
+from interruption import figures, own_copy
+from running import TINY, rlhf, stage
 from safetensors.torch import load_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from launch.cli import app
 from launch.commands import generation
@@ -337,3 +339,40 @@ def test_serve_names_a_model_and_hands_options_on(
         app(["generation", "serve", "nothing", "--dry-run"], standalone_mode=False)
     assert generation.environment()["PYTHONPATH"] == str(generation.INSIDE)
     assert (generation.INSIDE / "rlhf_weights.py").is_file()
+
+
+BRIEF = ("ppo.learning_rate=0.01", "ppo.evaluate_every=0")
+
+
+def on(server: Server) -> str:
+    """An override: PPO samples there."""
+    there = f"{{addresses: ['{server.address}']}}"
+    return f"ppo.generation={{max_new_tokens: 16, engine: vllm, weights: server, server: {there}}}"
+
+
+def served(run: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(run / "sft" / "model").eval()
+
+
+def test_the_stage_gives_a_server_each_step_s_policy(tiny_run: Path, tmp_path: Path) -> None:
+    run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
+    with serving(served(run)) as server:
+        stage("ppo", TINY, run, run / "ppo", [on(server), *BRIEF])
+        rows = figures(run / "ppo")
+        assert server.calls.count("rlhf_receive") >= len(rows) == 3
+    assert max(abs(row["policy/mismatch_kl"]) for row in rows) < 1e-5
+    assert abs(rows[-1]["objective/kl"]) > 0.01  # the policy has moved
+
+
+@pytest.mark.services
+@pytest.mark.beside
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("zero3", marks=pytest.mark.soak)])
+def test_two_processes_gather_what_they_send(strategy: str, tiny_run: Path, tmp_path: Path) -> None:
+    run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
+    with serving(served(run), workers=2) as server:
+        shared = f"ppo.parallelism={{strategy: {strategy}, processes: 2}}"
+        done = rlhf("ppo", str(TINY), on(server), shared, *BRIEF, folder=tmp_path, seconds=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    rows = figures(run / "ppo")
+    assert len(rows) == 3 and max(abs(row["policy/mismatch_kl"]) for row in rows) < 1e-5
+    assert abs(rows[-1]["objective/kl"]) > 0.01
