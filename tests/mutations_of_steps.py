@@ -135,6 +135,24 @@ OF_STEPS: dict[str, Mutation] = {
         "",
         ("tests/test_packing.py::test_refilled_slots_sample_what_a_padded_batch_does[llama-all]",),
     ),
+    "a prompt read for the first of its responses alone": Mutation(
+        "rlhf/generation/continuous.py",
+        "        self.slots.copy(source.to(device), target.to(device))\n",
+        "        del source, target\n",
+        ("tests/test_packing.py::test_a_prompt_that_several_answer_is_read_once[256]",),
+    ),
+    "weights that a server keeps after the policy has learned": Mutation(
+        "rlhf/generation/vllm.py",
+        "        self.updates += 1\n",
+        "",
+        ("tests/test_generation_server.py::test_servers_sample_from_the_weights_that_the_policy_has_now[1-False]",),
+    ),
+    "a batch kept that a server without the weights has sampled": Mutation(
+        "rlhf/generation/vllm.py",
+        "            if from_main(self._are_current):\n",
+        "            if answers:\n",
+        ("tests/test_generation_server.py::test_a_server_that_has_lost_the_weights_gets_them_again_and_answers_anew",),
+    ),
     "prompts' responses sampled out of order": Mutation(
         "rlhf/ppo/experience.py",
         "        prompt * group + response\n",

@@ -32,6 +32,14 @@ def test_useful_operations() -> None:
     assert counted["training"] == 6 * 3 * (2 * body + head)
 
 
+def test_sampling_reads_a_prompt_once() -> None:
+    load = Load(size="2M", batch=12, responses_per_prompt=3)
+    prompts = load.prompts()
+    assert len(prompts) == 12 and prompts[0] == prompts[2] != prompts[3]
+    read = sum(map(len, prompts)) / 3 + sum(load.lengths())
+    assert flops(load)["generation"] == 2 * (BLOCKS * read + 4096 * 128 * sum(load.lengths()))
+
+
 def test_a_step_of_ours(tmp_path: Path) -> None:
     done = rlhf(*SMALL, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -55,6 +63,7 @@ def test_a_step_of_ours(tmp_path: Path) -> None:
         (("--against", "trl", "--micro", "3"), "--batch=16 with --micro=3: TRL wants whole micro-batches"),
         (("--against", "trl", "--device", "cuda"), "the baseline runs on the CPU"),
         (("generate", "--against", "trl"), "--against=trl: not known; use one of transformers"),
+        (("generate", "--batch", "9", "--responses-per-prompt", "4"), "each prompt has as many; use a divisor"),
         (("sft", "--batch", "9"), "--batch=9 with --micro=8: a step is of whole micro-batches; use a divisor"),
         (
             ("reward", "--shortest", "300"),

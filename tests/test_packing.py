@@ -130,6 +130,31 @@ def test_refilled_slots_sample_what_a_padded_batch_does(architecture: str, optio
         torch.testing.assert_close(packed.sampler_logprobs, padded.sampler_logprobs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [256, 7, 2, 1])
+def test_a_prompt_that_several_answer_is_read_once(size: int) -> None:
+    """By as many as enter together; what is sampled is what rows with prompts of their own would get."""
+    padding, model = two("llama", AutoModelForCausalLM)
+    chance = random.Random(2)
+    each = [[chance.randrange(3, VOCABULARY) for _ in range(length)] for length in (9, 4, 4, 12, 1)]
+    prompts = [prompt for prompt in each for _ in range(3)]
+    read: list[int] = []
+
+    def sample(model: nn.Module) -> Any:
+        config = GenerationConfig(max_new_tokens=12, batch_size=size)
+        generator = NativeGenerator(model, -1, PAD, config)
+        generator.limits = {row: 1 + row % 5 for row in range(len(prompts))}
+        return generator.sample(prompts, range(len(prompts)), seed=3, step=5)
+
+    wanted = sample(padding)
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
+    found = sample(model)
+    assert torch.equal(found.responses, wanted.responses)
+    torch.testing.assert_close(found.logprobs, wanted.logprobs, atol=1e-5, rtol=0)
+    once, decoded = sum(map(len, each)), int(wanted.mask.sum()) - len(prompts)
+    assert sum(read) == once + decoded if size == 256 else once + decoded <= sum(read) <= 3 * once + decoded
+    assert size > 2 or sum(read) > once + decoded
+
+
 def test_limits_end_responses_early() -> None:
     _, model = two("llama", AutoModelForCausalLM)
     for size in (256, 2):

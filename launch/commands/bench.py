@@ -92,7 +92,8 @@ def ppo(
 @app.command()
 def generate(
     size: Size = "15M",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Prompts.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Responses.")] = 64,
+    responses_per_prompt: Annotated[int, typer.Option("--responses-per-prompt", min=1, help="That answer one.")] = 1,
     response_length: ResponseLength = 128,
     eos_bias: EosBias = 0.04,
     threads: Threads = 2,
@@ -111,10 +112,17 @@ def generate(
 
         rlhf bench generate --against transformers
 
+        rlhf bench generate --batch 64 --responses-per-prompt 8
+
         rlhf bench generate --size qwen2.5-0.5b --batch 256 --device cuda --dtype bfloat16
     """
     known(size, dtype, device, against, "transformers")
+    if batch % responses_per_prompt:
+        raise ConfigError(
+            f"--batch={batch} with --responses-per-prompt={responses_per_prompt}: each prompt has as many; use a divisor"
+        )
     load = {"size": size, "batch": batch, "response_length": response_length, "eos_bias": eos_bias}
+    load |= {"responses_per_prompt": responses_per_prompt}
     sides = [Contestant(name, "stages.bench.generating", (name,)) for name in ("rlhf", against) if name]
     measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)
 

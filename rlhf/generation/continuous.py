@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ class Queue:
         self.lengths = torch.empty(0, dtype=torch.long)  # [in use] tokens in memory
         self.tokens = torch.empty(0, dtype=torch.long, device=draft.device)  # [in use] sampled last, not in memory yet
         self.entering: list[int] = []
+        self.prompts: list[Sequence[int]] = []  # of those, each once
+        self.prompt_of: list[int] = []  # [entering] which of them a row answers
 
     @property
     def left(self) -> int:
@@ -61,34 +64,36 @@ class Queue:
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and positions of the next forward, and the place of the last one of each sequence."""
         self._enter()
-        draft, device, capacity = self.draft, self.draft.device, self.slots.capacity
-        prompts = [draft.prompts[row] for row in self.entering]
-        widths = [len(prompt) for prompt in prompts]
+        device, capacity = self.draft.device, self.slots.capacity
+        widths = [len(prompt) for prompt in self.prompts]
         decoding = len(self.rows)
-        read = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
+        read = [torch.tensor(prompt, dtype=torch.long) for prompt in self.prompts]
         positions = torch.cat([*map(torch.arange, widths), self.lengths])
-        slot = torch.arange(decoding + len(prompts))
-        slots = torch.cat([slot[decoding:].repeat_interleave(torch.tensor(widths, dtype=torch.long)), slot[:decoding]])
+        of_prompts, slot = decoding + self._first_rows(), torch.arange(decoding)
+        slots = torch.cat([of_prompts.repeat_interleave(torch.tensor(widths, dtype=torch.long)), slot])
         self.lengths += 1
         longest = int(self.lengths.max()) if decoding else 0
         mask = additive_mask(self.lengths.to(device), longest, self.slots.kind) if decoding else None
-        packing = pack(widths, device) if prompts else None
+        packing = pack(widths, device) if widths else None
         places = (slots * capacity + positions).to(device)
         self.slots.turn = Turn(places, packing, sum(widths), decoding, longest, mask)
         ends = torch.tensor(widths, dtype=torch.long).cumsum(0) - 1
-        last = torch.cat([ends, sum(widths) + slot[:decoding]]).to(device)
+        last = torch.cat([ends, sum(widths) + slot]).to(device)
         tokens = torch.cat([*(part.to(device) for part in read), self.tokens])
         return tokens, positions.to(device), last
 
     def take(self, logits: Tensor) -> None:
         """Sample from the logits [sequences, vocabulary] of `next`; who has ended leaves."""
-        entered = torch.tensor(self.entering, dtype=torch.long)
+        entered, prompt_of = (torch.tensor(each, dtype=torch.long) for each in (self.entering, self.prompt_of))
         widths = torch.tensor([len(self.draft.prompts[row]) for row in self.entering], dtype=torch.long)
+        read = len(self.prompts)
+        if len(entered) > read:
+            self._share(entered, prompt_of, widths)
         # In the order of slots: those that decoded before come first.
-        first = len(entered)
         self.rows, self.lengths = torch.cat([self.rows, entered]), torch.cat([self.lengths, widths])
-        logits = torch.cat([logits[first:], logits[:first]]) if first and len(self.rows) > first else logits
-        self.entering = []
+        if read:
+            logits = torch.cat([logits[read:], logits[:read][prompt_of.to(logits.device)]])
+        self.entering, self.prompts, self.prompt_of = [], [], []
         chosen, going_on = self.draft.extend(self.rows.to(logits.device), logits)
         self.tokens = chosen
         ended = (~going_on).nonzero().squeeze(-1).tolist()
@@ -96,13 +101,33 @@ class Queue:
             self._leave(ended)
 
     def _enter(self) -> None:
-        """Give free slots to those that wait."""
+        """Give free slots to those that wait. A prompt that several answer is read once."""
         budget = PROMPT_TOKENS
         while self.waiting and len(self.rows) + len(self.entering) < self.slots.slots:
-            budget -= len(self.draft.prompts[self.waiting[-1]])
-            if budget < 0 and self.entering:
-                return
+            prompt = self.draft.prompts[self.waiting[-1]]
+            if not self.prompts or prompt != self.prompts[-1]:  # the responses to a prompt are neighbours
+                budget -= len(prompt)
+                if budget < 0 and self.entering:
+                    return
+                self.prompts.append(prompt)
+            self.prompt_of.append(len(self.prompts) - 1)
             self.entering.append(self.waiting.pop())
+
+    def _first_rows(self) -> Tensor:
+        """[prompts] the first of those entering that answers each prompt."""
+        return torch.tensor([self.prompt_of.index(number) for number in range(len(self.prompts))], dtype=torch.long)
+
+    def _share(self, entered: Tensor, prompt_of: Tensor, widths: Tensor) -> None:
+        """Copy what a prompt's first response has in its slot to those of the others."""
+        first, begin = self._first_rows()[prompt_of], len(self.rows)
+        others = (first != torch.arange(len(entered))).nonzero().squeeze(-1)
+        columns = torch.cat([torch.arange(int(width)) for width in widths[others]])
+        repeats = widths[others]
+        capacity, device = self.slots.capacity, self.draft.device
+        source, target = (
+            ((begin + slot) * capacity).repeat_interleave(repeats) + columns for slot in (first[others], others)
+        )
+        self.slots.copy(source.to(device), target.to(device))
 
     def _leave(self, ended: list[int]) -> None:
         """Free slots; sequences from the end move into the gaps."""

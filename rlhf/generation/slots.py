@@ -71,6 +71,12 @@ class Slots:
         found = scaled_dot_product_attention(shared, seen_keys, seen_values, attn_mask=turn.mask, scale=scaling)
         return found.flatten(1, 2).unsqueeze(0)
 
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy tokens [n] from places of the memory to others."""
+        for parts in self.memory.values():
+            for part in parts:
+                part.index_copy_(0, target, part.index_select(0, source))
+
     def move(self, source: int, target: int, length: int) -> None:
         """Move a sequence of so many tokens from one slot to another."""
         there, here = target * self.capacity, source * self.capacity

@@ -29,16 +29,18 @@ class Load:
     response_length: int = 32  # tokens at most
     eos_bias: float = 0.0  # chance that a response ends behind a token; 0: all are of full length
     ppo_epochs: int = 2
+    responses_per_prompt: int = 1
     threads: int = 2
     seed: int = 0
 
     def prompts(self) -> list[list[int]]:
-        """Token prompts, the same for every update."""
+        """Token prompts, one for each response, the same for every update; those of one prompt are neighbours."""
         chance, vocabulary = random.Random(self.seed), SIZES[self.size][-1]
-        return [
+        distinct = [
             [chance.randrange(STOP + 1, vocabulary) for _ in range(chance.randint(*PROMPT_TOKENS))]
-            for _ in range(self.batch)
+            for _ in range(self.batch // self.responses_per_prompt)
         ]
+        return [prompt for prompt in distinct for _ in range(self.responses_per_prompt)]
 
     def lengths(self) -> list[int]:
         """Tokens of the response to each prompt, the stop token among them: geometric, or all the longest."""
@@ -120,14 +122,15 @@ def checksum(model: nn.Module) -> float:
 def flops(load: Load) -> dict[str, float]:
     """Useful operations of an update by phase: 2 a weight and token read, 6 trained (Kaplan et al. 2020).
 
-    Sampling, reference, value and reward model read every token once; policy and value model learn from it in each
+    Sampling reads every prompt once and every response; reference, value and reward model every token once; policy and value model learn from it in each
     epoch. The head counts where a response token is chosen, of policy and reference. Padding counts nothing, nor does
     attention, nor what is computed twice.
     """
     body = of_body(load.size) * load.tokens()
     head = of_head(load.size) * sum(load.lengths())
+    read = sum(map(len, load.prompts()[:: load.responses_per_prompt])) + sum(load.lengths())
     training = 3 * load.ppo_epochs * (2 * body + head)
-    return {"generation": body + head, "scoring": 3 * body + head, "training": training}
+    return {"generation": of_body(load.size) * read + head, "scoring": 3 * body + head, "training": training}
 
 
 def of_body(size: str) -> float:
