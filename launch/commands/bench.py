@@ -118,9 +118,8 @@ def generate(
     """
     known(size, dtype, device, against, "transformers")
     if batch % responses_per_prompt:
-        raise ConfigError(
-            f"--batch={batch} with --responses-per-prompt={responses_per_prompt}: each prompt has as many; use a divisor"
-        )
+        field = f"--batch={batch} with --responses-per-prompt={responses_per_prompt}"
+        raise ConfigError(f"{field}: each prompt has as many; use a divisor")
     load = {"size": size, "batch": batch, "response_length": response_length, "eos_bias": eos_bias}
     load |= {"responses_per_prompt": responses_per_prompt}
     sides = [Contestant(name, "stages.bench.generating", (name,)) for name in ("rlhf", against) if name]
