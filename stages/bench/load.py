@@ -123,8 +123,8 @@ def flops(load: Load) -> dict[str, float]:
     """Useful operations of an update by phase: 2 a weight and token read, 6 trained (Kaplan et al. 2020).
 
     Sampling reads every prompt once and every response; reference, value and reward model every token once; policy and
-    value model learn from it in each epoch. The head counts where a response token is chosen, of policy and reference. Padding counts nothing, nor does
-    attention, nor what is computed twice.
+    value model learn from it in each epoch. The head counts where a response token is chosen, of policy and reference.
+    Padding counts nothing, nor does attention, nor what is computed twice.
     """
     body = of_body(load.size) * load.tokens()
     head = of_head(load.size) * sum(load.lengths())
