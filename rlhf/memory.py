@@ -38,6 +38,15 @@ class Computation:
     lora_rank: int | None = None  # None: every weight learns
     quantization: Literal["nf4", "int8"] | None = None  # of the weights below the adapters
     processes: int = 1  # more than one: DDP's buckets may hold the gradients once more, see `learner`
+    weights_over: int = 1  # processes that share out the weights, block by block; frozen models' as well
+    gradients_over: int = 1
+    moments_over: int = 1
+    offloaded: Literal["moments", "all"] | None = None  # wait in the CPU's memory, with gradients; all: weights too
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are gathered block by block."""
+        return self.weights_over > 1 or self.offloaded == "all"
 
     @property
     def element(self) -> int:
@@ -71,6 +80,7 @@ class RolloutLoad:
     response: int  # tokens at most
     generation_rows: int  # responses decoded together
     micro_batch_tokens: int  # per forward
+    sampler: Literal["shared", "replica", "server"] = "shared"  # whose weights sample, see `rlhf.config.rollout`
 
 
 def usable(memory: float) -> float:
@@ -105,8 +115,8 @@ def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad
     standing = {
         "policy": learner(policy, how, bucketed=False),
         "value model": learner(values, how, bucketed=False) if critic else 0,
-        "reference": policy.weights * how.element if how.lora_rank is None else 0,
-        "reward model": scorer.weights * how.element if scorer else 0,
+        "reference": answering(policy, how) if how.lora_rank is None else 0,
+        "reward model": answering(scorer, how) if scorer else 0,
     }
     length = load.prompt + load.response
     rows = max(1, load.micro_batch_tokens // length)
@@ -129,9 +139,31 @@ def learner(shape: Shape, how: Computation, bucketed: bool = True) -> float:
     bucketed: DDP sends gradients from copies, as in the trainers of SFT and reward; PPO's engine from where they are.
     """
     learning = trainable(shape, how)
-    buckets = FLOAT32 * learning if how.processes > 1 and bucketed else 0
+    shared = how.moments_over > 1 or how.offloaded  # by engines that send gradients from where they are
+    buckets = FLOAT32 * learning if how.processes > 1 and bucketed and not shared else 0
     below = 0.0 if how.lora_rank is None else frozen(shape, how)
-    return below + learning * (FLOAT32 + LEARNING) + buckets
+    weights = 0.0 if how.offloaded == "all" else (below + learning * FLOAT32) / how.weights_over
+    gradients = 0.0 if how.offloaded else learning * FLOAT32 / how.gradients_over
+    moments = 0.0 if how.offloaded else learning * (LEARNING - FLOAT32) / how.moments_over
+    return weights + gradients + moments + buckets
+
+
+def answering(shape: Shape, how: Computation) -> float:
+    """A model that only answers, in the type that is computed in."""
+    return 0.0 if how.offloaded == "all" else shape.weights * how.element / how.weights_over
+
+
+def gathered(shape: Shape, how: Computation, learning: bool = False) -> float:
+    """What stands whole while a shared-out model computes: all but its blocks, and two of them, one on its way.
+
+    In float32, as it is sent, and in the type that is computed in; learning: a block's gradient too.
+    """
+    if not how.sharded:
+        return 0.0
+    block = shape.block_weights / shape.layers
+    copies = how.element if how.bfloat16 else 0
+    units = shape.weights - shape.block_weights + 2 * block
+    return units * (FLOAT32 + copies) + (block * FLOAT32 if learning else 0)
 
 
 def frozen(shape: Shape, how: Computation) -> float:
@@ -149,7 +181,7 @@ def trainable(shape: Shape, how: Computation) -> int:
 
 def optimizer(shape: Shape, how: Computation) -> float:
     """AdamW's step makes the moments' square roots of all weights at once."""
-    return trainable(shape, how) * FLOAT32
+    return 0.0 if how.offloaded else trainable(shape, how) * FLOAT32 / how.moments_over
 
 
 def activations(shape: Shape, how: Computation, rows: int, length: int) -> float:
@@ -161,10 +193,11 @@ def activations(shape: Shape, how: Computation, rows: int, length: int) -> float
     tokens = rows * length
     block = tokens * block_bytes(shape, how, length)
     copies = 0.0
-    if how.bfloat16 and (how.lora_rank is None or not how.checkpointing):
-        copies = shape.weights * BFLOAT16
+    if how.bfloat16 and (not how.checkpointing if how.sharded else how.lora_rank is None or not how.checkpointing):
+        copies = shape.weights * BFLOAT16  # kept for the backward; with checkpointing, those of a pass
     inputs = tokens * shape.hidden * FLOAT32 * shape.layers
-    return copies + (inputs + block if how.checkpointing else shape.layers * block)
+    kept = inputs + block if how.checkpointing else shape.layers * block
+    return copies + kept + gathered(shape, how, learning=True)
 
 
 def block_bytes(shape: Shape, how: Computation, length: int) -> int:
@@ -180,13 +213,16 @@ def block_bytes(shape: Shape, how: Computation, length: int) -> int:
 
 def forward(shape: Shape, how: Computation, tokens: int) -> float:
     """A forward of so many tokens without gradients: the widest moment of one block."""
-    copies = shape.weights * BFLOAT16 if how.bfloat16 and how.lora_rank is None else 0
-    return copies + tokens * (3 * shape.hidden * FLOAT32 + 3 * shape.mlp * how.element)
+    copies = shape.weights * BFLOAT16 if how.bfloat16 and how.lora_rank is None and not how.sharded else 0
+    return gathered(shape, how) + copies + tokens * (3 * shape.hidden * FLOAT32 + 3 * shape.mlp * how.element)
 
 
 def sampling(shape: Shape, how: Computation, load: RolloutLoad) -> float:
     """Decoding: keys and values of all tokens, counted as float32, and the probabilities of one."""
+    if load.sampler == "server":
+        return 0.0
     rows = load.generation_rows
     cache = rows * (load.prompt + load.response) * shape.layers * 2 * shape.key_value * FLOAT32
     choice = rows * shape.vocabulary * SAMPLING_PER_LOGIT
-    return cache + max(choice, forward(shape, how, rows * load.prompt))
+    replica = shape.weights * FLOAT32 if how.sharded and load.sampler == "replica" else 0
+    return replica + cache + max(choice, forward(shape, how, rows * load.prompt))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rlhf import memory
-from rlhf.config import Recipe
+from rlhf.config import ParallelismConfig, Recipe
 from rlhf.errors import RLHFError
 from rlhf.memory import Computation, Estimate, RolloutLoad
 from rlhf.shapes import Shape, context_of_config, shape_of_config
@@ -34,6 +35,20 @@ def declared_context(model: str | Path) -> int | None:
         return None
 
 
+def shared_out(parallelism: ParallelismConfig, processes: int) -> dict[str, Any]:
+    """Over how many processes each part of a model that learns is spread: fields of `rlhf.memory.Computation`."""
+    strategy = parallelism.strategy
+    whole = strategy in ("fsdp", "zero3")  # weights too
+    share = min(parallelism.shard_over or processes, processes)
+    offloaded = None if not parallelism.cpu_offload else "all" if whole else "moments"
+    return {
+        "weights_over": share if whole else 1,
+        "gradients_over": share if whole or strategy == "zero2" else 1,
+        "moments_over": share if strategy != "ddp" else 1,
+        "offloaded": offloaded,
+    }
+
+
 def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Estimate:
     """Bytes of one process of a stage at most, under a recipe whose `auto` is settled.
 
@@ -47,6 +62,7 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
         lora_rank=lora.rank if lora else None,
         quantization=lora.quantization if lora else None,
         processes=processes,
+        **shared_out(recipe.parallelism_of(stage), processes),
     )
     if stage in ("sft", "reward"):
         section = recipe.sft if stage == "sft" else recipe.reward
@@ -61,6 +77,7 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
         response=generation.max_new_tokens,
         generation_rows=min(generation.batch_size, -(-prompts // processes)),
         micro_batch_tokens=recipe.ppo.micro_batch_tokens,
+        sampler=generation.weights if stage == "ppo" else "shared",
     )
     if stage == "ppo":
         return memory.ppo(shape, shape, how, load, critic=recipe.ppo.has_critic)

@@ -81,6 +81,14 @@ def is_sharded(module: nn.Module) -> bool:
     return bool(shards(module)) or any(map(is_partitioned, module.parameters()))
 
 
+def autocast(module: nn.Module, enabled: bool) -> torch.autocast:
+    """Computation in bfloat16, where enabled.
+
+    Where weights are shared out, autocast keeps no copies: those of all weights would stand at once, whole.
+    """
+    return torch.autocast(device_of(module).type, torch.bfloat16, enabled=enabled, cache_enabled=not is_sharded(module))
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a model computes; its weights may wait elsewhere."""
     return device() if is_sharded(module) else next(module.parameters()).device

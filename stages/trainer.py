@@ -103,7 +103,8 @@ class Checkpointed(Base):
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
         """How forwards compute, those that DeepSpeed's engine does not see among them."""
         if self.bfloat16:
-            return torch.autocast(self.args.device.type, torch.bfloat16)
+            whole = self.parallelism.strategy not in ("fsdp", "zero3")  # see `rlhf.sharding.autocast`
+            return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=whole)
         return super().autocast_smart_context_manager(cache_enabled)
 
     def training_step(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from running import TINY, rlhf, stage
 
+from rlhf import sharding
 from rlhf.config import ModelConfig, PpoConfig, Recipe
 from rlhf.devices import Computation, Hardware, hardware, settled, settled_recipe, use_plain_float32
 from rlhf.errors import ConfigError
@@ -125,3 +126,12 @@ def test_frozen_models_keep_their_positions_exact() -> None:
     frozen = freeze(tiny_policy(), Recipe(model=ModelConfig(dtype="bfloat16")))
     assert {parameter.dtype for parameter in frozen.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in frozen.buffers()} == {torch.float32}
+
+
+def test_autocast_keeps_no_copies_of_what_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of all weights would stand at once, whole."""
+    model = torch.nn.Linear(2, 2)
+    for shared in (False, True):
+        monkeypatch.setattr(sharding, "is_sharded", lambda module, shared=shared: shared)
+        with sharding.autocast(model, True):
+            assert torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled() != shared

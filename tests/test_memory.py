@@ -7,10 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from rlhf import memory
-from rlhf.config import InitConfig, LoraConfig
+from rlhf.config import GenerationConfig, InitConfig, LoraConfig, ParallelismConfig, Recipe
 from rlhf.errors import ArtifactError
 from rlhf.memory import GIB, Computation, RolloutLoad
 from rlhf.models import add_lora
+from rlhf.recipe_memory import estimate, shared_out
 from rlhf.shapes import Shape, shape_of_config, shape_of_init, shape_of_size
 from tests.qwen import QWEN_05B
 
@@ -145,6 +146,61 @@ def test_four_models_by_hand() -> None:
     several = memory.ppo(shape, None, two, load)
     assert several.standing == {"policy": 16_000, "value model": 16_000, "reference": 4000, "reward model": 0}
     assert memory.sft(shape, two, 1, 8).standing == {"policy": 20_000}  # the buckets of TRL's trainers are copies
+
+
+@pytest.mark.parametrize(
+    ("strategy", "policy", "reference"),
+    [
+        ("ddp", 16_000, 2000),
+        ("zero1", 8000 + 8000 / 4, 2000),
+        ("zero2", 4000 + 12_000 / 4, 2000),
+        ("zero3", 16_000 / 4, 500),
+        ("fsdp", 16_000 / 4, 500),
+        ("fsdp in pairs", 16_000 / 2, 1000),
+        ("zero1 offloaded", 4000, 2000),
+        ("fsdp offloaded", 0, 0),
+    ],
+)
+def test_what_four_processes_share_out(strategy: str, policy: float, reference: float) -> None:
+    """1,000 weights of which 860 stand in one block; each process its share, and a model's parts while it computes."""
+    shape = Shape(hidden=10, mlp=20, layers=1, query=10, key_value=5, vocabulary=7, context=64, weights=1000)
+    name, _, how = strategy.partition(" ")
+    options = {"in pairs": {"shard_over": 2}, "offloaded": {"cpu_offload": True}, "": {}}[how]
+    shared = ParallelismConfig.model_validate({"strategy": name, **options})
+    load = RolloutLoad(prompt=6, response=2, generation_rows=1, micro_batch_tokens=16)
+    computation = Computation(bfloat16=True, checkpointing=True, processes=4, **shared_out(shared, 4))
+    found = memory.ppo(shape, shape, computation, load)
+    assert found.standing == {
+        "policy": policy,
+        "value model": policy,
+        "reference": reference,
+        "reward model": reference,
+    }
+    whole = memory.ppo(shape, shape, Computation(bfloat16=True, checkpointing=True), load).passing["policy's update"]
+    if name in ("fsdp", "zero3"):
+        parts = (1000 - 860 + 2 * 860) * (4 + 2) + 860 * 4  # as it is sent and as it computes, and a gradient
+        assert found.passing["policy's update"] == whole - 2 * 1000 + parts
+    else:
+        assert found.passing["policy's update"] == whole
+
+
+def test_a_server_s_sampling_takes_nothing_here_and_a_replica_all_weights() -> None:
+    shape = shape_of_size(8_000_000_000)
+    recipe = Recipe.model_validate(
+        {
+            "model": {"dtype": "bfloat16", "activation_checkpointing": True},
+            "ppo": {"parallelism": {"strategy": "fsdp"}, "prompts_per_step": 256},
+        }
+    )
+
+    def sampling(**generation: object) -> float:
+        changed = recipe.ppo.model_copy(update={"generation": GenerationConfig.model_validate(generation)})
+        return estimate(recipe.model_copy(update={"ppo": changed}), "ppo", shape, 32).passing["sampling"]
+
+    shared, replica = sampling(), sampling(weights="replica")
+    assert replica - shared == 4 * shape.weights
+    there = {"engine": "vllm", "weights": "server", "server": {"addresses": ["http://127.0.0.1:1"]}}
+    assert sampling(**there) == 0
 
 
 def test_adapters_and_quantised_weights_take_less() -> None:

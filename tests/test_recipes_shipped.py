@@ -30,7 +30,19 @@ def qwen(hidden: int, mlp: int, layers: int, heads: int) -> Shape:
     return shape_of_config({**QWEN, **widths, "num_attention_heads": heads, "num_key_value_heads": 2}, "config.json")
 
 
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 128_256,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 8192,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
 SHAPES = {
+    "llama3-8b-hh-multinode": shape_of_config(LLAMA, "config.json"),
     "qwen2.5-0.5b-hh": qwen(896, 4864, 24, 14),
     "qwen2.5-1.5b-ultrafeedback": qwen(1536, 8960, 28, 12),
 }
@@ -52,6 +64,7 @@ class Shipped(NamedTuple):
 SHIPPED = [
     Shipped("qwen2.5-0.5b-hh", "Qwen2.5-0.5B-Instruct", "hh-rlhf", write_hh, A10G, 1),
     Shipped("qwen2.5-1.5b-ultrafeedback", "Qwen2.5-1.5B-Instruct", "ultrafeedback", write_ultrafeedback, A100, 8),
+    Shipped("llama3-8b-hh-multinode", "Meta-Llama-3-8B-Instruct", "hh-rlhf", write_hh, A100, 32),
 ]
 # What makes a recipe run on a laptop; all else stays.
 SHRUNK = [
@@ -63,9 +76,14 @@ SHRUNK = [
     "ppo.generation.max_new_tokens=8",
     "ppo.evaluate_every=2",
     "evaluate.prompts=8",
-    "parallelism.processes=1",
+    "parallelism={processes: 1}",
+    "evaluate.parallelism=null",
     "tracking.wandb.mode=disabled",
 ]
+
+
+# Of one whose models are shared out over a node's GPUs, PPO's are still, over two processes here.
+SHARED_OUT = "ppo.parallelism={processes: 2, strategy: fsdp, shard_over: 2}"
 
 
 @pytest.fixture(params=SHIPPED, ids=lambda shipped: shipped.name)
@@ -139,9 +157,15 @@ def test_the_comments_say_what_the_arithmetic_gives(shipped: Shipped) -> None:
 
 @pytest.mark.services
 @pytest.mark.beside
+@pytest.mark.parametrize(
+    "shipped",
+    [pytest.param(each, marks=pytest.mark.soak if each.on is A100 and each.processes == 8 else ()) for each in SHIPPED],
+    ids=lambda shipped: shipped.name,
+)
 def test_it_runs_when_shrunk(shipped: Shipped, tmp_path: Path) -> None:
     folder = stand_in(shipped, tmp_path / "data")
-    done = rlhf("run", shipped.name, "--data-dir", str(folder), *SHRUNK, folder=tmp_path)
+    several = [SHARED_OUT] if load_recipe(shipped.name).ppo.parallelism else []
+    done = rlhf("run", shipped.name, "--data-dir", str(folder), *SHRUNK, *several, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs" / shipped.name
     summary = json.loads((run / "summary.json").read_text())

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rlhf.engine.learning import Learning
 from rlhf.engine.optimizer import OptimizerOptions
-from rlhf.sharding import Sharding, device_of, shards
+from rlhf.sharding import Sharding, autocast, device_of, shards
 
 
 class FsdpEngine(Learning):
@@ -25,7 +24,7 @@ class FsdpEngine(Learning):
 
     def __call__(self, **inputs: Any) -> Any:
         """The forward pass of training."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
+        with autocast(self.module, self.options.bfloat16):
             return self.module(**inputs)
 
     @contextmanager

@@ -55,7 +55,9 @@ class NativeGenerator:
         self.policy.eval()
         with (
             nullcontext() if self.lockstep else gathered(self.policy),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
+            torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=not self.lockstep
+            ),  # see `rlhf.sharding.autocast`; gathered for many tokens, weights are worth a copy
         ):
             if packs(self.policy):
                 decode_continuously(self.policy, draft, self.lockstep)

@@ -16,7 +16,7 @@ from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import response_logprobs, response_values
 from rlhf.packing import packs
 from rlhf.ppo.rewards import WeightedRewards
-from rlhf.sharding import device_of
+from rlhf.sharding import autocast
 from rlhf.tokenization import Tokenization
 from rlhf.types import Completion, Experience, Generator, Prompt, Reward, Sampled
 
@@ -94,12 +94,10 @@ def collect(
                 filled[batch.rows, : batch.response_length] = compute(model, batch).cpu()
         return filled.masked_fill(~sampled.mask, 0.0)
 
-    kind = device_of(actors.policy).type
-
     def logprobs(model: nn.Module, batch: MicroBatch) -> Tensor:
         return response_logprobs(model, *batch.inputs, temperature).logprobs
 
-    with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=actors.bfloat16):
+    with torch.no_grad(), autocast(actors.policy, actors.bfloat16):
         old_logprobs = sampled.logprobs
         if not actors.generator.exact:
             old_logprobs = over_rows(actors.policy, logprobs)
