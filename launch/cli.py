@@ -14,6 +14,7 @@ from launch.commands.chat import chat
 from launch.commands.curves import curves
 from launch.commands.doctor import doctor
 from launch.commands.init import init
+from launch.commands.plan import plan_command
 from launch.commands.run import run, stage_command
 from launch.commands.scaling import scaling
 from launch.commands.schema import schema
@@ -34,6 +35,7 @@ app.command("ppo")(stage_command("ppo", "PPO of the SFT model against the reward
 app.command("evaluate")(stage_command("evaluate", "The aligned policy against the SFT model."))  # type: ignore[type-var]
 app.command()(init)
 app.command()(schema)
+app.command("plan")(plan_command)
 app.command()(chat)
 app.command()(sync)
 app.command()(curves)

@@ -10,7 +10,7 @@ fragments and the libraries' own buffers, for which `usable` sets a share aside.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rlhf.shapes import Shape
@@ -37,7 +37,7 @@ class Computation:
     checkpointing: bool  # activations of one block at a time, the others computed again
     lora_rank: int | None = None  # None: every weight learns
     quantization: Literal["nf4", "int8"] | None = None  # of the weights below the adapters
-    processes: int = 1  # more than one: DDP's buckets may hold the gradients once more, see `learner`
+    processes: int = 1  # more than one: DDP's buckets may hold the gradients once more, see `learner_parts`
     weights_over: int = 1  # processes that share out the weights, block by block; frozen models' as well
     gradients_over: int = 1
     moments_over: int = 1
@@ -60,6 +60,7 @@ class Estimate:
 
     standing: Mapping[str, float]  # from the stage's beginning to its end
     passing: Mapping[str, float]  # phases of a step
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # of those standing that learn
 
     @property
     def total(self) -> float:
@@ -90,18 +91,16 @@ def usable(memory: float) -> float:
 
 def sft(shape: Shape, how: Computation, rows: int, length: int) -> Estimate:
     """Supervised fine-tuning with micro-batches of `rows` sequences of `length` tokens."""
-    standing = {"policy": learner(shape, how)}
+    parts = {"policy": learner_parts(shape, how)}
     backward = activations(shape, how, rows, length) + rows * length * shape.vocabulary * LOSS_PER_LOGIT
-    return Estimate(standing, {"forward and backward": backward, "optimizer": optimizer(shape, how)})
+    return Estimate(summed(parts), {"forward and backward": backward, "optimizer": optimizer(shape, how)}, parts)
 
 
 def reward(shape: Shape, how: Computation, pairs: int, length: int) -> Estimate:
     """Reward training with micro-batches of so many pairs: two sequences each, one score a sequence."""
+    parts = {"reward model": learner_parts(shape, how)}
     backward = activations(shape, how, 2 * pairs, length)
-    return Estimate(
-        {"reward model": learner(shape, how)},
-        {"forward and backward": backward, "optimizer": optimizer(shape, how)},
-    )
+    return Estimate(summed(parts), {"forward and backward": backward, "optimizer": optimizer(shape, how)}, parts)
 
 
 def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad, critic: bool = True) -> Estimate:
@@ -112,9 +111,11 @@ def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad
     adapters the reference is the policy without them.
     """
     values = scorer if scorer and scorer.weights > policy.weights else policy
+    parts = {"policy": learner_parts(policy, how, bucketed=False)}
+    if critic:
+        parts["value model"] = learner_parts(values, how, bucketed=False)
     standing = {
-        "policy": learner(policy, how, bucketed=False),
-        "value model": learner(values, how, bucketed=False) if critic else 0,
+        **summed(parts),
         "reference": answering(policy, how) if how.lora_rank is None else 0,
         "reward model": answering(scorer, how) if scorer else 0,
     }
@@ -130,22 +131,29 @@ def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad
             "value model's update": activations(values, how, rows, length) if critic else 0,
             "optimizer": optimizer(policy, how),
         },
+        parts,
     )
 
 
-def learner(shape: Shape, how: Computation, bucketed: bool = True) -> float:
+def summed(parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Roles with all that each is made of."""
+    return {role: sum(of_role.values()) for role, of_role in parts.items()}
+
+
+def learner_parts(shape: Shape, how: Computation, bucketed: bool = True) -> dict[str, float]:
     """A model that learns: weights, gradients, moments; with adapters, those of the adapters alone.
 
     bucketed: DDP sends gradients from copies, as in the trainers of SFT and reward; PPO's engine from where they are.
     """
     learning = trainable(shape, how)
     shared = how.moments_over > 1 or how.offloaded  # by engines that send gradients from where they are
-    buckets = FLOAT32 * learning if how.processes > 1 and bucketed and not shared else 0
     below = 0.0 if how.lora_rank is None else frozen(shape, how)
-    weights = 0.0 if how.offloaded == "all" else (below + learning * FLOAT32) / how.weights_over
-    gradients = 0.0 if how.offloaded else learning * FLOAT32 / how.gradients_over
-    moments = 0.0 if how.offloaded else learning * (LEARNING - FLOAT32) / how.moments_over
-    return weights + gradients + moments + buckets
+    return {
+        "weights": 0.0 if how.offloaded == "all" else (below + learning * FLOAT32) / how.weights_over,
+        "gradients": 0.0 if how.offloaded else learning * FLOAT32 / how.gradients_over,
+        "optimizer": 0.0 if how.offloaded else learning * (LEARNING - FLOAT32) / how.moments_over,
+        "buffers": float(FLOAT32 * learning) if how.processes > 1 and bucketed and not shared else 0.0,
+    }
 
 
 def answering(shape: Shape, how: Computation) -> float:

@@ -1,0 +1,187 @@
+"""`rlhf plan`: what a recipe takes on some GPUs, before anything is loaded. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from data import sources
+from launch.commands.run import DataDirectory, Overrides, RecipeArgument, all_overrides, resolve
+from launch.local import visible_gpus
+from launch.planning.cluster import cluster, name_of
+from launch.planning.needs import FIELDS
+from launch.planning.plan import Plan, StagePlan, plan
+from launch.proposal.hardware import gpu_memories
+from launch.proposal.models import weights_of_size
+from rlhf.analysis.plan_picture import draw_plan
+from rlhf.config import Recipe
+from rlhf.errors import ConfigError
+from rlhf.memory import GIB
+from rlhf.recipe_memory import read_shape
+from rlhf.shapes import Shape, shape_of_init, shape_of_size
+from stages.lineage import kinds_of, on_policy
+from stages.origins import first_model
+
+
+def plan_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines.")] = 1,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Of each. Default: as many as here, or 8.")] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option("--gpu-memory", help="Of each GPU: 80GB, 22GiB. Default: as here, or 80GB.")
+    ] = None,
+    model_size: Annotated[
+        str | None, typer.Option("--model-size", help="Of a model that is not here, such as 8B or 0.5B.")
+    ] = None,
+    count: Annotated[bool, typer.Option("--count", help="Read the data, so that SFT and reward have steps.")] = False,
+    bench: Annotated[
+        Path | None, typer.Option("--bench", metavar="FILE", help="What rlhf bench ppo --json said of such a GPU.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Where a PNG of memory goes.")] = None,
+    data_directory: DataDirectory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, for programs; bytes and seconds.")] = False,
+) -> None:
+    """Say what a run takes on some GPUs: batches, memory by strategy, disk, time and commands. Nothing is loaded.
+
+    Of the model its config.json is enough. Memory is arithmetic, of the largest example that the recipe allows, with a
+    prompt as long as the longest response (docs/gpu.md says what is counted); `fits` leaves room for the allocator and
+    the libraries. The cheapest strategy is that which fits and sends least. Time is the measured rate of a bench, for
+    the most tokens that there can be.
+
+    Examples:
+
+        rlhf plan qwen2.5-1.5b-ultrafeedback --model-size 1.5B
+
+        rlhf plan llama3-8b-hh-multinode --nodes 4 --gpus 8 --gpu-memory 80GB --model-size 8B --picture memory.png
+
+        rlhf plan my.yaml --gpus 2 ppo.micro_batch_tokens=8192 --json
+    """
+    given = all_overrides(overrides, data_directory)
+    resolved = resolve(recipe, overrides, data_directory)
+    here = gpu_memories()
+    size = gpu_memory or (f"{min(here) / GIB:.1f}GiB" if here else "80GB")
+    machines = cluster(nodes, gpus or visible_gpus() or 8, size)
+    found = plan(
+        resolved,
+        shape_of(resolved, model_size),
+        machines,
+        called=recipe,
+        overrides=given,
+        counts=counts_of(resolved) if count else None,
+        rate=rates_of(bench) if bench else None,
+    )
+    told = found.as_json()
+    if picture:
+        names = {name: [name_of(each.way) for each in stage.needs] for name, stage in found.stages.items()}
+        draw_plan(told, names, picture)
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+        return
+    show(found, Console())
+    if picture:
+        typer.echo(f"picture: {picture}")
+
+
+def shape_of(recipe: Recipe, size: str | None) -> Shape:
+    """Of the model that a recipe starts from: as its configuration says, or one of about that size."""
+    place = first_model(recipe)
+    if place is None:
+        return shape_of_init(recipe.model.init)
+    found = read_shape(place)
+    if found is not None:
+        return found
+    if size is None:
+        raise ConfigError(
+            f"model {place}: its config.json is not here, so its size is unknown; put it there, or give --model-size, "
+            "for example --model-size 8B"
+        )
+    return shape_of_size(weights_of_size(size))
+
+
+def counts_of(recipe: Recipe) -> dict[str, int]:
+    """Examples for training, by kind. Raises DataError."""
+    counts = {}
+    if "demonstrations" in kinds_of(recipe, "sft"):
+        counts["demonstrations"] = len(sources.demonstrations(recipe.data, recipe.seed).train)
+    if "comparisons" in kinds_of(recipe, "reward") and not on_policy(recipe):  # whose votes are still to be sampled
+        counts["comparisons"] = len(sources.comparisons(recipe.data, recipe.seed)[0].train)
+    return counts
+
+
+def rates_of(bench: Path) -> dict[str, float]:
+    """Useful operations a second by stage, of a bench's result; SFT and reward go by its training."""
+    try:
+        result: dict[str, Any] = json.loads(bench.read_text(encoding="utf-8"))
+        ceiling = float(result["ceiling_gflops"]) * 1e9
+        training = float(result["mfu_phases"]["training"]) * ceiling
+        return {"sft": training, "reward": training, "ppo": float(result["mfu"]) * ceiling}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--bench={bench}: is no result of rlhf bench ppo --json ({type(error).__name__}: {error}); write one with "
+            "rlhf bench ppo --device cuda --json"
+        ) from error
+
+
+def show(found: Plan, console: Console) -> None:
+    """Tables for people."""
+    weights = found.shape.weights
+    size = f"{weights / 1e9:.2f} B" if weights >= 1e8 else f"{weights / 1e6:.1f} M"
+    told = f"{size} weights on {found.cluster}; {found.cluster.room / GIB:.1f} GiB of each can be filled"
+    console.print(told, highlight=False, soft_wrap=True)
+    for name, stage in found.stages.items():
+        console.print(f"\n[bold]{name}[/bold]: {batch_line(name, stage)}", highlight=False, soft_wrap=True)
+        show_ways(name, stage, console)
+    kept = ", ".join(f"{what} {size / 1e9:,.1f}" for what, size in found.disk.items())
+    console.print(f"\ndisk, GB at most: {kept}", highlight=False, soft_wrap=True)
+    console.print("\ncommands" + (", on each node:" if found.cluster.nodes > 1 else ":"))
+    for command in found.commands:
+        console.print(f"  {command}", highlight=False, soft_wrap=True, markup=False)
+    for problem in found.problems:
+        console.print(f"problem: {problem}", style="bold red", highlight=False, soft_wrap=True, markup=False)
+
+
+def batch_line(name: str, stage: StagePlan) -> str:
+    """A stage's batches in a line."""
+    batch = stage.batch
+    unit = {"sft": "examples", "reward": "pairs"}.get(name, "responses")
+    parts = [f"{batch['global']:,} {unit} a step, {batch['per_process']:,} a GPU"]
+    if "accumulated" in batch:
+        parts.append(f"in {batch['accumulated']:,} micro-batches of {batch['micro']:,}")
+    if name == "ppo":
+        parts.append(f"{batch['micro']:,} tokens a forward; {batch['steps']:,} steps, {batch['updates']:,} updates")
+        parts.append(f"{batch['episodes']:,} episodes")
+    elif batch["steps"] and name != "evaluate":
+        parts.append(f"{batch['steps']:,} steps of {batch['examples']:,} {unit}")
+    tokens = batch["tokens_at_most"]
+    parts.append(
+        f"{tokens:,} tokens at most" if tokens else f"{batch['tokens_a_step_at_most']:,} tokens a step at most"
+    )
+    if stage.seconds is not None:
+        parts.append(f"{stage.seconds / 3600:,.1f} h at most")
+    return ", ".join(parts)
+
+
+def show_ways(name: str, stage: StagePlan, console: Console) -> None:
+    """Memory of a stage by strategy."""
+    field = FIELDS.get(name)
+    table = Table("strategy", "recomputes", "models", "largest phase", "GiB", "fits", box=SIMPLE_HEAD, padding=(0, 1))
+    for column in table.columns[2:5]:
+        column.justify = "right"
+    if field:
+        table.add_column("largest micro-batch", justify="right")
+    table.add_column("")
+    for each in stage.needs:
+        standing, passing = sum(each.estimate.standing.values()), max(each.estimate.passing.values(), default=0.0)
+        marks = [mark for mark, is_so in (("recipe", each is stage.own), ("cheapest", each is stage.cheapest)) if is_so]
+        row = [name_of(each.way), "yes" if each.checkpointing else "no", f"{standing / GIB:.1f}"]
+        row += [f"{passing / GIB:.1f}", f"{each.estimate.total / GIB:.1f}", "yes" if each.fits else "no"]
+        row += [f"{each.largest:,}" if each.largest else "none"] if field else []
+        table.add_row(*row, ", ".join(marks))
+    console.print(table)
