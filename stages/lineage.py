@@ -32,10 +32,10 @@ def _sft(recipe: Recipe) -> dict[str, Any]:
 
 def _reward(recipe: Recipe) -> dict[str, Any]:
     if recipe.reward.use:  # it is examined on responses of the policy
-        return {"model": _computation(recipe), "generation": recipe.ppo.generation.fingerprint_fields()}
+        return {"model": _computation(recipe), "generation": _native_sampling(recipe)}
     fields = {"model": _computation(recipe), "reward": recipe.reward.fingerprint_fields()}
     if on_policy(recipe):
-        fields["generation"] = recipe.ppo.generation.fingerprint_fields()
+        fields["generation"] = _native_sampling(recipe)
     return fields
 
 
@@ -44,8 +44,13 @@ def _ppo(recipe: Recipe) -> dict[str, Any]:
 
 
 def _evaluate(recipe: Recipe) -> dict[str, Any]:
-    generation = recipe.ppo.generation.fingerprint_fields()
+    generation = _native_sampling(recipe)
     return {"model": _computation(recipe), "evaluate": recipe.evaluate.fingerprint_fields(), "generation": generation}
+
+
+def _native_sampling(recipe: Recipe) -> dict[str, Any]:
+    """How all but PPO samples: whatever PPO's engine is, the policy itself."""
+    return {**recipe.ppo.generation.fingerprint_fields(), "engine": "native"}
 
 
 def _computation(recipe: Recipe) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from launch.cli import app
 from launch.commands import generation
-from rlhf.config import GenerationConfig, GenerationServerConfig, LoraConfig
+from rlhf.config import GenerationConfig, GenerationServerConfig, LoraConfig, Recipe
 from rlhf.errors import ArtifactError, ConfigError, GenerationError
 from rlhf.generation.inside_vllm.rlhf_weights import Guard
 from rlhf.generation.vllm import VllmGenerator
@@ -30,6 +30,7 @@ from rlhf.generation.weights import weights_of
 from rlhf.logprobs import response_logprobs
 from rlhf.models import add_lora, save_model
 from rlhf.types import Sampled
+from stages.lineage import STAGES
 from tests.test_models import tiny_policy, tiny_tokenization
 
 pytestmark = [
@@ -334,6 +335,7 @@ def test_serve_names_a_model_and_hands_options_on(
     said = capsys.readouterr().out.split()
     assert said[:5] == ["/vllm/bin/python", "-m", generation.SERVER, "--model", str(tmp_path / "model")]
     assert said[-1] == "--enforce-eager" and said[said.index("--port") + 1] == "9"
+    assert said[said.index("--dtype") + 1] == "float32"  # of a model that no run has made, where there is no GPU
     assert "processed_logprobs" in said and "--trust-remote-code" not in said
     with pytest.raises(ArtifactError, match="no run, stage or model"):
         app(["generation", "serve", "nothing", "--dry-run"], standalone_mode=False)
@@ -348,6 +350,22 @@ def on(server: Server) -> str:
     """An override: PPO samples there."""
     there = f"{{addresses: ['{server.address}']}}"
     return f"ppo.generation={{max_new_tokens: 16, engine: vllm, weights: server, server: {there}}}"
+
+
+def test_another_engine_runs_ppo_again_and_nothing_before_it(tmp_path: Path) -> None:
+    there = {"engine": "vllm", "weights": "server", "server": {"addresses": ["http://127.0.0.1:1"]}}
+    elsewhere = {**there, "server": {"addresses": ["http://10.0.0.1:1"], "timeout_seconds": 5.0}}
+    prints = []
+    for how in ({}, there, elsewhere):
+        recipe = Recipe.model_validate({"ppo": {"generation": how}, "reward": {"use": "data.toy:gold"}})
+        prints.append([fields_of(recipe, name) for name in STAGES])
+    native, first, second = prints
+    assert first == second
+    assert [a == b for a, b in zip(native, first, strict=True)] == [True, True, False, True]
+
+
+def fields_of(recipe: Recipe, name: str) -> Any:
+    return STAGES[name].fields(recipe)
 
 
 def served(run: Path) -> Any:

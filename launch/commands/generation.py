@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 import rlhf.generation
+from launch.local import visible_gpus
 from rlhf.errors import ArtifactError, ConfigError
 from stages.targets import RUNS, Target, find_target
 
@@ -83,8 +84,9 @@ def vllm_options(found: Target, host: str, port: int) -> list[str]:
         options += ["--revision", model.revision]
     if model.trust_remote_code:
         options.append("--trust-remote-code")
-    if model.dtype != "auto":
-        options += ["--dtype", model.dtype]
+    # As the trainer computes. vLLM's own auto rounds float32 weights to bfloat16, also on CPUs.
+    auto = "bfloat16" if visible_gpus() else "float32"
+    options += ["--dtype", auto if model.dtype == "auto" else model.dtype]
     # The figures that PPO compares are those of the distribution that was sampled from, and the sampling is the
     # recipe's, whatever the model's own generation_config.json says.
     options += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--disable-uvicorn-access-log"]
