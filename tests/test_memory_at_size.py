@@ -17,6 +17,7 @@ from rlhf import memory
 from rlhf.logprobs import response_logprobs
 from rlhf.memory import POLICY_PER_LOGIT, Computation
 from rlhf.shapes import shape_of_config
+from rlhf.token_head import AT_ONCE, Asked, TokenHead
 from tests.qwen import QWEN_05B as QWEN
 
 
@@ -86,3 +87,20 @@ def test_logits_take_no_more_than_is_counted(half: bool) -> None:
     found = (peak - kept + 4 * logits) / logits  # of the logits, the backward keeps one copy in float32
     assert found == pytest.approx(18 if half else 20, rel=0.03)
     assert found < POLICY_PER_LOGIT
+
+
+def test_log_probs_take_a_chunk_however_large_the_vocabulary() -> None:
+    """Forward and backward of 2,048 tokens; whole, the logits of the largest would be 1 GiB, and several times that."""
+
+    def peak(vocabulary: int) -> float:
+        torch.manual_seed(0)
+        head = TokenHead(16, vocabulary, bias=False)
+        hidden = torch.randn(2048, 16, requires_grad=True)
+        with Allocated(head) as allocated:
+            head.asked = Asked(torch.randint(vocabulary, (2048,)), 1.0, True)
+            head(hidden).sum().backward()
+        return allocated.peak - 4 * 16 * vocabulary  # the gradient
+
+    peaks = [peak(vocabulary) for vocabulary in (2**14, 2**15, 2**17)]
+    assert max(peaks) == pytest.approx(min(peaks), rel=0.01)
+    assert max(peaks) < 4.1 * 4 * AT_ONCE

@@ -1,4 +1,5 @@
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.engine.optimizer import OptimizerOptions
+from rlhf.ppo.dealing import deal
 from rlhf.ppo.experience import trim
 from rlhf.ppo.shaping import penalize_unfinished, shape_rewards
 from rlhf.ppo.update import micro_batches_in_lockstep, minibatches
@@ -195,14 +197,22 @@ def test_learning_rate_warms_up_and_falls_to_its_end() -> None:
 
 
 def test_minibatches_hold_each_row_once_an_epoch_and_the_same_on_any_number_of_ranks() -> None:
-    whole = [part.tolist() for part in minibatches(torch.arange(8), CONFIG, KEY)]
+    whole = [part.tolist() for part in minibatches(CONFIG, KEY)]
     assert [sorted(whole[i] + whole[i + 1]) for i in (0, 2)] == [list(range(8))] * 2
     assert whole[:2] != whole[2:]
-    assert whole != [part.tolist() for part in minibatches(torch.arange(8), CONFIG, (11, 5))]
-    for world in (2, 3):
-        ranks = [torch.arange(rank, 8, world) for rank in range(world)]
-        parts = [[mine[part].tolist() for part in minibatches(mine, CONFIG, KEY)] for mine in ranks]
-        assert [sorted(sum(shares, [])) for shares in zip(*parts, strict=True)] == [sorted(part) for part in whole]
+    assert whole != [part.tolist() for part in minibatches(CONFIG, (11, 5))]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 16])
+def test_a_minibatch_is_dealt_out_by_tokens(ranks: int) -> None:
+    chance = random.Random(ranks)
+    costs = [1 + int(chance.expovariate(0.04)) for _ in range(16 * ranks)]
+    hands = deal(costs, ranks)
+    assert sorted(index for hand in hands for index in hand) == list(range(len(costs)))
+    loads = [sum(costs[index] for index in hand) for hand in hands]
+    assert max(loads) <= max(4 / 3 * sum(costs) / ranks, max(costs))
+    assert deal(costs, ranks) == hands
+    assert deal([], ranks) == [[]] * ranks and deal([3], ranks)[0] == [0]
 
 
 @pytest.mark.parametrize("poison", reference.POISONS)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.distributed import global_max
+from rlhf.distributed import gather_objects, global_max
 from rlhf.engine import Engine
 from rlhf.ppo.targets import Targets
 from rlhf.sharding import device_of, own_part
@@ -54,15 +54,16 @@ def examine(experience: Experience, targets: Targets) -> Fault | None:
 def examine_minibatch(losses: Mapping[str, Tensor], norms: Mapping[str, float], rows: Tensor) -> Fault | None:
     """The fault of a minibatch before anything learns from it, if there is one. A collective.
 
-    losses: this rank's shares; norms: of the whole gradients, equal on all ranks. rows [batch] bool, True = in it. A
-    loss can be infinite where its gradient is finite, and a gradient NaN where the loss is finite: 0 times infinity.
+    losses: this rank's shares; norms: of the whole gradients, equal on all ranks. rows [batch] bool, True = in it, of
+    those that this rank sampled, whoever trains on them. A loss can be infinite where its gradient is finite, and a
+    gradient NaN where the loss is finite: 0 times infinity.
     """
     own = [name for name, loss in losses.items() if not bool(loss.isfinite())]
-    if not global_max(len(own)):
-        own = [name for name, norm in norms.items() if not math.isfinite(norm)]
-        if not own:
-            return None
-    return Fault(dict.fromkeys(own, rows), "what is left of ")
+    if global_max(len(own)):
+        found = dict.fromkeys(name for names in gather_objects(own) for name in names)
+    else:
+        found = dict.fromkeys(name for name, norm in norms.items() if not math.isfinite(norm))
+    return Fault(dict.fromkeys(found, rows), "what is left of ") if found else None
 
 
 def is_sound(engine: Engine, tokens: Sequence[int]) -> bool:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from rlhf.batching import split_by_tokens
 from rlhf.config import PpoConfig
-from rlhf.distributed import global_sum
+from rlhf.distributed import global_sum, rank, world_size
 from rlhf.engine import Engine
 from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import response_logprobs, response_values
 from rlhf.packing import packs
+from rlhf.ppo.dealing import deal, gather_rows
 from rlhf.ppo.experience import MicroBatch, trim
 from rlhf.ppo.objective import Objective
 from rlhf.ppo.safety import Fault, examine, examine_minibatch
@@ -51,14 +52,14 @@ def update(
     engines = {"policy": policy} | ({} if value is policy or value is None else {"value": value})
     seen: list[Tensor] = []  # of each minibatch, this rank's shares of the statistics
     norms: list[dict[str, float]] = []  # of each minibatch, the whole gradients'
-    updates, names, planned, device = 0, [""], config.epochs * config.minibatches, _device(policy)
+    updates, names, planned = 0, [""], config.epochs * config.minibatches
     fault = examine(experience, targets)
-    for rows in () if fault else minibatches(experience.rows, config, key):
-        n_tokens = float(global_sum(experience.mask[rows].sum().to(device)))
-        objective = Objective(config, targets, n_tokens, learn_policy)
-        packed = all(packs(engine.module) for engine in engines.values())
-        work = micro_batches_in_lockstep(experience, rows, config.micro_batch_tokens, packed)
-        shares = _gradient(engines.values(), work, partial(_micro_step, policy, value, experience, objective=objective))
+    packed = all(packs(engine.module) for engine in engines.values())
+    every, targets = (experience, targets) if fault else gather_rows(experience, targets)
+    for rows in () if fault else minibatches(config, key):
+        objective = Objective(config, targets, float(every.mask[rows].sum()), learn_policy)
+        work = micro_batches_in_lockstep(every, own_share(every, rows), config.micro_batch_tokens, packed)
+        shares = _gradient(engines.values(), work, partial(_micro_step, policy, value, every, objective=objective))
         names = list(shares)
         seen.append(torch.stack(list(shares.values())))
         if _too_far(shares["policy/approxkl"], config.target_kl):
@@ -66,7 +67,7 @@ def update(
         learning = {role: engine for role, engine in engines.items() if learn_policy or role != "policy"}
         norms.append({role: engine.norm() for role, engine in learning.items()})
         # Of both models, before either is updated.
-        if fault := examine_minibatch(_losses(shares), _gradients(norms[-1]), _among(rows, experience)):
+        if fault := examine_minibatch(_losses(shares), _gradients(norms[-1]), torch.isin(experience.rows, rows)):
             break
         for role, engine in engines.items():
             engine.step() if role in learning else engine.skip()
@@ -119,11 +120,6 @@ def _gradients(norms: Mapping[str, float]) -> dict[str, float]:
     return {f"{role}/grad_norm": norm for role, norm in norms.items()}
 
 
-def _among(rows: Tensor, experience: Experience) -> Tensor:
-    """Which of this rank's rows [batch] a minibatch has."""
-    return torch.zeros(len(experience.rows), dtype=torch.bool).index_fill(0, rows, True)
-
-
 def _too_far(share: Tensor, target: float | None) -> bool:
     """Whether the policy has left the one that sampled by more than the target; the same on every rank.
 
@@ -133,18 +129,17 @@ def _too_far(share: Tensor, target: float | None) -> bool:
     return target is not None and math.isfinite(distance) and distance > target
 
 
-def minibatches(rows: Tensor, config: PpoConfig, key: tuple[int, int]) -> Iterator[Tensor]:
-    """This rank's share of each minibatch of each epoch, as indices into its experience.
-
-    rows [batch]: the global index of each local row. The global batch is permuted and cut, then each rank takes the
-    rows it owns, so that a minibatch holds the same responses however many ranks there are.
-    """
-    owned = {int(row): i for i, row in enumerate(rows)}
+def minibatches(config: PpoConfig, key: tuple[int, int]) -> Iterator[Tensor]:
+    """Each minibatch of each epoch, as indices into the global batch: the same however many ranks there are."""
     shuffle = torch.Generator().manual_seed((key[0] * 1_000_003 + key[1]) % 2**63)
     for _ in range(config.epochs):
-        order = torch.randperm(config.responses_per_step, generator=shuffle)
-        for part in order.chunk(config.minibatches):
-            yield torch.tensor([owned[int(row)] for row in part if int(row) in owned], dtype=torch.long)
+        yield from torch.randperm(config.responses_per_step, generator=shuffle).chunk(config.minibatches)
+
+
+def own_share(every: Experience, rows: Tensor) -> Tensor:
+    """What this rank trains on of some rows of the global batch; see `rlhf.ppo.dealing`."""
+    lengths = every.attention_mask[rows].sum(-1).tolist()
+    return rows[torch.tensor(deal(lengths, world_size())[rank()], dtype=torch.long)]
 
 
 def micro_batches_in_lockstep(
