@@ -13,9 +13,15 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "the loss by each rank's own tokens": Mutation(
         "rlhf/ppo/update.py",
-        "n_tokens = float(global_sum(experience.mask[rows].sum().to(device)))",
-        "n_tokens = max(1.0, float(experience.mask[rows].sum()))",
+        "float(every.mask[rows].sum())",
+        "max(1.0, float(every.mask[own_share(every, rows)].sum()))",
         (TWO + "statistics_are_equal_on_every_rank[ragged]",),
+    ),
+    "a rank that takes another's share of a minibatch": Mutation(
+        "rlhf/ppo/update.py",
+        "deal(lengths, world_size())[rank()]",
+        "deal(lengths, world_size())[0]",
+        (TWO + "weights_are_equal_after_the_step[ragged]",),
     ),
     "gradients averaged over ranks": Mutation(
         "rlhf/engine/ddp.py",

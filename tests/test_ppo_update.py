@@ -215,6 +215,25 @@ def test_a_minibatch_is_dealt_out_by_tokens(ranks: int) -> None:
     assert deal([], ranks) == [[]] * ranks and deal([3], ranks)[0] == [0]
 
 
+@pytest.mark.parametrize(("ranks", "rows"), [(2, 32), (8, 32), (32, 16), (128, 16)])
+def test_no_rank_waits_long_for_another(ranks: int, rows: int) -> None:
+    """One of two minibatches of prompts of 128 to 256 tokens, responses of 200 on average and 1,024 at most."""
+    kept, dealt = 0.0, 0.0
+    for seed in range(20):
+        chance = random.Random(seed)
+        lengths = [(chance.randint(128, 256), int(chance.expovariate(1 / 200))) for _ in range(ranks * rows)]
+        part = chance.sample(range(len(lengths)), len(lengths) // 2)
+        costs = [lengths[row][0] + min(1024, 1 + lengths[row][1]) for row in part]
+        fair = 20 * sum(costs) / ranks
+        own = [sum(cost for cost, row in zip(costs, part, strict=True) if row % ranks == rank) for rank in range(ranks)]
+        kept += max(own) / fair
+        dealt += max(sum(costs[i] for i in hand) for hand in deal(costs, ranks)) / fair
+    print(
+        f"{ranks} ranks of {rows} rows: the fullest has {kept:.2f} of its share where rows stay, {dealt:.2f} dealt out"
+    )
+    assert dealt < 1.05 < kept
+
+
 @pytest.mark.parametrize("poison", reference.POISONS)
 def test_the_score_stands_at_the_last_token_and_divergence_costs(poison: float) -> None:
     rng = np.random.default_rng(0)
