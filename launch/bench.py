@@ -19,17 +19,21 @@ from launch.local import stage_environment
 from rlhf.errors import ConfigError
 from stages.bench.turns import MARK
 
+END_SECONDS = 5.0  # until a process that was told to end is made to
+
 
 class Side:
     """A process that makes an update when told to."""
 
-    def __init__(self, name: str, module: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, module: str, arguments: list[str], environment: Mapping[str, str], python: str = sys.executable
+    ) -> None:
         self.name = name
         self.updates: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # a pipe that nobody reads would fill up
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [python, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,
@@ -62,9 +66,13 @@ class Side:
         self.close()
 
     def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
+        """End the process, with the less force the better: it may have processes of its own."""
+        for force in (None, self.process.terminate, self.process.kill):
+            if force:
+                force()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.communicate(timeout=END_SECONDS)  # closes its input, which tells it to end
+                break
         self.said.close()
 
     def _line(self) -> dict[str, Any]:
@@ -99,6 +107,7 @@ class Contestant:
     module: str
     arguments: Sequence[str] = ()  # behind load, dtype and device
     path: Path | None = None  # of packages that come before all others
+    python: str | None = None  # of an environment of its own, which lends it nothing of ours but the bench
 
 
 @dataclass(frozen=True)
@@ -114,9 +123,9 @@ class Bench:
 
     def run(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
         """Measure. Raises ConfigError where a side cannot run, or where the two do not have the same weights."""
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # TRL wants no more in one process
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # TRL wants no more in one process
         environment = {**stage_environment(1), "OMP_NUM_THREADS": str(self.load["threads"])}
-        environment["CUDA_VISIBLE_DEVICES"] = first
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
         root = str(Path(__file__).parents[1])
         ceilings = self._ceilings(environment)
         common = [json.dumps(self.load), self.dtype, self.device]
@@ -126,8 +135,10 @@ class Bench:
             # Where trainers want a directory; a side is killed at the end, and would leave it behind.
             environment["TMPDIR"] = stack.enter_context(tempfile.TemporaryDirectory())
             for each in self.contestants:
-                path = {} if each.path is None else {"PYTHONPATH": os.pathsep.join([str(each.path), root])}
-                side = Side(each.name, each.module, [*common, *each.arguments], {**environment, **path})
+                first = [] if each.path is None else [str(each.path)]
+                path = {"PYTHONPATH": os.pathsep.join([*first, root])} if each.path or each.python else {}
+                arguments = [*common, *each.arguments]
+                side = Side(each.name, each.module, arguments, {**environment, **path}, each.python or sys.executable)
                 sides.append(stack.enter_context(side))
             if len({side.facts["checksum"] for side in sides}) > 1:
                 raise ConfigError("bench: the two sides start from other weights; reinstall torch and transformers")

@@ -41,6 +41,8 @@ class Computation:
     weights_over: int = 1  # processes that share out the weights, block by block; frozen models' as well
     gradients_over: int = 1
     moments_over: int = 1
+    master: bool = False  # the optimizer has a float32 share of its own beside the weights: DeepSpeed's ZeRO-1 and 2
+    copies_stay: bool = False  # autocast keeps a copy of all weights of a forward, also of shared-out ones: ZeRO-3
     offloaded: Literal["moments", "all"] | None = None  # wait in the CPU's memory, with gradients; all: weights too
 
     @property
@@ -148,10 +150,11 @@ def learner_parts(shape: Shape, how: Computation, bucketed: bool = True) -> dict
     learning = trainable(shape, how)
     shared = how.moments_over > 1 or how.offloaded  # by engines that send gradients from where they are
     below = 0.0 if how.lora_rank is None else frozen(shape, how)
+    moments, own = LEARNING - FLOAT32, FLOAT32 if how.master else 0
     return {
         "weights": 0.0 if how.offloaded == "all" else (below + learning * FLOAT32) / how.weights_over,
         "gradients": 0.0 if how.offloaded else learning * FLOAT32 / how.gradients_over,
-        "optimizer": 0.0 if how.offloaded else learning * (LEARNING - FLOAT32) / how.moments_over,
+        "optimizer": 0.0 if how.offloaded else learning * (moments + own) / how.moments_over,
         "buffers": float(FLOAT32 * learning) if how.processes > 1 and bucketed and not shared else 0.0,
     }
 
@@ -201,8 +204,9 @@ def activations(shape: Shape, how: Computation, rows: int, length: int) -> float
     tokens = rows * length
     block = tokens * block_bytes(shape, how, length)
     copies = 0.0
-    if how.bfloat16 and (not how.checkpointing if how.sharded else how.lora_rank is None or not how.checkpointing):
-        copies = shape.weights * BFLOAT16  # kept for the backward; with checkpointing, those of a pass
+    of_a_pass = how.lora_rank is None and (how.copies_stay or not how.sharded)  # kept by autocast
+    if how.bfloat16 and (of_a_pass or not how.checkpointing):  # or for the backward
+        copies = shape.weights * BFLOAT16
     inputs = tokens * shape.hidden * FLOAT32 * shape.layers
     kept = inputs + block if how.checkpointing else shape.layers * block
     return copies + kept + gathered(shape, how, learning=True)
@@ -221,7 +225,8 @@ def block_bytes(shape: Shape, how: Computation, length: int) -> int:
 
 def forward(shape: Shape, how: Computation, tokens: int) -> float:
     """A forward of so many tokens without gradients: the widest moment of one block."""
-    copies = shape.weights * BFLOAT16 if how.bfloat16 and how.lora_rank is None and not how.sharded else 0
+    kept = how.bfloat16 and how.lora_rank is None and (how.copies_stay or not how.sharded)
+    copies = shape.weights * BFLOAT16 if kept else 0
     return gathered(shape, how) + copies + tokens * (3 * shape.hidden * FLOAT32 + 3 * shape.mlp * how.element)
 
 
@@ -232,5 +237,7 @@ def sampling(shape: Shape, how: Computation, load: RolloutLoad) -> float:
     rows = load.generation_rows
     cache = rows * (load.prompt + load.response) * shape.layers * 2 * shape.key_value * FLOAT32
     choice = rows * shape.vocabulary * SAMPLING_PER_LOGIT
-    replica = shape.weights * FLOAT32 if how.sharded and load.sampler == "replica" else 0
+    replica = 0.0
+    if how.sharded and load.sampler == "replica":  # gathered, and what autocast keeps of it
+        replica = shape.weights * (FLOAT32 + (BFLOAT16 if how.bfloat16 else 0))
     return replica + cache + max(choice, forward(shape, how, rows * load.prompt))

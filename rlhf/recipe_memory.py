@@ -45,6 +45,8 @@ def shared_out(parallelism: ParallelismConfig, processes: int) -> dict[str, Any]
         "weights_over": share if whole else 1,
         "gradients_over": share if whole or strategy == "zero2" else 1,
         "moments_over": share if strategy != "ddp" else 1,
+        "master": strategy in ("zero1", "zero2"),
+        "copies_stay": strategy == "zero3",
         "offloaded": offloaded,
     }
 

@@ -1,6 +1,6 @@
 """A generation server in a thread: the protocol of vLLM's, the real methods of its workers, and a model of ours.
 
-Real vLLM has other kernels and takes a minute to start: `tests/soak/test_generation_server.py` asks that one the same.
+Real vLLM has other kernels and takes a minute to start: `tests/soak/test_vllm_server.py` asks that one the same.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ class Worker(Weights):
         self.model = model
         self.model_runner = self
         vocabulary = model.config.vocab_size
-        self.model_config = SimpleNamespace(
-            dtype=torch.float32, max_model_len=128, get_vocab_size=lambda: vocabulary, served=0
-        )
+        self.model_config = SimpleNamespace(dtype=torch.float32, max_model_len=128, get_vocab_size=lambda: vocabulary)
 
     @torch.no_grad()
     def reload_weights(self, weights_iterator: Iterator[tuple[str, Tensor]]) -> None:
@@ -52,6 +50,7 @@ class Server(ThreadingHTTPServer):
         self.calls: list[str] = []  # paths, and methods of workers
         self.answers: list[Any] = []  # given in turn in place of responses; an int is a status
         self.forgets_after: int | None = None  # responses until its workers are as if freshly started
+        self.resets_refused = 0  # of the cache, until one is done
         self.lock = threading.Lock()
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -120,7 +119,8 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer(200, {"results": self.server.call(asked["method"], asked["args"])})
             self.server.calls.append(self.path)
             if self.path == "/reset_prefix_cache":
-                return self.answer(200, {"success": True})
+                self.server.resets_refused -= 1
+                return self.answer(200, {"success": self.server.resets_refused < 0})
             if self.path == "/v1/completions":
                 if self.server.answers:
                     instead = self.server.answers.pop(0)

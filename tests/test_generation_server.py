@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from generation_server import Server, serving
 from interruption import figures, own_copy
 from running import TINY, rlhf, stage
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from launch.cli import app
-from launch.commands import generation
-from rlhf.config import GenerationConfig, GenerationServerConfig, LoraConfig, Recipe
-from rlhf.errors import ArtifactError, ConfigError, GenerationError
-from rlhf.generation.inside_vllm.rlhf_weights import Guard
+from rlhf.config import GenerationConfig, GenerationServerConfig, LoraConfig
+from rlhf.errors import GenerationError
+from rlhf.generation import transfer
+from rlhf.generation.servers import begun
 from rlhf.generation.vllm import VllmGenerator
-from rlhf.generation.weights import weights_of
 from rlhf.logprobs import response_logprobs
-from rlhf.models import add_lora, save_model
+from rlhf.models import add_lora
 from rlhf.types import Sampled
-from stages.lineage import STAGES
 from tests.test_models import tiny_policy, tiny_tokenization
 
 pytestmark = [
@@ -57,7 +49,7 @@ def policy(seed: int = 0, adapted: bool = False) -> Any:
 
 def generator(model: nn.Module, *servers: Server | str, **config: float) -> VllmGenerator:
     addresses = [server if isinstance(server, str) else server.address for server in servers]
-    settings = {"patience_seconds": 5.0, "timeout_seconds": 20.0, **config}
+    settings = {"patience_seconds": 5.0, "timeout_seconds": 10.0, **config}
     return VllmGenerator(
         model,
         TOKENIZATION.stop_id,
@@ -153,8 +145,11 @@ def test_a_server_that_is_started_anew_is_waited_for(capfd: pytest.CaptureFixtur
     with serving(policy(2)) as server:
         asked = generator(model, server)
         undisturbed, port = sample(asked), int(server.server_address[1])
+    waiting = begun(lambda: sample(asked))
+    time.sleep(0.5)
     with serving(policy(2), port=port):
-        assert torch.equal(sample(asked).responses, undisturbed.responses)
+        assert torch.equal(waiting.result(timeout=20).responses, undisturbed.responses)
+    assert capfd.readouterr().err.count("asking again") == 1
 
 
 def test_two_runs_at_one_server_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +183,7 @@ def test_busy_servers_are_asked_again_and_said_to_be_once(capfd: pytest.CaptureF
     with serving(policy(2)) as server:
         asked = generator(model, server)
         undisturbed = sample(asked)
-        server.answers = [503, 429, 500]
+        server.answers = [503, 429, 502]
         assert torch.equal(sample(asked).responses, undisturbed.responses)
     assert capfd.readouterr().err.count("asking again") in range(1, 4)
 
@@ -240,107 +235,62 @@ def test_a_weight_that_a_server_cannot_use_ends_in_a_line_and_not_in_a_wait() ->
         assert time.monotonic() - begun < 10
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_weights_are_those_of_the_merged_model_under_its_checkpoint_s_names(turned: bool, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model: Any = policy()
-    if turned:  # layers that keep their weights [in, out]
-        vocabulary = len(TOKENIZATION.tokenizer)
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64))
-    model = add_lora(model, LoraConfig(rank=2, alpha=4.0), "policy")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.3)
-    found = {weight.name: weight.make() for weight in weights_of(model)}
-    shapes = {weight.name: weight.shape for weight in weights_of(model)}
-    assert shapes == {name: tuple(tensor.shape) for name, tensor in found.items()}
-    save_model(copy.deepcopy(model), TOKENIZATION, tmp_path / "model")
-    saved = load_file(tmp_path / "model" / "model.safetensors")
-    assert found.keys() == saved.keys()
-    for name, tensor in found.items():
-        assert torch.allclose(tensor, saved[name], atol=1e-6), name
+def test_the_server_that_fails_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the others, which wait for it, nor the time that they would."""
+    with serving(policy(2)) as healthy, serving(policy(2)) as failing:
+
+        def fail(question: str) -> int:
+            raise RuntimeError("boom")
+
+        monkeypatch.setattr(failing.workers[0], "rlhf_receive", fail)
+        began = time.monotonic()
+        with pytest.raises(GenerationError, match=f"generation server {failing.address}: refused with 500.*boom"):
+            sample(generator(policy(1), healthy, failing))
+        assert time.monotonic() - began < 5
+        monkeypatch.undo()
+        assert len(sample(generator(policy(1), healthy, failing)).responses) == len(PROMPTS)
 
 
-def test_only_who_brings_the_token_gets_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def inner(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"in"})
+def test_a_server_that_cannot_join_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(policy(2)) as server:
 
-    async def ask(path: str, token: str | None) -> int:
-        headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
-        transport = httpx.ASGITransport(app=Guard(inner))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            return (await client.post(path, headers=headers)).status_code
+        def fail(question: str) -> None:
+            raise OSError("no route to the trainer")
 
-    for path in ("/collective_rpc", "/v1/completions", "/pause"):
-        monkeypatch.setenv("RLHF_GENERATION_TOKEN", "right")
-        assert [asyncio.run(ask(path, token)) for token in ("right", "wrong", "", None)] == [200, 401, 401, 401]
-        monkeypatch.delenv("RLHF_GENERATION_TOKEN")
-        assert asyncio.run(ask(path, None)) == 200
-    monkeypatch.setenv("RLHF_GENERATION_TOKEN", "right")
-    assert asyncio.run(ask("/health", None)) == 200
+        monkeypatch.setattr(server.workers[0], "rlhf_join", fail)
+        began = time.monotonic()
+        with pytest.raises(GenerationError, match="no route to the trainer"):
+            sample(generator(policy(1), server))
+        assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"engine": "vllm"}, "engine=vllm with weights=shared"),
-        ({"weights": "server"}, "engine=native with weights=server"),
-        ({"engine": "vllm", "weights": "server"}, "without a server: start one with rlhf generation serve RUN"),
-        (
-            {"engine": "vllm", "weights": "server", "server": {"addresses": ["localhost:8000"]}},
-            "give http://host:port",
-        ),
-        (
-            {"engine": "vllm", "weights": "server", "server": {"addresses": ["http://me:secret@host:1"]}},
-            "set RLHF_GENERATION_TOKEN in place of it",
-        ),
-    ],
-)
-def test_settings_that_fit_no_server_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GenerationConfig.model_validate(settings)
+def test_servers_are_met_where_they_see_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the address of the interface that leads to them, which need not be the loopback's."""
+    monkeypatch.setattr(transfer, "own_address", lambda server: "127.0.0.2")
+    model = policy(1)
+    with serving(policy(2)) as server:
+        found = sample(generator(model, server))
+        assert torch.allclose(found.logprobs, own_logprobs(model, found), atol=1e-5)
 
 
-def test_serve_wants_a_token_before_it_opens_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RLHF_GENERATION_TOKEN", raising=False)
-    for host in ("0.0.0.0", "::", "10.1.2.3", "node-7"):
-        with pytest.raises(ConfigError, match="set RLHF_GENERATION_TOKEN"):
-            app(["generation", "serve", "demo", "--host", host], standalone_mode=False)
-    assert all(map(generation.is_loopback, ("127.0.0.1", "::1", "localhost", "127.8.9.1")))
+def test_old_keys_and_values_are_gone_before_anything_is_sampled(capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(policy(2)) as server:
+        server.resets_refused = 2
+        sample(generator(policy(1), server))
+        assert server.calls.count("/reset_prefix_cache") == 3
+        assert server.calls.index("/v1/completions") > server.calls.index("/reset_prefix_cache") + 2
+        server.resets_refused = 10**6
+        with pytest.raises(GenerationError, match="its prefix cache is held by other requests"):
+            sample(generator(policy(3), server, patience_seconds=0.5))
+    assert "asking again" in capfd.readouterr().err
 
 
-def test_serve_wants_an_interpreter_that_has_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(generation.PYTHON, raising=False)
-    with pytest.raises(ConfigError, match="vLLM is not installed here"):
-        app(["generation", "serve", "demo"], standalone_mode=False)
-    monkeypatch.setenv(generation.PYTHON, "/not/there")
-    with pytest.raises(ConfigError, match=f"{generation.PYTHON}=/not/there: no interpreter there"):
-        app(["generation", "serve", "demo"], standalone_mode=False)
-    with pytest.raises(ConfigError, match="--python=.*: vLLM is not installed there"):
-        app(["generation", "serve", "demo", "--python", sys.executable], standalone_mode=False)
-
-
-def test_serve_names_a_model_and_hands_options_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(generation, "find_python", lambda named: "/vllm/bin/python")
-    save_model(policy(), TOKENIZATION, tmp_path / "model")
-    capsys.readouterr()
-    app(
-        ["generation", "serve", str(tmp_path / "model"), "--port", "9", "--dry-run", "--", "--enforce-eager"],
-        standalone_mode=False,
-    )
-    said = capsys.readouterr().out.split()
-    assert said[:5] == ["/vllm/bin/python", "-m", generation.SERVER, "--model", str(tmp_path / "model")]
-    assert said[-1] == "--enforce-eager" and said[said.index("--port") + 1] == "9"
-    assert said[said.index("--dtype") + 1] == "float32"  # of a model that no run has made, where there is no GPU
-    assert "processed_logprobs" in said and "--trust-remote-code" not in said
-    with pytest.raises(ArtifactError, match="no run, stage or model"):
-        app(["generation", "serve", "nothing", "--dry-run"], standalone_mode=False)
-    assert generation.environment()["PYTHONPATH"] == str(generation.INSIDE)
-    assert (generation.INSIDE / "rlhf_weights.py").is_file()
+def test_a_context_that_is_too_short_is_said_before_anything_is_asked() -> None:
+    with serving(policy(2)) as server:
+        server.workers[0].model_config.max_model_len = NEW_TOKENS + 2
+        with pytest.raises(GenerationError, match="have room for 10 tokens .* start them with -- --max-model-len"):
+            sample(generator(policy(1), server))
+        assert "/v1/completions" not in server.calls
 
 
 BRIEF = ("ppo.learning_rate=0.01", "ppo.evaluate_every=0")
@@ -350,22 +300,6 @@ def on(server: Server) -> str:
     """An override: PPO samples there."""
     there = f"{{addresses: ['{server.address}']}}"
     return f"ppo.generation={{max_new_tokens: 16, engine: vllm, weights: server, server: {there}}}"
-
-
-def test_another_engine_runs_ppo_again_and_nothing_before_it(tmp_path: Path) -> None:
-    there = {"engine": "vllm", "weights": "server", "server": {"addresses": ["http://127.0.0.1:1"]}}
-    elsewhere = {**there, "server": {"addresses": ["http://10.0.0.1:1"], "timeout_seconds": 5.0}}
-    prints = []
-    for how in ({}, there, elsewhere):
-        recipe = Recipe.model_validate({"ppo": {"generation": how}, "reward": {"use": "data.toy:gold"}})
-        prints.append([fields_of(recipe, name) for name in STAGES])
-    native, first, second = prints
-    assert first == second
-    assert [a == b for a, b in zip(native, first, strict=True)] == [True, True, False, True]
-
-
-def fields_of(recipe: Recipe, name: str) -> Any:
-    return STAGES[name].fields(recipe)
 
 
 def served(run: Path) -> Any:

@@ -152,8 +152,8 @@ def test_four_models_by_hand() -> None:
     ("strategy", "policy", "reference"),
     [
         ("ddp", 16_000, 2000),
-        ("zero1", 8000 + 8000 / 4, 2000),
-        ("zero2", 4000 + 12_000 / 4, 2000),
+        ("zero1", 8000 + 12_000 / 4, 2000),  # and a float32 share of DeepSpeed's own
+        ("zero2", 4000 + 16_000 / 4, 2000),
         ("zero3", 16_000 / 4, 500),
         ("fsdp", 16_000 / 4, 500),
         ("fsdp in pairs", 16_000 / 2, 1000),
@@ -179,7 +179,8 @@ def test_what_four_processes_share_out(strategy: str, policy: float, reference: 
     whole = memory.ppo(shape, shape, Computation(bfloat16=True, checkpointing=True), load).passing["policy's update"]
     if name in ("fsdp", "zero3"):
         parts = (1000 - 860 + 2 * 860) * (4 + 2) + 860 * 4  # as it is sent and as it computes, and a gradient
-        assert found.passing["policy's update"] == whole - 2 * 1000 + parts
+        copies = 2 * 1000  # autocast's, which DeepSpeed keeps
+        assert found.passing["policy's update"] == whole - copies * (name == "fsdp") + parts
     else:
         assert found.passing["policy's update"] == whole
 
@@ -198,7 +199,7 @@ def test_a_server_s_sampling_takes_nothing_here_and_a_replica_all_weights() -> N
         return estimate(recipe.model_copy(update={"ppo": changed}), "ppo", shape, 32).passing["sampling"]
 
     shared, replica = sampling(), sampling(weights="replica")
-    assert replica - shared == 4 * shape.weights
+    assert replica - shared == (4 + 2) * shape.weights
     there = {"engine": "vllm", "weights": "server", "server": {"addresses": ["http://127.0.0.1:1"]}}
     assert sampling(**there) == 0
 

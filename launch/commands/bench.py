@@ -9,6 +9,7 @@ import typer
 
 from launch.bench import Bench, Contestant
 from launch.commands.benched import known, measured
+from launch.commands.generation import Python, find_python
 from launch.trl_wheel import trl_with_ppo
 from rlhf.errors import ConfigError
 from stages.bench.sizes import CONTEXT, SIZES
@@ -102,11 +103,14 @@ def generate(
     device: Device = "cpu",
     updates: Updates = 5,
     against: Annotated[
-        str | None, typer.Option("--against", help="transformers: its `generate`, turn by turn with ours.")
+        str | None, typer.Option("--against", help="transformers: its `generate`; vllm; turn by turn with ours.")
     ] = None,
+    python: Python = None,
     as_json: Json = False,
 ) -> None:
     """Time the sampling of responses, of one length or of lengths that chance ends.
+
+    vLLM runs in the environment of the interpreter that --python or RLHF_VLLM_PYTHON names.
 
     Examples:
 
@@ -116,13 +120,17 @@ def generate(
 
         rlhf bench generate --size qwen2.5-0.5b --batch 256 --device cuda --dtype bfloat16
     """
-    known(size, dtype, device, against, "transformers")
+    known(size, dtype, device, against, "transformers", "vllm")
     if batch % responses_per_prompt:
         field = f"--batch={batch} with --responses-per-prompt={responses_per_prompt}"
         raise ConfigError(f"{field}: each prompt has as many; use a divisor")
     load = {"size": size, "batch": batch, "response_length": response_length, "eos_bias": eos_bias}
     load |= {"responses_per_prompt": responses_per_prompt}
-    sides = [Contestant(name, "stages.bench.generating", (name,)) for name in ("rlhf", against) if name]
+    sides = [Contestant("rlhf", "stages.bench.generating", ("rlhf",))]
+    if against == "vllm":
+        sides.append(Contestant("vllm", "stages.bench.vllm", python=find_python(python)))
+    elif against:
+        sides.append(Contestant(against, "stages.bench.generating", (against,)))
     measured(Bench({**load, "threads": threads, "seed": seed}, dtype, device, updates, sides), as_json)
 
 

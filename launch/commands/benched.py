@@ -19,16 +19,16 @@ from stages.bench.sizes import SIZES
 PHASES = ("generation", "scoring", "training")
 
 
-def known(size: str, dtype: str, device: str, against: str | None, other: str) -> None:
-    """Raises ConfigError for what cannot be measured; other: whom there is to compare with."""
+def known(size: str, dtype: str, device: str, against: str | None, *others: str) -> None:
+    """Raises ConfigError for what cannot be measured; others: whom there is to compare with."""
     for option, value, choices in (
         ("--size", size, list(SIZES)),
         ("--dtype", dtype, ["float32", "bfloat16"]),
         ("--device", device, ["cpu", "cuda"]),
-        ("--against", against or other, [other]),
+        ("--against", against, [None, *others]),
     ):
         if value not in choices:
-            raise ConfigError(f"{option}={value}: not known; use one of {', '.join(choices)}")
+            raise ConfigError(f"{option}={value}: not known; use one of {', '.join(filter(None, choices))}")
 
 
 def measured(bench: Bench, as_json: bool) -> None:

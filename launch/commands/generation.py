@@ -30,6 +30,14 @@ WANTED = (
     f"vLLM is not installed here; make it an environment of its own (python -m venv vllm; vllm/bin/pip install vllm), "
     f"and name its interpreter: --python vllm/bin/python, or {PYTHON}"
 )
+Python = Annotated[
+    Path | None,
+    typer.Option("--python", metavar="PATH", help=f"The interpreter of vLLM's environment. Default: ${PYTHON}."),
+]
+OURS = (  # options by which a server would be open to others, or could not be given weights
+    *("--host", "--port", "--uds", "--config", "--model", "--served-model-name", "--api-key", "--root-path"),
+    *("--worker-extension-cls", "--logprobs-mode", "--generation-config"),
+)
 LOOK_SECONDS = 2.0  # between two looks for a model that is still to be made
 
 
@@ -39,9 +47,7 @@ def serve(
     options: Annotated[list[str] | None, typer.Argument(metavar="-- VLLM OPTIONS", help="Handed on to vLLM.")] = None,
     host: Annotated[str, typer.Option(help="Where to listen; beyond this machine only with a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 8000,
-    python: Annotated[
-        Path | None, typer.Option(metavar="PATH", help=f"The interpreter of vLLM's environment. Default: ${PYTHON}.")
-    ] = None,
+    python: Python = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until RUN has its SFT model, if it has none yet.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command, and start nothing.")] = False,
 ) -> None:
@@ -65,9 +71,21 @@ def serve(
     """
     if not os.environ.get(TOKEN) and not is_loopback(host):
         raise ConfigError(f"--host {host}: is open to others; set {TOKEN}, or use --host 127.0.0.1")
+    for option in options or []:
+        if (name := option.partition("=")[0]) in OURS:
+            raise ConfigError(f"-- {name}: is set by rlhf generation serve; see its own options, or leave it out")
     interpreter = find_python(python)
     found = find_model(target, wait)
-    command = [interpreter, "-m", SERVER, *vllm_options(found, host, port), *(options or [])]
+    # Ours come last, which vLLM's parser takes: an abbreviation of one of theirs changes nothing.
+    command = [
+        interpreter,
+        "-m",
+        SERVER,
+        "--dtype",
+        dtype_of(found),
+        *(options or []),
+        *vllm_options(found, host, port),
+    ]
     if dry_run:
         typer.echo(" ".join(command))
         return
@@ -84,13 +102,16 @@ def vllm_options(found: Target, host: str, port: int) -> list[str]:
         options += ["--revision", model.revision]
     if model.trust_remote_code:
         options.append("--trust-remote-code")
-    # As the trainer computes. vLLM's own auto rounds float32 weights to bfloat16, also on CPUs.
-    auto = "bfloat16" if visible_gpus() else "float32"
-    options += ["--dtype", auto if model.dtype == "auto" else model.dtype]
     # The figures that PPO compares are those of the distribution that was sampled from, and the sampling is the
     # recipe's, whatever the model's own generation_config.json says.
     options += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--disable-uvicorn-access-log"]
     return [*options, "--worker-extension-cls", "rlhf_weights.Weights", "--middleware", "rlhf_weights.Guard"]
+
+
+def dtype_of(found: Target) -> str:
+    """As the trainer computes, on a GPU taken for one that has bfloat16; vLLM's own auto rounds float32 on CPUs too."""
+    auto = "bfloat16" if visible_gpus() else "float32"
+    return auto if found.recipe.model.dtype == "auto" else found.recipe.model.dtype
 
 
 def environment() -> dict[str, str]:
@@ -110,13 +131,20 @@ def find_python(named: Path | None) -> str:
             raise ConfigError(WANTED)
         return sys.executable
     name = "--python" if named else PYTHON
-    found = shutil.which(given)
+    found = str(Path(given).absolute()) if Path(given).is_file() else shutil.which(given)
     if found is None:
         raise ConfigError(f"{name}={given}: no interpreter there; give that of vLLM's environment")
-    look = [found, "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"]
-    if subprocess.run(look, check=False, capture_output=True).returncode:
+    # Isolated from the folder that we are in, which may hold one of that name.
+    look = [found, "-I", "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"]
+    try:
+        there = subprocess.run(look, check=False, capture_output=True).returncode == 0
+    except OSError as error:
+        raise ConfigError(
+            f"{name}={given}: cannot be run ({error}); give the interpreter of vLLM's environment"
+        ) from error
+    if not there:
         raise ConfigError(f"{name}={given}: vLLM is not installed there; {found} -m pip install vllm")
-    return str(Path(found).absolute())
+    return found
 
 
 def find_model(target: str, wait: bool) -> Target:

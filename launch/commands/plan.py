@@ -52,8 +52,8 @@ def plan_command(
 
     Of the model its config.json is enough. Memory is arithmetic, of the largest example that the recipe allows, with a
     prompt as long as the longest response (docs/gpu.md says what is counted); `fits` leaves room for the allocator and
-    the libraries. The cheapest strategy is that which fits and sends least. Time is the measured rate of a bench, for
-    the most tokens that there can be.
+    the libraries. The cheapest strategy is that which fits and sends least. Time is that of useful operations at the
+    measured rate of a bench: what is sent between GPUs and computed twice is not in it.
 
     Examples:
 
@@ -92,9 +92,10 @@ def plan_command(
 def shape_of(recipe: Recipe, size: str | None) -> Shape:
     """Of the model that a recipe starts from: as its configuration says, or one of about that size."""
     place = first_model(recipe)
-    if place is None:
-        return shape_of_init(recipe.model.init)
-    found = read_shape(place)
+    found = shape_of_init(recipe.model.init) if place is None else read_shape(place)
+    if found is not None and size is not None:
+        known = "made from nothing" if place is None else place
+        raise ConfigError(f"--model-size={size}: the model ({known}) says its own size; leave the option out")
     if found is not None:
         return found
     if size is None:
@@ -140,6 +141,12 @@ def show(found: Plan, console: Console) -> None:
         show_ways(name, stage, console)
     kept = ", ".join(f"{what} {size / 1e9:,.1f}" for what, size in found.disk.items())
     console.print(f"\ndisk, GB at most: {kept}", highlight=False, soft_wrap=True)
+    console.print(
+        "\nagain: activations are computed again. phase: the largest of those that come and go. micro: the largest "
+        "micro-batch that fits, of PPO in tokens.",
+        style="dim",
+        highlight=False,
+    )
     console.print("\ncommands" + (", on each node:" if found.cluster.nodes > 1 else ":"))
     for command in found.commands:
         console.print(f"  {command}", highlight=False, soft_wrap=True, markup=False)
@@ -159,29 +166,29 @@ def batch_line(name: str, stage: StagePlan) -> str:
         parts.append(f"{batch['episodes']:,} episodes")
     elif batch["steps"] and name != "evaluate":
         parts.append(f"{batch['steps']:,} steps of {batch['examples']:,} {unit}")
-    tokens = batch["tokens_at_most"]
-    parts.append(
-        f"{tokens:,} tokens at most" if tokens else f"{batch['tokens_a_step_at_most']:,} tokens a step at most"
-    )
+    tokens, of_step = batch["tokens"], batch["tokens_a_step"]
+    parts.append(f"{tokens:,} tokens if all are long" if tokens else f"{of_step:,} tokens a step if all are long")
     if stage.seconds is not None:
-        parts.append(f"{stage.seconds / 3600:,.1f} h at most")
+        parts.append(f"{stage.seconds / 3600:,.1f} h to compute them")
     return ", ".join(parts)
 
 
 def show_ways(name: str, stage: StagePlan, console: Console) -> None:
     """Memory of a stage by strategy."""
     field = FIELDS.get(name)
-    table = Table("strategy", "recomputes", "models", "largest phase", "GiB", "fits", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table("strategy", "again", "models", "phase", "GiB", "fits", box=SIMPLE_HEAD, padding=(0, 1))
     for column in table.columns[2:5]:
         column.justify = "right"
     if field:
-        table.add_column("largest micro-batch", justify="right")
+        table.add_column("micro", justify="right")
     table.add_column("")
+    table.columns[0].no_wrap = True
     for each in stage.needs:
         standing, passing = sum(each.estimate.standing.values()), max(each.estimate.passing.values(), default=0.0)
         marks = [mark for mark, is_so in (("recipe", each is stage.own), ("cheapest", each is stage.cheapest)) if is_so]
         row = [name_of(each.way), "yes" if each.checkpointing else "no", f"{standing / GIB:.1f}"]
-        row += [f"{passing / GIB:.1f}", f"{each.estimate.total / GIB:.1f}", "yes" if each.fits else "no"]
+        fits = "refused" if each.refused else "yes" if each.fits else "no"
+        row += [f"{passing / GIB:.1f}", f"{each.estimate.total / GIB:.1f}", fits]
         row += [f"{each.largest:,}" if each.largest else "none"] if field else []
         table.add_row(*row, ", ".join(marks))
     console.print(table)

@@ -8,9 +8,11 @@ from typing import Any
 
 from launch.planning.cluster import Cluster, name_of
 from rlhf.config import ParallelismConfig, Recipe
+from rlhf.errors import RLHFError
 from rlhf.memory import Estimate
 from rlhf.recipe_memory import estimate
 from rlhf.shapes import Shape
+from stages.preflight import parallelism_fits
 
 FIELDS = {"sft": "micro_batch_size", "reward": "micro_batch_size", "ppo": "micro_batch_tokens"}
 MOST_TOKENS = 65_536  # of a forward: beyond it nothing gets faster
@@ -24,6 +26,7 @@ class Need:
     checkpointing: bool  # activations are computed again
     estimate: Estimate
     fits: bool
+    refused: str | None  # why the stage would not start so
     largest: int | None  # of the stage's micro-batch, in `FIELDS`; None: not even the smallest fits
 
     def as_json(self) -> dict[str, Any]:
@@ -39,16 +42,17 @@ class Need:
             "peak": self.estimate.peak,
             "total": self.estimate.total,
             "fits": self.fits,
+            "refused": self.refused,
             "largest_micro_batch": self.largest,
         }
 
 
 def needs(recipe: Recipe, stage: str, shape: Shape, cluster: Cluster) -> list[Need]:
-    """All ways, those that send least first; the recipe's own first of all if it is none of them."""
+    """All ways, those that send least first; the recipe's own last if it is none of them."""
     own = recipe.parallelism_of(stage)
     ways = cluster.strategies(stage)
     if name_of(own) not in map(name_of, ways):
-        ways.insert(0, own)
+        ways.append(own)
     return [need(recipe, stage, shape, cluster, way) for way in ways]
 
 
@@ -66,13 +70,23 @@ def need(recipe: Recipe, stage: str, shape: Shape, cluster: Cluster, way: Parall
         settled.model.activation_checkpointing is True,
         found,
         found.total <= cluster.room,
+        refusal(tried, stage, cluster),
         largest(settled, stage, shape, cluster),
     )
 
 
+def refusal(recipe: Recipe, stage: str, cluster: Cluster) -> str | None:
+    """What the stage would say of its settings."""
+    try:
+        parallelism_fits(recipe, stage, cluster.processes, gpu=True)
+    except RLHFError as error:
+        return error.problems[0]
+    return None
+
+
 def cheapest(found: list[Need]) -> Need | None:
-    """The first that fits: they are in the order of what they send."""
-    return next((each for each in found if each.fits), None)
+    """The first that fits and is not refused: they are in the order of what they send, a recipe's odd one behind."""
+    return next((each for each in found if each.fits and not each.refused), None)
 
 
 def largest(recipe: Recipe, stage: str, shape: Shape, cluster: Cluster) -> int | None:

@@ -24,8 +24,8 @@ class StagePlan:
     batch: Mapping[str, Any]
     needs: Sequence[Need]
     own: Need  # the recipe's way
-    operations: float | None  # useful, at most; None where nobody knows how many steps it makes
-    seconds: float | None  # at most, by a measured rate
+    operations: float | None  # useful ones; None where nobody knows how many steps it makes
+    seconds: float | None  # of computing them at a measured rate
 
     @property
     def cheapest(self) -> Need | None:
@@ -39,8 +39,8 @@ class StagePlan:
             "batch": dict(self.batch),
             "strategies": [{**each.as_json(), "own": each is self.own} for each in self.needs],
             "cheapest": name_of(fitting.way) if fitting else None,
-            "operations_at_most": self.operations,
-            "seconds_at_most": self.seconds,
+            "operations": self.operations,
+            "seconds": self.seconds,
         }
 
 
@@ -99,7 +99,7 @@ def plan(
         found = needs(recipe, stage, shape, cluster)
         own = next(each for each in found if name_of(each.way) == name_of(recipe.parallelism_of(stage)))
         batch = batches(recipe, stage, shape, cluster, counts or {})
-        tokens, measured = batch["tokens_at_most"], (rate or {}).get(stage)
+        tokens, measured = batch["tokens"], (rate or {}).get(stage)
         work = None if tokens is None else operations(recipe, stage, shape, tokens)
         seconds = work / (measured * cluster.processes) if work is not None and measured else None
         stages[stage] = StagePlan(batch, found, own, work, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ FORWARD, TRAINED = 2, 6  # operations a weight and token (Kaplan et al. 2020)
 def batches(recipe: Recipe, stage: str, shape: Shape, cluster: Cluster, counts: Mapping[str, int]) -> dict[str, Any]:
     """Sizes of a stage: of a step over all processes, of one process, of a forward, and of the whole.
 
+    Tokens are those of examples and responses as long as the recipe allows, with prompts as long as responses.
     counts: examples for training, by kind, where the data were read; else steps of SFT and reward stay unknown.
     """
     processes = cluster.processes
@@ -30,7 +32,7 @@ def batches(recipe: Recipe, stage: str, shape: Shape, cluster: Cluster, counts: 
         sequences = 1 if stage == "sft" else 2
         longest = min(section.max_length or shape.context, shape.context)
         examples = counts.get("demonstrations" if stage == "sft" else "comparisons")
-        steps = None if examples is None else max(1, int(section.epochs * -(-examples // section.batch_size)))
+        steps = None if examples is None else math.ceil(section.epochs * -(-examples // section.batch_size))
         of_step = section.batch_size * sequences * longest
         return {
             "global": section.batch_size,
@@ -39,8 +41,8 @@ def batches(recipe: Recipe, stage: str, shape: Shape, cluster: Cluster, counts: 
             "accumulated": -(-share // micro),
             "examples": examples,
             "steps": steps,
-            "tokens_at_most": None if steps is None else steps * of_step,
-            "tokens_a_step_at_most": of_step,
+            "tokens": None if steps is None else steps * of_step,
+            "tokens_a_step": of_step,
         }
     prompts = recipe.ppo.prompts_per_step if stage == "ppo" else recipe.evaluate.prompts
     rows = recipe.ppo.responses_per_step if stage == "ppo" else 2 * prompts
@@ -52,8 +54,8 @@ def batches(recipe: Recipe, stage: str, shape: Shape, cluster: Cluster, counts: 
         "per_process": -(-rows // processes),
         "steps": steps,
         "episodes": steps * rows,
-        "tokens_at_most": steps * rows * of_row,
-        "tokens_a_step_at_most": rows * of_row,
+        "tokens": steps * rows * of_row,
+        "tokens_a_step": rows * of_row,
     }
     if stage == "ppo":
         found["micro"] = recipe.ppo.micro_batch_tokens  # tokens
@@ -65,7 +67,7 @@ def operations(recipe: Recipe, stage: str, shape: Shape, tokens: float) -> float
     """Useful operations of a stage that sees so many tokens, by the rules of `rlhf bench`."""
     if stage == "ppo":
         models = 2 if recipe.ppo.has_critic else 1
-        answering = 2 + models + 1  # sampling, reference, reward model, value model
+        answering = 2 + models  # sampling, reference, reward model, and the value model if there is one
         return shape.weights * tokens * (FORWARD * answering + TRAINED * recipe.ppo.epochs * models)
     if stage == "evaluate":
         return shape.weights * tokens * FORWARD * 3
@@ -73,7 +75,10 @@ def operations(recipe: Recipe, stage: str, shape: Shape, tokens: float) -> float
 
 
 def disk(recipe: Recipe, shape: Shape) -> dict[str, float]:
-    """Bytes of a whole run at most: checkpoints, one more than are kept while it is written, and models."""
+    """Bytes of a whole run at most: checkpoints, one more than are kept while it is written, and models.
+
+    Steps of SFT and reward are not known here, so that what `checkpoint.keep_every` keeps of them is not counted.
+    """
     model = settle(recipe, checkpointing=False).model
     rank = model.lora.rank if model.lora else None
     learning = trainable(shape, Computation(bfloat16=True, checkpointing=False, lora_rank=rank))
@@ -84,6 +89,8 @@ def disk(recipe: Recipe, shape: Shape) -> dict[str, float]:
     models = (len(trained) + best) * MODEL * shape.weights
     found: dict[str, float] = {f"a checkpoint of {stage}": size for stage, size in of_each.items()}
     found["checkpoints"] = sum(kept * size for size in of_each.values())
+    if recipe.checkpoint.keep_every and "ppo" in of_each:
+        found["checkpoints"] += recipe.ppo.steps // recipe.checkpoint.keep_every * of_each["ppo"]
     found["models"] = models
     found["total"] = found["checkpoints"] + models
     return found

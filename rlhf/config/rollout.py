@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -19,11 +20,15 @@ class GenerationServerConfig(Section):
 
     @model_validator(mode="after")
     def _addresses_are_addresses(self) -> GenerationServerConfig:
-        for address in self.addresses:
-            if not address.startswith(("http://", "https://")):
-                raise ValueError(f"addresses={address!r}: is no address; give http://host:port")
-            if "@" in address:
-                raise ValueError("addresses: one holds a user or a password; set RLHF_GENERATION_TOKEN in place of it")
+        plain = [address.rstrip("/") for address in self.addresses]
+        for number, address in enumerate(plain):
+            where = f"addresses[{number}]"
+            if "@" in address or "?" in address:  # not shown: it may hold a secret
+                raise ValueError(f"{where}: holds a user or a query; set RLHF_GENERATION_TOKEN in place of a secret")
+            if not re.fullmatch(r"https?://(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}(/[\w./-]*)?", address):
+                raise ValueError(f"{where}={address!r}: is no address of a server; give for example http://node-7:8000")
+            if address in plain[:number]:
+                raise ValueError(f"{where}={address!r}: is there twice; name each server once")
         return self
 
 

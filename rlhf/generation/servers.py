@@ -1,40 +1,34 @@
 """Generation servers as the trainer's main process sees them: what they hold, and how they are given other weights.
 
 A server is vLLM's own, with `inside_vllm/rlhf_weights.py` in its workers. Weights are broadcast to all workers of all
-servers by a process group beside the trainer's, NCCL's where all of it is on GPUs and gloo's elsewhere; HTTP carries
-their names and shapes alone.
+servers by a process group beside the trainer's (`rlhf.generation.transfer`); HTTP carries their names and shapes alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
-import uuid
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from threading import Thread
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rlhf.beacons import patient
 from rlhf.config import GenerationServerConfig
-from rlhf.distributed import device
 from rlhf.errors import GenerationError
-from rlhf.generation.inside_vllm.rlhf_weights import TOKEN, broadcast, join_group
+from rlhf.generation.inside_vllm.rlhf_weights import TOKEN
+from rlhf.generation.transfer import Transfer
 from rlhf.generation.weights import Weight
 
-BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers after which the same request may succeed
+T = TypeVar("T")
+BUSY = (408, 425, 429, 502, 503, 504)  # answers after which the same request may succeed
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds between two attempts
 START = "it must be started with rlhf generation serve"
-STORES: Any = dist  # its stores are public, and not in its stubs
 
 
 class Worker(NamedTuple):
@@ -55,18 +49,14 @@ class Servers:
         self.config = config
         self.addresses = [address.rstrip("/") for address in config.addresses]
         self.patience = {address: Patience(address, config.patience_seconds) for address in self.addresses}
-        self.threads = ThreadPoolExecutor(len(self.addresses), "generation server")
-        self.group: Any = None
-        self.group_name = ""
-        self.store: Any = None
+        self.transfer: Transfer | None = None
         self.under_way: list[Future[Any]] = []
-        self.failed: Exception | None = None
 
     def workers(self) -> list[list[Worker]]:
         """The workers of each server; waits for one that is not up yet. Raises GenerationError."""
         seconds = self.config.patience_seconds + self.config.timeout_seconds
         with patient("waits for generation servers", seconds):
-            answers = list(self.threads.map(lambda address: self._call(address, "rlhf_state"), self.addresses))
+            answers = together([self._begin(address, "rlhf_state") for address in self.addresses])
         return [[Worker(**state) for state in states] for states in answers]
 
     def open(self, weights: Sequence[Weight], version: str, vocabulary: int) -> None:
@@ -78,130 +68,86 @@ class Servers:
                     f"generation server {address}: serves a model of {own[0].vocabulary:,} tokens where the policy has "
                     f"{vocabulary:,}; start it with this run: rlhf generation serve RUN"
                 )
-        if self.group is None or {worker.group for own in workers for worker in own} != {self.group_name}:
-            self._join(workers)
+        names = {worker.group for own in workers for worker in own}
+        if self.transfer is None or names != {self.transfer.name}:
+            self.transfer = self._joined(workers)
         kind = workers[0][0].dtype
-        self.kind = getattr(torch, kind)
+        self.transfer.kind = kind
         listed = [[weight.name, list(weight.shape), kind] for weight in weights]
         question = json.dumps({"version": version, "weights": listed})
-        self.failed = None
-        self.under_way = [
-            self.threads.submit(self._call, address, "rlhf_receive", question) for address in self.addresses
-        ]
+        self.under_way = [self._begin(address, "rlhf_receive", question) for address in self.addresses]
 
     def send(self, tensor: Tensor) -> None:
         """Give all workers the next weight. What goes wrong is raised by `close`: other ranks are in step with us."""
-        if self.failed is None and not any(call.done() for call in self.under_way):
-            try:
-                broadcast(self.group, tensor.to(self.place, self.kind).contiguous())
-            except RuntimeError as error:
-                self.failed = error
+        if self.transfer is not None:
+            self.transfer.send(tensor, given_up=lambda: any(call.done() for call in self.under_way))
 
     def close(self) -> None:
         """Wait until all workers have taken up what they were given. Raises GenerationError."""
         calls, self.under_way = self.under_way, []
+        transfer, failed = self.transfer, self.transfer.failed if self.transfer else None
         try:
-            for call in calls:
-                call.result()
+            together(calls)
+            if failed is not None:
+                raise GenerationError(f"generation servers {', '.join(self.addresses)}: {failed}")
         except GenerationError:
-            self._leave()
+            self.transfer = None
+            if transfer is not None:
+                transfer.abort()  # those that still wait in it are let go
             raise
-        if self.failed is not None:
-            self._leave()
-            reason = " ".join(str(self.failed).split())[:200]
-            raise GenerationError(f"{self._shown}: weights did not get there ({reason}); the same command goes on")
         for address in self.addresses:  # which holds keys and values of the old weights
-            self._ask(address, "reset_prefix_cache")
+            self._reset(address)
 
-    @property
-    def _shown(self) -> str:
-        return f"generation servers {', '.join(self.addresses)}"
+    def _reset(self, address: str) -> None:
+        """Have a server forget what it has read; it cannot while somebody's request holds a part of that."""
+        patience = Patience(address, self.config.patience_seconds)  # another than for a server that is away
+        while not self._ask(address, "reset_prefix_cache").get("success"):
+            time.sleep(patience.pause("its prefix cache is held by other requests; is somebody else asking it?"))
 
-    def _call(self, address: str, method: str, *arguments: str) -> list[Any]:
-        """What each of a server's workers answers."""
-        body = {"method": method, "args": list(arguments)}
-        again = method == "rlhf_state"  # the others are no use once somebody else has waited in vain
-        answer = self._ask(address, "collective_rpc", body, again)
-        found = answer.get("results") if isinstance(answer, dict) else None
-        if not isinstance(found, list) or not found:
-            raise GenerationError(f"generation server {address}: answered {str(answer)[:200]!r}; {START}")
-        return found
+    def _joined(self, workers: list[list[Worker]]) -> Transfer:
+        """A new group with all workers of all servers. Raises GenerationError."""
+        self.transfer = None
+        on_gpus = all(worker.device == "cuda" for own in workers for worker in own)
+        transfer = Transfer(self.addresses, 1 + sum(map(len, workers)), on_gpus, self.config.timeout_seconds)
+        first, calls = 1, []
+        for address, own in zip(self.addresses, workers, strict=True):
+            calls.append(self._begin(address, "rlhf_join", transfer.invitation(address, first)))
+            first += len(own)
+        together([*calls, begun(transfer.join, daemon=False)])
+        return transfer
+
+    def _begin(self, address: str, method: str, *arguments: str) -> Future[list[Any]]:
+        """What each of a server's workers will have answered."""
+
+        def call() -> list[Any]:
+            body = {"method": method, "args": list(arguments)}
+            again = method == "rlhf_state"  # the others are no use once somebody else has waited in vain
+            answer = self._ask(address, "collective_rpc", body, again)
+            found = answer.get("results") if isinstance(answer, dict) else None
+            if not isinstance(found, list) or not found:
+                raise GenerationError(f"generation server {address}: answered {str(answer)[:200]!r}; {START}")
+            return found
+
+        return begun(call)
 
     def _ask(self, address: str, path: str, body: Any = None, again: bool = True) -> Any:
         """A server's JSON, asked for again while it is away; again: whether it may be asked twice."""
         patience = self.patience[address]
         while True:
             try:
-                with httpx.Client(timeout=self.config.timeout_seconds, headers=headers()) as client:
+                with httpx.Client(**client_options(self.config.timeout_seconds)) as client:
                     answer = client.post(f"{address}/{path}", json=body)
-                if answer.is_success or answer.status_code not in BUSY or not again:
+                if answer.status_code not in BUSY or not again:
                     patience.over()
                     return content(address, answer)
-                reason = f"{answer.status_code} {answer.reason_phrase}"
+                reason = said_by(answer)
             except httpx.TransportError as error:
                 reason = f"{type(error).__name__}: {error}"
                 if not again:
                     raise GenerationError(f"generation server {address}: {reason}; the same command goes on") from error
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise GenerationError(f"generation server {address}: {error}; {START}") from error
             time.sleep(patience.pause(reason))
-
-    def _join(self, workers: list[list[Worker]]) -> None:
-        """A new group with all workers of all servers."""
-        self._leave()
-        on_gpus = device().type == "cuda" and all(worker.device == "cuda" for own in workers for worker in own)
-        self.place = device() if on_gpus else torch.device("cpu")
-        own = {address: own_address(address) for address in self.addresses}
-        size, name, seconds = 1 + sum(map(len, workers)), uuid.uuid4().hex, self.config.timeout_seconds
-        backend = "nccl" if on_gpus else "gloo"
-        listening = socket.create_server((only(own.values()), 0), backlog=size)
-        store = STORES.TCPStore(
-            "localhost",
-            listening.getsockname()[1],
-            is_master=True,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=seconds),
-            master_listen_fd=listening.detach(),
-        )
-        first, calls = 1, []
-        for address, states in zip(self.addresses, workers, strict=True):
-            asked = {"host": own[address], "port": store.port, "name": name, "backend": backend}
-            question = json.dumps({**asked, "first": first, "size": size, "seconds": seconds})
-            calls.append(self.threads.submit(self._call, address, "rlhf_join", question))
-            first += len(states)
-        members = STORES.PrefixStore(name, store)
-        try:
-            self.group = join_group(members, backend, 0, size, seconds, next(iter(own.values())))
-            for call in calls:
-                call.result()
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise GenerationError(f"{self._shown}: no process group with them ({reason})") from error
-        self.store, self.group_name = store, name
-
-    def _leave(self) -> None:
-        self.group, self.store, self.group_name = None, None, ""
-
-
-def own_address(server: str) -> str:
-    """This machine's address as a server sees it. Raises GenerationError where there is no way there."""
-    parts = urlsplit(server)
-    place = (parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 80))
-    try:
-        with socket.create_connection(place, timeout=30) as way:
-            return str(way.getsockname()[0])
-    except OSError as error:
-        raise GenerationError(f"generation server {server}: {error}; start it: rlhf generation serve RUN") from error
-
-
-def only(addresses: Any) -> str:
-    """Where to listen: at the one address that all servers know, else at all."""
-    found = set(addresses)
-    return str(found.pop()) if len(found) == 1 else ""
-
-
-def headers() -> dict[str, str]:
-    """The bearer token of the environment, if there is one."""
-    token = os.environ.get(TOKEN)
-    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 class Patience:
@@ -230,15 +176,55 @@ class Patience:
         return min(max(now - self.since, SHORTEST_PAUSE), LONGEST_PAUSE)
 
 
+def begun(work: Callable[[], T], daemon: bool = True) -> Future[T]:
+    """Some work in a thread of its own; daemon: it keeps no process from ending."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=daemon, name="generation server").start()
+    return future
+
+
+def together(calls: Sequence[Future[Any]]) -> list[Any]:
+    """The results of all calls, or the error of the first that fails: no other is waited for then."""
+    done, _ = wait(calls, return_when=FIRST_EXCEPTION)
+    for call in calls:
+        if call in done and (error := call.exception()) is not None:
+            raise error
+    return [call.result() for call in calls]
+
+
+def client_options(seconds: float) -> dict[str, Any]:
+    """Of a client of servers: their token, if there is one, goes to them alone and to no proxy of the environment."""
+    token = os.environ.get(TOKEN)
+    return {
+        "timeout": httpx.Timeout(seconds, pool=None),  # waiting for its turn is no fault
+        "headers": {"Authorization": f"Bearer {token}"} if token else {},
+        "trust_env": False,
+    }
+
+
+def said_by(answer: httpx.Response) -> str:
+    """An answer in a line."""
+    return " ".join(f"{answer.status_code} {answer.reason_phrase}: {answer.text[:300]}".split()).rstrip(":")
+
+
 def content(address: str, answer: httpx.Response) -> Any:
     """The JSON of an answer. Raises GenerationError where a server refuses."""
-    said = " ".join(answer.text[:300].split())
     if not answer.is_success:
-        remedy = f"set {TOKEN} to the server's" if answer.status_code in (401, 403) else START
-        raise GenerationError(
-            f"generation server {address}: refused with {answer.status_code} {answer.reason_phrase}: {said}; {remedy}"
-        )
+        remedy = "the server's own output says more"
+        if answer.status_code in (401, 403):
+            remedy = f"set {TOKEN} to the server's"
+        elif answer.status_code == 404:
+            remedy = START
+        raise GenerationError(f"generation server {address}: refused with {said_by(answer)}; {remedy}")
     try:
         return answer.json()
     except ValueError as error:
+        said = said_by(answer)
         raise GenerationError(f"generation server {address}: answered {said!r}, which is no JSON; {START}") from error

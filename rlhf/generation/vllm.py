@@ -1,8 +1,8 @@
 """Sampling on vLLM servers, which are given the policy's weights whenever these have changed.
 
-Each row has a seed of its own, keyed as the native sampler's noise by (seed, step, row): what is sampled does not
-depend on how rows are dealt out. The log-probs are those of another implementation, so PPO computes them again, and
-logs how far apart the two are (`policy/mismatch_kl`).
+Each row has a seed of its own, keyed as the native sampler's noise by (seed, step, row): who samples it does not
+matter, as far as vLLM's kernels do not depend on what shares a batch. The log-probs are those of another
+implementation, so PPO computes them again, and logs how far apart the two are (`policy/mismatch_kl`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlhf.config import GenerationConfig
 from rlhf.distributed import from_main, gather_objects, is_main, patient_group
 from rlhf.errors import GenerationError
 from rlhf.generation.noise import uniforms
-from rlhf.generation.servers import BUSY, START, Servers, Worker, content, headers
+from rlhf.generation.servers import BUSY, START, Servers, client_options, content, said_by
 from rlhf.generation.weights import weights_of
 from rlhf.types import Sampled
 
@@ -55,61 +55,76 @@ class VllmGenerator:
         `logprobs` are the server's, of what top-p leaves; they are for comparison, see `exact`.
         """
         for _ in range(ATTEMPTS):
-            if not from_main(self._are_current):
+            current, context = from_main(self._state)
+            if not current:
                 self._give_weights()
-            answers = _on_every_rank(lambda: self._answers(prompts, rows, seed, step))
-            if from_main(self._are_current):
+            answers = _on_every_rank(lambda context=context: self._answers(prompts, rows, seed, step, context))  # type: ignore[misc]
+            if from_main(self._state)[0]:
                 return self._sampled(answers)
         raise GenerationError(
-            f"generation servers {', '.join(self.servers.addresses)}: lost the policy's weights in {ATTEMPTS} attempts "
-            "at a batch; does another run use them?"
+            f"generation servers {self._named}: lost the policy's weights in {ATTEMPTS} attempts at a batch; does "
+            "another run use them?"
         )
+
+    @property
+    def _named(self) -> str:
+        return ", ".join(self.servers.addresses)
 
     @property
     def version(self) -> str:
         """The name of the policy's present weights, on the main rank."""
         return f"{self.run}-{self.updates}"
 
-    def _are_current(self) -> bool:
-        return {worker.version for worker in self._workers()} == {self.version}
-
-    def _workers(self) -> list[Worker]:
-        return [worker for own in self.servers.workers() for worker in own]
+    def _state(self) -> tuple[bool, int]:
+        """Whether all servers have the policy's weights as they are now, and the tokens that each has room for."""
+        workers = [worker for own in self.servers.workers() for worker in own]
+        versions = {worker.version for worker in workers}
+        return versions == {self.version}, min(worker.context for worker in workers)
 
     @torch.no_grad()
     def _give_weights(self) -> None:
         weights = weights_of(self.policy)
         vocabulary = int(self.policy.config.vocab_size)  # type: ignore[union-attr, arg-type]
         from_main(lambda: self.servers.open(weights, self.version, vocabulary))
-        for weight in weights:
-            tensor = weight.make()
-            if is_main():
-                self.servers.send(tensor)
+        with patient("gives weights to generation servers", self.config.server.timeout_seconds):
+            for weight in weights:
+                tensor = weight.make()
+                if is_main():
+                    self.servers.send(tensor)
         from_main(self.servers.close)
 
     def _answers(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[int], seed: int, step: int
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[int], seed: int, step: int, context: int
     ) -> list[tuple[list[int], list[float]]]:
+        longest = max((len(prompt) for prompt in prompts), default=0)
+        wanted = longest + self.config.max_new_tokens
+        if wanted > context:
+            raise GenerationError(
+                f"generation servers {self._named}: have room for {context:,} tokens where a prompt of {longest:,} and "
+                f"max_new_tokens={self.config.max_new_tokens} want more; start them with -- --max-model-len {wanted}"
+            )
         seeds = (uniforms(seed, step, rows, 1)[:, 0] * 2**53).long().tolist()
         turns = math.ceil(len(rows) / self.config.batch_size)
-        longest = self.config.server.patience_seconds + turns * self.config.server.timeout_seconds
-        with patient("waits for responses", longest):
+        seconds = self.config.server.patience_seconds + turns * self.config.server.timeout_seconds
+        with patient("waits for responses", seconds):
             return asyncio.run(self._ask(prompts, rows, seeds))
 
     async def _ask(
         self, prompts: Sequence[Sequence[int]], rows: Sequence[int], seeds: Sequence[int]
     ) -> list[tuple[list[int], list[float]]]:
         limits = httpx.Limits(max_connections=self.config.batch_size, max_keepalive_connections=self.config.batch_size)
-        timeout = httpx.Timeout(self.config.server.timeout_seconds, pool=None)  # waiting for its turn is no fault
-        async with httpx.AsyncClient(limits=limits, timeout=timeout, headers=headers()) as client:
+        options = client_options(self.config.server.timeout_seconds)
+        async with httpx.AsyncClient(limits=limits, **options) as client:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
                         group.create_task(self._ask_one(client, list(prompt), row, own))
                         for prompt, row, own in zip(prompts, rows, seeds, strict=True)
                     ]
-            except* GenerationError as errors:
-                raise errors.exceptions[0] from None
+            except ExceptionGroup as errors:  # of those that failed before the others were told to stop
+                raise next(
+                    (e for e in errors.exceptions if isinstance(e, GenerationError)), errors.exceptions[0]
+                ) from None
         return [task.result() for task in tasks]
 
     async def _ask_one(
@@ -139,9 +154,11 @@ class VllmGenerator:
                 if answer.status_code not in BUSY:
                     patience.over()
                     return self._read(address, content(address, answer))
-                reason = f"{answer.status_code} {answer.reason_phrase}"
+                reason = said_by(answer)
             except httpx.TransportError as error:
                 reason = f"{type(error).__name__}: {error}"
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise GenerationError(f"generation server {address}: {error}; {START}") from error
             await asyncio.sleep(patience.pause(reason))
 
     def _read(self, address: str, answer: Any) -> tuple[list[int], list[float]]:
@@ -173,10 +190,10 @@ class VllmGenerator:
 def _on_every_rank(work: Callable[[], T]) -> T:
     """This rank's result of some work that may take long; an error of one rank is everybody's."""
     made: T | None = None
-    failure: GenerationError | None = None
+    failure: Exception | None = None
     try:
         made = work()
-    except GenerationError as error:
+    except Exception as error:
         failure = error
     failures = [each for each in gather_objects(failure, group=patient_group()) if each is not None]
     if failures:

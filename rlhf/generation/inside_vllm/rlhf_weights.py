@@ -46,11 +46,11 @@ def join_group(store: Any, backend: str, rank: int, size: int, seconds: float, a
     return gloo(store, rank, size, options)
 
 
-def broadcast(group: Any, tensor: Tensor) -> None:
-    """Give rank 0's tensor to all; returns when it may be used again."""
+def begin_broadcast(group: Any, tensor: Tensor) -> Any:
+    """Begin to give rank 0's tensor to all; `wait` of the result ends it, on a GPU for what follows in its stream."""
     options = dist.BroadcastOptions()
     options.rootRank = 0
-    group.broadcast([tensor], options).wait()
+    return group.broadcast([tensor], options)
 
 
 class Weights:
@@ -102,7 +102,7 @@ class Weights:
     def _rlhf_arriving(self, weights: list[tuple[str, list[int], str]]) -> Iterator[tuple[str, Tensor]]:
         for name, shape, kind in weights:
             tensor = torch.empty(shape, dtype=getattr(torch, kind), device=self.device)
-            broadcast(self.rlhf_group, tensor)
+            begin_broadcast(self.rlhf_group, tensor).wait()
             yield name, tensor
 
 
