@@ -81,11 +81,6 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf bench generate --size 2M --batch 4 --updates 1",
         "takes minutes",
     ),
-    "rlhf bench scaling": (
-        "rlhf bench scaling --size 2M --batch 2 --response-length 4 --batches 2,4 --lengths 4,8 --sizes 2M,15M "
-        "--updates 1",
-        "takes minutes",
-    ),
     "rlhf generation serve demo --wait --python vllm/bin/python": (
         "rlhf generation serve --help",
         "vLLM has an environment of its own; tests/soak/test_vllm_server.py makes it",

@@ -155,7 +155,7 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "a batch kept that a server without the weights has sampled": Mutation(
         "rlhf/generation/vllm.py",
-        "            if from_main(self._are_current):\n",
+        "            if from_main(self._state)[0]:\n",
         "            if answers:\n",
         ("tests/test_generation_server.py::test_a_server_that_has_lost_the_weights_gets_them_again_and_answers_anew",),
     ),

@@ -170,6 +170,7 @@ NOTHING = [
     "ppo.micro_batch_tokens=77",
     "ppo.generation.batch_size=3",
     "ppo.generation.weights=replica",
+    "ppo.generation.server={timeout_seconds: 5.0}",
     "ppo.faults={limit: 5}",
     "sft.evaluate_every=1",
     "reward.evaluate_every=1",

@@ -49,7 +49,10 @@ WAYS: dict[str, tuple[Plant, list[list[str]]]] = {
         of_rank_1(lambda cast: spoil_gradient(cast.models["value"], 1, math.inf)),
         [["value/grad_norm"], ["value/grad_norm"]],
     ),
-    "a loss": (of_rank_1(spoil_values), [[], ["loss/value"]]),
+    "a loss": (
+        of_rank_1(spoil_values),
+        [["loss/value"], ["loss/value"]],
+    ),  # rows are dealt out: either may learn from it
     "a score": (lambda cast: None, [[], ["scores"]]),
 }
 

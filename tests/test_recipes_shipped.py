@@ -118,7 +118,7 @@ def test_dry_run_by_name(shipped: Shipped, tmp_path: Path) -> None:
 def test_its_records_are_read_and_its_batches_divide(shipped: Shipped, tmp_path: Path) -> None:
     folder = stand_in(shipped, tmp_path)
     recipe = load_recipe(shipped.name, [f"data.directory={json.dumps(str(folder))}", "data.test_fraction=0.2"])
-    preflight.check(recipe, list(STAGES), lambda stage: shipped.processes)
+    preflight.check(recipe, list(STAGES), lambda stage: shipped.processes, gpu=True)
     before = {stage: lineage_of(recipe, stage, tmp_path / "run").fingerprint for stage in STAGES}
     assert len(set(before.values())) == len(STAGES)
     (folder / shipped.model / "config.json").touch()
