@@ -76,7 +76,7 @@ SHRUNK = [
     "ppo.generation.max_new_tokens=8",
     "ppo.evaluate_every=2",
     "evaluate.prompts=8",
-    "parallelism={processes: 1}",
+    "parallelism={processes: 1, strategy: ddp}",
     "evaluate.parallelism=null",
     "tracking.wandb.mode=disabled",
 ]
