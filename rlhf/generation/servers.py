@@ -80,7 +80,11 @@ class Servers:
     def send(self, tensor: Tensor) -> None:
         """Give all workers the next weight. What goes wrong is raised by `close`: other ranks are in step with us."""
         if self.transfer is not None:
-            self.transfer.send(tensor, given_up=lambda: any(call.done() for call in self.under_way))
+            self.transfer.send(tensor, given_up=self._has_failed)
+
+    def _has_failed(self) -> bool:
+        """Whether a server has given up. One that has the last weight may say so before we see that it has left us."""
+        return any(call.done() and call.exception() is not None for call in self.under_way)
 
     def close(self) -> None:
         """Wait until all workers have taken up what they were given. Raises GenerationError."""
