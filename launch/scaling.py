@@ -9,8 +9,6 @@ from typing import Any
 
 from launch.bench import Bench, Contestant
 
-SWEEPS = ("batch", "response_length", "size")
-
 
 @dataclass(frozen=True)
 class Fit:

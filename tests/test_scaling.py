@@ -72,6 +72,7 @@ def test_the_picture_has_a_panel_for_each(tmp_path: Path) -> None:
         ("--lengths", "0,8", "whole numbers from 1"),
         ("--sizes", "2M,3M", "--size=3M: not known"),
         ("--dtype", "float16", "--dtype=float16: not known"),
+        ("--output", "nowhere/picture.png", "its folder is not there"),
     ],
 )
 def test_wrong_options_are_one_line(option: str, value: str, message: str) -> None:

@@ -23,6 +23,7 @@ ResponseLength = Annotated[int, typer.Option("--response-length", min=1, help="T
 EosBias = Annotated[
     float, typer.Option("--eos-bias", min=0, max=0.99, help="Chance that a response ends behind a token; 0: never.")
 ]
+PpoEpochs = Annotated[int, typer.Option("--ppo-epochs", min=1, help="Passes over an update's responses.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Of the CPU.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of weights, tokens and lengths.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or bfloat16, of computation.")]
@@ -43,7 +44,7 @@ def ppo(
     micro: Micro = 8,
     response_length: ResponseLength = 32,
     eos_bias: EosBias = 0.0,
-    ppo_epochs: Annotated[int, typer.Option("--ppo-epochs", min=1, help="Passes over an update's responses.")] = 2,
+    ppo_epochs: PpoEpochs = 2,
     threads: Threads = 2,
     seed: Seed = 0,
     dtype: Dtype = "float32",

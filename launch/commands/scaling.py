@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from launch.commands.bench import Device, Dtype, EosBias, Json, Micro, Seed, Size, Threads
+from launch.commands.bench import Device, Dtype, EosBias, Json, Micro, PpoEpochs, Seed, Size, Threads
 from launch.commands.benched import known
 from launch.scaling import sweep
 from rlhf.analysis.scaling_picture import draw_scaling
@@ -29,7 +29,7 @@ def scaling(
     micro: Micro = 8,
     response_length: Annotated[int, typer.Option("--response-length", min=1, help="The same.")] = 32,
     eos_bias: EosBias = 0.0,
-    ppo_epochs: Annotated[int, typer.Option("--ppo-epochs", min=1, help="Passes over an update's responses.")] = 2,
+    ppo_epochs: PpoEpochs = 2,
     threads: Threads = 2,
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -68,6 +68,8 @@ def scaling(
         "threads": threads,
         "seed": seed,
     }
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output={output}: its folder is not there; make it, or leave the option out")
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
