@@ -1,0 +1,63 @@
+"""A site: what is the same for every run on a cluster, and no business of a recipe. One small file, all of it optional.
+
+rlhf launch my.yaml --on slurm --site cluster.yaml      or  RLHF_SITE=cluster.yaml,  or  ~/.config/rlhf/site.yaml
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from rlhf.config import Section
+from rlhf.errors import ConfigError
+from rlhf.recipe_yaml import Loader
+
+SITE = "RLHF_SITE"
+DEFAULT = Path("~/.config/rlhf/site.yaml")
+
+Port = Annotated[int, Field(ge=1024, le=65535)]
+
+
+class Network(Section):
+    """How nodes reach each other; what is null is left to the library."""
+
+    interface: str | None = None  # of NCCL, gloo and the rendezvous: eth0, ib0
+    infiniband: str | None = None  # NCCL_IB_HCA: mlx5_0,mlx5_1; "off": NCCL_IB_DISABLE=1
+    port: Port = 29400  # of the rendezvous, on the first node
+    timeout_minutes: float | None = None  # NCCL's own patience; the watchdog of the recipe is sooner
+    flight_recorder: bool = True  # TORCH_NCCL_TRACE_BUFFER_SIZE and TORCH_NCCL_DUMP_ON_TIMEOUT
+
+
+class Site(Section):
+    """A cluster."""
+
+    python: str | None = None  # the interpreter on every node; null: the one that launches
+    setup: list[str] = []  # shell lines before anything else on a node: module load cuda, source env/bin/activate
+    environment: dict[str, str] = {}  # of every process; no secrets: they come from the environment
+    network: Network = Network()
+
+
+def read_site(path: Path | None) -> Site:
+    """From --site, RLHF_SITE or ~/.config/rlhf/site.yaml; all defaults where there is none.
+
+    Raises ConfigError with a line for each thing that is wrong with the file.
+    """
+    named = path or (Path(os.environ[SITE]) if os.environ.get(SITE) else None)
+    found = named or DEFAULT.expanduser()
+    if named is None and not found.is_file():
+        return Site()
+    try:
+        content = yaml.load(found.read_text(encoding="utf-8"), Loader=Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"site {found}: cannot be read ({error}); give --site FILE") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"site {found}: is no YAML ({' '.join(str(error).split())})") from error
+    try:
+        return Site.model_validate({} if content is None else content)
+    except ValidationError as error:
+        lines = [f"site {found}: {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise ConfigError(*lines) from error
