@@ -155,6 +155,8 @@ def judge(nodes: Mapping[str, Folder], ranks: Mapping[int, str]) -> list[Finding
     """What the nodes have found; ranks: their names."""
     found = []
     first = ranks[0]
+    apart = {name for name, node in nodes.items() if 0 in node.unseen}
+    apart |= {ranks[rank] for rank in nodes[first].unseen if ranks[rank] in nodes}
     for name, node in nodes.items():
         who = name if len(nodes) > 1 else "this machine"
         if node.place != nodes[first].place:
@@ -163,8 +165,11 @@ def judge(nodes: Mapping[str, Folder], ranks: Mapping[int, str]) -> list[Finding
         elif node.error:
             what = f"{who} cannot write in {node.place}: {node.error}"
             found.append(failure(CHECK, what, "mount it for writing, change its permissions, or give another --run"))
-        elif unseen := [ranks[rank] for rank in node.unseen if ranks[rank] in nodes]:
-            what = f"{name} does not see in {node.place} what {listed(unseen)} writes there: the folder is not shared"
+        elif name in apart:
+            what = f"{name} and {first} do not see in {node.place} what the other writes there: it is not shared"
+            found.append(failure(CHECK, what, "give a --run on a file system that all nodes share"))
+        elif unseen := [ranks[rank] for rank in node.unseen if ranks[rank] in nodes and ranks[rank] not in apart]:
+            what = f"{name} does not see in {node.place} what {listed(unseen)} writes there: it is not shared"
             found.append(failure(CHECK, what, "give a --run on a file system that all nodes share"))
         if not node.locks:
             what = f"{who}: files in {node.place} cannot be locked, so that two runs may write one directory"

@@ -102,7 +102,7 @@ def judge_one(node: Gpus, processes: int, torch: str | None, cuda: str | None) -
             what = f"{who}: {card.used:,} of {card.memory:,} MiB are taken"
             found.append(warning(CHECK, what, "nvidia-smi names the process; end it, or wait"))
     if node.visible and processes > node.visible:
-        what = f"{processes} processes for {node.visible} GPUs"
+        what = f"{processes} processes for {node.visible} GPU{'s' if node.visible > 1 else ''}"
         found.append(failure(CHECK, what, f"use --processes {node.visible}, as a run would parallelism.processes"))
     if node.cards and node.visible < len(node.cards):
         what = f"{node.visible} of {len(node.cards)} GPUs are visible"

@@ -7,7 +7,7 @@ import socket
 import time
 from typing import Any
 
-MOST_BYTES = 2**22  # of a message; a thousand nodes tell less
+MOST_BYTES = 2**26  # of a message: what some thousand nodes tell
 ATTEMPT_SECONDS = 5.0  # of one attempt to connect, and until a node says who it is
 
 

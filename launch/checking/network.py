@@ -20,7 +20,7 @@ from launch.checking.lines import Line, why
 CHECK, CLOCKS = "network", "clocks"
 CONNECT_SECONDS = 5.0
 QUESTIONS = 8  # to each node; the quickest answer tells its clock best
-AT_ONCE = 16  # nodes asked
+AT_ONCE = 64  # nodes asked
 SHOWN = 6  # lines about single pairs
 # torchrun's rendezvous takes a node for dead whose word is older than 3 times 5 seconds by its own clock.
 APART_FAILURE, APART_WARNING = 15.0, 1.0

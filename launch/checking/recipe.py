@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -49,13 +50,15 @@ def problems(recipe: Recipe, world: int, gpu: bool) -> list[str]:
 
 
 def room(recipe: Recipe, run: Path) -> list[Finding]:
-    """Whether the run's disk has room for it."""
+    """Whether the run's disk has room for it; whether it can be written at all is told of the folder."""
+    place = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
+    if not os.access(place, os.W_OK):
+        return []
     for stage in STAGES:
         try:
             require_room(recipe, stage, run)
         except RLHFError as error:
             return [failure(DISK, problem, "") for problem in error.problems]
-    place = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     model = first_model(recipe)
     try:

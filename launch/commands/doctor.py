@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -143,6 +144,7 @@ def tell_outcome(run: Path, stage: str | None, as_json: bool) -> None:
 
 def check(question: Question, invited: Invitation | None, as_json: bool) -> None:
     """Check before a run; the first node tells the verdict, and all end with its exit code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was begun is cleared away
     aside = Console(stderr=True)
     with aside.status("") as status:
         try:
