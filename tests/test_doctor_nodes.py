@@ -13,7 +13,11 @@ from network import Network, network
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 
 WRONG = {
-    "slow_link": ("collectives", "warning", r"node-1 and node-2: \d+\.\d MB/s, [\d.]+ ms"),
+    "slow_link": (
+        "collectives",
+        "warning",
+        r"node-1 and node-2: \d+\.\d MB/s, [\d.]+ ms, less than half of gigabit Ethernet",
+    ),
     "read_only": ("folder", "failure", r"node-2 cannot write in \S+: Read-only file system"),
     "not_shared": (
         "folder",

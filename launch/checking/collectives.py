@@ -145,7 +145,9 @@ def slow(measured: list[Mapping[str, Any]], named: Callable[[int, int], str], le
         if rate >= max(SLOW * usual, least) or (rate >= least and len(measured) < 3):
             continue
         level = failure if rate < max(VERY_SLOW * usual, least / 10) else warning
-        beside = f", and the median pair {usual / 1e6:,.1f} MB/s" if len(measured) > 2 else ""
+        beside = ", less than half of gigabit Ethernet" if rate < least else ""
+        if len(measured) > 2:
+            beside = f", and the median pair {usual / 1e6:,.1f} MB/s"
         remedy = "see its cable, its port's speed (ethtool, ibstat) and what else uses it, or leave the node out"
         found.append(level(CHECK, f"{named(*pair['between'])}: {speed(pair)}{beside}", remedy))
     if len(found) > SHOWN:
