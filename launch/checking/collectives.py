@@ -50,7 +50,9 @@ def measure(
     node: int, counts: list[int], host: tuple[str, int], address: str, seconds: float
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Run this node's processes. The result, which only the first node has, or why there is none."""
-    environment = {**stage_environment(counts[node]), "RLHF_COLLECTIVES_MINUTES": f"{seconds / 60:.2f}"}
+    # Of torchrun, should it have started us: its processes would look for a store of its agent's.
+    environment = {k: v for k, v in stage_environment(counts[node]).items() if not k.startswith("TORCHELASTIC_")}
+    environment["RLHF_COLLECTIVES_MINUTES"] = f"{seconds / 60:.2f}"
     if len(counts) > 1 and GLOO not in os.environ and (name := interface_of(address)):
         environment[GLOO] = name
     command = [sys.executable, "-P", "-m", "stages.collectives"]

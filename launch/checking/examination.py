@@ -100,7 +100,7 @@ def try_collectives(
 ) -> tuple[dict[str, Any] | None, dict[int, str], str | None]:
     """The result, what went wrong by rank of the node, or why it was not tried. All nodes decide alike."""
     port = 0
-    if meeting.first and meeting.expected > 1:
+    if meeting.first:
         with socket.socket(socket.AF_INET6 if ":" in meeting.address else socket.AF_INET) as probe:
             probe.bind((meeting.address, 0))
             port = int(probe.getsockname()[1])

@@ -144,16 +144,18 @@ def tell_outcome(run: Path, stage: str | None, as_json: bool) -> None:
 
 def check(question: Question, invited: Invitation | None, as_json: bool) -> None:
     """Check before a run; the first node tells the verdict, and all end with its exit code."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was begun is cleared away
     aside = Console(stderr=True)
-    with aside.status("") as status:
-        try:
+    # What was begun is cleared away also where a scheduler ends us.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with aside.status("") as status:
             verdict = examine(question, invited, lambda line: status.update(f"doctor: {line}"))
-        except MeetingError as error:
-            status.stop()
-            for problem in error.problems:
-                typer.echo(f"failure  nodes        {problem}", err=True)
-            raise typer.Exit(1) from error
+    except MeetingError as error:
+        for problem in error.problems:
+            typer.echo(f"{'failure':<9}{'nodes':<13}{problem}", err=True)
+        raise typer.Exit(1) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if verdict.speaks and as_json:
         typer.echo(json.dumps(verdict.record(), indent=2))
     elif verdict.speaks:
