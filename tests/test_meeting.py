@@ -111,6 +111,30 @@ def test_a_node_that_falls_silent_is_lost_in_time() -> None:
     assert list(meeting.lost) == [1] and "no answer" in meeting.lost[1] and time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_it_is_seen_when_another_node_waits_for_this_one_or_has_gone(leaves: bool) -> None:
+    port, over = free_port(), threading.Event()
+
+    def other() -> None:
+        meeting = meet(invited(2, port), "b", lambda line: None)
+        over.wait(5)
+        if not leaves:
+            meeting.exchange(1, 5.0)
+        meeting.close()
+
+    def first() -> tuple[bool, bool]:
+        meeting = meet(invited(2, port), "a", lambda line: None)
+        before = meeting.waited_for()
+        over.set()
+        time.sleep(0.5)
+        after = meeting.waited_for()
+        meeting.exchange(1, 5.0)
+        meeting.close()
+        return before, after
+
+    assert together(first, other)[0] == (False, True)
+
+
 def test_nobody_there_is_told_in_time() -> None:
     with pytest.raises(MeetingError, match=r"b does not reach 127\.0\.0\.1:\d+ within 1 s \(refused: nobody listens\)"):
         meet(invited(2, free_port(), 1, seconds=1.0), "b", lambda line: None)

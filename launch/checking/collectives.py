@@ -21,6 +21,7 @@ MARK = "collectives: "
 START_SECONDS = 90.0  # to load torch, on a file system that many nodes read at once, and to meet
 ROUND_SECONDS = 6.0
 POLL_SECONDS = 0.1
+AFTER_OTHERS_SECONDS = 15.0  # once another node has ended, well or badly
 # Of the median of the other pairs. Links of one network differ by little; a port that fell back to a tenth of its
 # speed, or a cable with errors, by a factor.
 SLOW, VERY_SLOW = 1 / 2, 1 / 10
@@ -47,9 +48,13 @@ def environment_of(rank: int, local: int, counts: list[int], node: int, host: tu
 
 
 def measure(
-    node: int, counts: list[int], host: tuple[str, int], address: str, seconds: float
+    node: int, counts: list[int], host: tuple[str, int], address: str, waited_for: Callable[[], bool]
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """Run this node's processes. The result, which only the first node has, or why there is none."""
+    """Run this node's processes. The result, which only the first node has, or why there is none.
+
+    waited_for: whether another node has ended.
+    """
+    seconds = seconds_for(len(counts), max(counts))
     # Of torchrun, should it have started us: its processes would look for a store of its agent's.
     environment = {k: v for k, v in stage_environment(counts[node]).items() if not k.startswith("TORCHELASTIC_")}
     environment["RLHF_COLLECTIVES_MINUTES"] = f"{seconds / 60:.2f}"
@@ -63,7 +68,7 @@ def measure(
         for local in range(counts[node]):
             own = environment_of(first + local, local, counts, node, host) if sum(counts) > 1 else {"WORLD_SIZE": "1"}
             processes.append(Process(command, {**environment, **own}))
-        return wait(processes, deadline)
+        return wait(processes, deadline, waited_for)
     finally:
         for process in processes:
             process.close()
@@ -94,9 +99,14 @@ class Process:
         return lines[-1] if lines else f"exit code {self.process.returncode}"
 
 
-def wait(processes: list[Process], deadline: float) -> tuple[dict[str, Any] | None, str | None]:
-    """Wait until all have ended, one has failed, or the time is up."""
+def wait(
+    processes: list[Process], deadline: float, waited_for: Callable[[], bool]
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Wait until all have ended, one has failed, or the time is up; see `measure`."""
+    alone = False
     while True:
+        if not alone and waited_for():
+            alone, deadline = True, min(deadline, time.monotonic() + AFTER_OTHERS_SECONDS)
         codes = [each.process.poll() for each in processes]
         for each, code in zip(processes, codes, strict=True):
             if code:
@@ -104,7 +114,8 @@ def wait(processes: list[Process], deadline: float) -> tuple[dict[str, Any] | No
         if None not in codes:
             break
         if time.monotonic() > deadline:
-            return None, "no end in time: a collective waits for a word that does not come"
+            who = "those of another node, which have ended" if alone else "a word that does not come"
+            return None, f"no end in time: its processes wait for {who}"
         time.sleep(POLL_SECONDS)
     said = processes[0].said
     said.seek(0)

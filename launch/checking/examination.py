@@ -117,7 +117,7 @@ def try_collectives(
     seconds = collectives.seconds_for(len(counts), max(counts))
     say(f"trying collectives over {sum(counts)} processes")
     host = (str(given[0][0]), int(given[0][1]))
-    result, error = collectives.measure(meeting.rank, counts, host, meeting.address, seconds)
+    result, error = collectives.measure(meeting.rank, counts, host, meeting.address, meeting.waited_for)
     told = meeting.exchange({"error": error}, seconds + SHORT_SECONDS)
     return result, {rank: each["error"] for rank, each in told.items() if each["error"]}, None
 

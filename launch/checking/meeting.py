@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hmac
 import os
+import select
 import socket
 import time
 import uuid
@@ -117,6 +118,13 @@ class Meeting:
             except OSError as error:
                 self.lose(rank, error)
         return given
+
+    def waited_for(self) -> bool:
+        """Whether another node has handed in something that we have not, or has gone."""
+        asked = select.poll()
+        for line in self.lines.values():
+            asked.register(line.connection, select.POLLIN)
+        return bool(asked.poll(0))
 
     def lose(self, rank: int, error: Exception) -> None:
         """Go on without a node."""
