@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +40,7 @@ def one(found: list[Finding]) -> Finding:
 
 def test_a_finding_is_one_line_whatever_was_said() -> None:
     assert failure("gpus", "nvidia-smi:\nno\tdevice", "reboot").line == "nvidia-smi: no device; reboot"
+    assert failure("nodes", "a\x1b[2J", "").line == "a [2J"
 
 
 def test_what_nodes_find_alike_is_told_once() -> None:
@@ -79,6 +81,16 @@ def test_requirements_between_packages(owner: str, asked: str, said: str | None)
 
 def test_a_local_build_meets_its_version() -> None:
     assert list(versions.broken([("rlhf", "torch==2.13.0")], {"torch": "2.13.0+cpu"})) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "cuda"),
+    [("cuda: Optional[str] = '12.8'", "12.8"), ("cuda = '13.0'", "13.0"), ("cuda: Optional[str] = None", None)],
+)
+def test_the_cuda_of_torch(line: str, cuda: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "version.py").write_text(f"__all__ = ['cuda']\n{line}\nhip = '1'\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    assert versions.cuda_of_torch() == cuda
 
 
 def test_this_environment_keeps_to_its_ranges() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from launch.checking.examination import understood
 from launch.checking.folders import Folder, Probe
 from launch.checking.lines import Line
 from launch.checking.meeting import TOKEN, Invitation, Meeting, MeetingError, alone, invitation, meet
@@ -162,6 +163,7 @@ def test_the_first_is_where_the_rendezvous_is() -> None:
     [
         ({"nodes": 3}, "--nodes 3 there and --nodes 2 here"),
         ({"rank": 0}, "--node-rank 0 has been given twice"),
+        ({"rank": 7}, "of --nodes 2 the last is 1"),
         ({"token": "guess"}, "another token"),
         ({"protocol": "rlhf doctor 0"}, "another version of rlhf"),
     ],
@@ -248,3 +250,17 @@ def test_folders_of_two_nodes(shared: bool, tmp_path: Path, monkeypatch: pytest.
     assert (first.unseen, second.unseen) == (((), ()) if shared else ((1,), (0,)))
     assert (second.read > 10) == shared and first.torn == second.torn == 0
     assert [list(place.iterdir()) for place in places] == [[], []]
+
+
+def test_a_name_that_leads_to_this_machine_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Debian's /etc/hosts has it."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 29400))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(ConfigError, match=r"node-1 leads to 127\.0\.1\.1 on this machine"):
+        meet(Invitation(2, "node-1", 29400, None, 1.0), "node-1", lambda line: None)
+
+
+def test_who_says_things_otherwise_is_left_out() -> None:
+    meeting = alone("a")
+    said = {0: {"place": "/runs"}, 1: {"place": "/runs", "new": 1}}
+    assert list(understood(Folder, said, meeting)) == [0] and "another version" in meeting.lost[1]

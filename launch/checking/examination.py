@@ -5,12 +5,16 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from launch.checking import collectives, folders, gpus, network, versions
-from launch.checking.finding import Finding, Level, by_node, failure, listed, ok, warning, worst
+from launch.checking.finding import Facts, Finding, Level, by_node, failure, listed, ok, warning, worst
 from launch.checking.meeting import Invitation, Meeting, Say, alone, meet
 from launch.checking.node import Node, Question, look, own_name
+
+Told = TypeVar("Told", bound=Facts)
 
 CHECK = "nodes"
 FACTS_SECONDS = 900.0  # a node reads all data of the recipe
@@ -50,10 +54,10 @@ def look_and_judge(question: Question, meeting: Meeting, say: Say) -> tuple[list
     """All steps, which all nodes take together; only the first needs what they come to."""
     say("looking at the node and the recipe")
     given = meeting.exchange(look(question, meeting.name, meeting.address).model_dump(mode="json"), FACTS_SECONDS)
-    nodes = {rank: Node.model_validate(told) for rank, told in given.items()}
+    nodes = understood(Node, given, meeting)
     say("writing in the run's folder")
     given = meeting.exchange(folders.Probe(question.run, meeting).look().model_dump(mode="json"), SHORT_SECONDS)
-    found = {rank: folders.Folder.model_validate(told) for rank, told in given.items()}
+    found = understood(folders.Folder, given, meeting)
     seen = ask_each_other(meeting, nodes, say) if meeting.expected > 1 else {}
     result, errors, skipped = try_collectives(meeting, nodes, seen, say)
     if not meeting.first:
@@ -77,6 +81,17 @@ def look_and_judge(question: Question, meeting: Meeting, say: Say) -> tuple[list
     return findings, facts
 
 
+def understood(kind: type[Told], given: Mapping[int, Any], meeting: Meeting) -> dict[int, Told]:
+    """What nodes have said, without those that run other code and say it otherwise."""
+    found = {}
+    for rank, told in given.items():
+        try:
+            found[rank] = kind.model_validate(told)
+        except ValidationError:
+            meeting.lost[rank] = "it says things that are not understood here: its rlhf is of another version"
+    return found
+
+
 def ask_each_other(meeting: Meeting, nodes: Mapping[int, Node], say: Say) -> dict[str, dict[str, network.Seen]]:
     """Each node opens a port and asks all others for the time; what each sees of each, by name."""
     say("asking the other nodes for the time")
@@ -88,10 +103,12 @@ def ask_each_other(meeting: Meeting, nodes: Mapping[int, Node], say: Say) -> dic
         told = meeting.exchange({rank: each.model_dump() for rank, each in seen.items()}, SHORT_SECONDS)
     finally:
         post.close()
+    rows = {one: {int(other): each for other, each in row.items()} for one, row in told.items() if one in nodes}
     return {
-        nodes[one].name: {nodes[int(other)].name: network.Seen.model_validate(each) for other, each in row.items()}
-        for one, row in told.items()
-        if one in nodes
+        nodes[one].name: {
+            nodes[it].name: each for it, each in understood(network.Seen, row, meeting).items() if it in nodes
+        }
+        for one, row in rows.items()
     }
 
 
@@ -105,7 +122,7 @@ def try_collectives(
             probe.bind((meeting.address, 0))
             port = int(probe.getsockname()[1])
     given = meeting.exchange([meeting.address, port], SHORT_SECONDS)
-    if len(given) < meeting.expected:
+    if min(len(given), len(nodes)) < meeting.expected:
         return None, {}, "not all nodes are here"
     if any(each.error for row in seen.values() for each in row.values()):
         return None, {}, "not every node reaches every other one"

@@ -30,7 +30,8 @@ class Finding:
     @property
     def line(self) -> str:
         """For people; always one line, whatever a system or a server has said."""
-        return " ".join("; ".join(filter(None, (self.what, self.remedy))).split())
+        line = "; ".join(filter(None, (self.what, self.remedy)))
+        return " ".join("".join(each if each.isprintable() else " " for each in line).split())
 
     def record(self) -> dict[str, Any]:
         """As JSON."""

@@ -160,6 +160,11 @@ def listening(invited: Invitation) -> socket.socket | None:
         family, _, _, _, where = socket.getaddrinfo(invited.host, invited.port, type=socket.SOCK_STREAM)[0]
     except OSError:
         return None  # a name that may yet come to be; see `come`
+    if str(where[0]).startswith("127.") and not invited.host.startswith(("127.", "localhost")):
+        raise ConfigError(
+            f"--rendezvous {invited.place}: {invited.host} leads to {where[0]} on this machine, which no other one "
+            "reaches; give its address in the network, or correct /etc/hosts"
+        )
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -193,7 +198,7 @@ def receive_all(invited: Invitation, listener: socket.socket, name: str, deadlin
                     line.send({"refused": refused})
                     line.close()
                 else:
-                    came.append((hello["rank"], str(hello["name"]), line))
+                    came.append((hello.get("rank"), printable(hello.get("name")), line))
             except (OSError, ValueError):
                 line.close()  # a port scan, or a node that went again
     # Those with a rank first; the others fill what is left, in the order in which they came.
@@ -212,6 +217,11 @@ def receive_all(invited: Invitation, listener: socket.socket, name: str, deadlin
     return meeting
 
 
+def printable(name: object) -> str:
+    """A name as it can be shown."""
+    return "".join(each for each in str(name)[:64] if each.isprintable())
+
+
 def refusal(invited: Invitation, hello: Any, taken: list[int | None]) -> str | None:
     """Why somebody who comes cannot take part."""
     if not isinstance(hello, dict) or hello.get("protocol") != PROTOCOL:
@@ -221,6 +231,8 @@ def refusal(invited: Invitation, hello: Any, taken: list[int | None]) -> str | N
     if hello.get("nodes") != invited.nodes:
         return f"--nodes {hello.get('nodes')} there and --nodes {invited.nodes} here; give the same on all nodes"
     rank = hello.get("rank")
+    if rank is not None and rank not in range(invited.nodes):
+        return f"--node-rank {rank}: of --nodes {invited.nodes} the last is {invited.nodes - 1}"
     if rank is not None and (rank in taken or rank == 0):
         return f"--node-rank {rank} has been given twice; give each node its own, or none"
     return None

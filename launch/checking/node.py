@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launch.checking import gpus, memory, network, recipe, services, versions
 from launch.checking.finding import Facts, Finding
@@ -46,7 +45,7 @@ class Node(Facts):
     memory: memory.Memory
     interfaces: network.Interfaces
     needed: float | None  # bytes that a process of the run takes
-    findings: tuple[dict[str, Any], ...]  # of the recipe and of services, which are looked at on the spot
+    findings: tuple[Finding, ...]  # of the recipe and of services, which are looked at on the spot
 
     def own(self, several: bool, asked: Recipe | None) -> list[Finding]:
         """What its facts say."""
@@ -57,7 +56,7 @@ class Node(Facts):
         found += memory.judge(self.memory, self.gpus, self.processes, self.needed, fast)
         if several:
             found += network.judge_one(self.interfaces, self.address)
-        return [*found, *(Finding(**each) for each in self.findings)]
+        return [*found, *self.findings]
 
 
 def look(question: Question, name: str, address: str) -> Node:
@@ -80,7 +79,7 @@ def look(question: Question, name: str, address: str) -> Node:
         memory=memory.look(),
         interfaces=network.look(address),
         needed=needed,
-        findings=tuple(asdict(each) for each in found),
+        findings=tuple(found),
     )
 
 

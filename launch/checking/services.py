@@ -48,7 +48,7 @@ def trackers(recipe: Recipe) -> Iterator[Finding]:
                 yield ok(CHECK, f"MLflow answers at {shown(address)}")
             else:
                 yield unreachable("MLflow", address, str(answer.status_code))
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             yield unreachable("MLflow", address, said(error))
 
 
@@ -57,7 +57,7 @@ def wandb(address: str, key: str | None) -> Finding:
     try:
         answer = httpx.post(f"{address}/graphql", json=VIEWER, auth=("api", key or ""), timeout=SECONDS)
         known = answer.is_success and (answer.json().get("data") or {}).get("viewer")
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return unreachable("W&B", address, said(error))
     except (ValueError, AttributeError):
         return unreachable("W&B", address, "no answer of W&B's")

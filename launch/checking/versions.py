@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import platform
 import re
@@ -115,19 +114,10 @@ def cuda_of_torch() -> str | None:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    with suppress(OSError, SyntaxError, ValueError):
-        tree = ast.parse(Path(spec.origin).with_name("version.py").read_text(encoding="utf-8"))
-        for node in tree.body:
-            target = (
-                node.target
-                if isinstance(node, ast.AnnAssign)
-                else node.targets[0]
-                if isinstance(node, ast.Assign)
-                else None
-            )
-            if isinstance(target, ast.Name) and target.id == "cuda" and isinstance(node, (ast.AnnAssign, ast.Assign)):
-                value = ast.literal_eval(node.value) if node.value else None
-                return str(value) if value else None
+    with suppress(OSError, UnicodeDecodeError):
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+        if found := re.search(r"^cuda\b[^=\n]*= *['\"]([\d.]+)['\"]", text, re.M):
+            return found[1]
     return None
 
 
