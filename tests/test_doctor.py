@@ -81,7 +81,7 @@ def lines_of(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyte
     [
         (["absent.yaml"], "absent.yaml: no run"),
         (["absent", "--before"], "absent: cannot be read"),
-        (["my.yaml", "ppo.stepz=1"], "unknown"),
+        (["my.yaml", "ppo.stepz=1"], "ppo.stepz=1 is not a known key"),
         (["runs/mine", "--nodes", "2"], "runs/mine: a directory"),
         (["my.yaml", "--stage", "ppo"], "--stage ppo: my.yaml is a recipe"),
         (["--stage", "ppo"], "--stage ppo: give the run"),
