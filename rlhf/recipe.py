@@ -72,7 +72,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a file or by the name of a shipped one; every problem becomes a line of one ConfigError."""
     draft, path = _Draft(), Path(path)
     is_name = path.name == str(path) and not os.path.isfile(path)
-    readable = draft.read(_shipped().get(path.name, path) if is_name else path)
+    readable = draft.read(shipped_recipes().get(path.name, path) if is_name else path)
     for text in overrides:
         try:
             draft.override(text)
@@ -98,7 +98,7 @@ def resolved_yaml(recipe: Recipe, without: Iterable[str] = ()) -> str:
     return yaml.dump(fields, Dumper=Dumper, sort_keys=False, width=120)  # ASCII: PyYAML folds raw U+0085
 
 
-def _shipped() -> dict[str, Path]:
+def shipped_recipes() -> dict[str, Path]:
     """Shipped recipes by name; `stages` is found without being imported."""
     spec = importlib.util.find_spec("stages")
     folders = spec.submodule_search_locations if spec else None
@@ -113,7 +113,7 @@ def _text(path: Path, name: str) -> str:
         problem = f"line {line} is not UTF-8 text; save the file as UTF-8"
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         problem = f"cannot be read ({getattr(error, 'strerror', error)}); give a recipe file or one of the shipped: "
-        problem += ", ".join(_shipped()) or "none"
+        problem += ", ".join(shipped_recipes()) or "none"
     raise ConfigError(f"{name}: {problem}")
 
 

@@ -98,4 +98,21 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "torchrun --nproc-per-node 2 -m stages.ppo --recipe my.yaml --run-dir runs/my --restart",
         "has two cores, and the stage is complete",
     ),
+    "rlhf doctor my.yaml --nodes 2 --rendezvous node-1:29400 --processes 8": (
+        "rlhf doctor --help",
+        "needs two nodes; tests/test_doctor_nodes.py has them",
+    ),
+    "pdsh -w node-1,node-2 'cd /shared && rlhf doctor my.yaml --nodes 2 --rendezvous node-1:29400'": (
+        "rlhf doctor --help",
+        "needs two nodes",
+    ),
+    "srun --nodes 4 --ntasks-per-node 1 rlhf doctor my.yaml --nodes 4 --rendezvous node-1:29400": (
+        "rlhf doctor --help",
+        "needs Slurm",
+    ),
+    "torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint node-1:29400 --no-python rlhf doctor "
+    "my.yaml --nodes 2 --rendezvous node-1:29401": (
+        "torchrun --nproc-per-node 2 --no-python rlhf doctor my.yaml --nodes 2 --rendezvous 127.0.0.1:29401",
+        "there is one machine",
+    ),
 }

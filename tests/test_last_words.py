@@ -19,7 +19,7 @@ from rich.console import Console
 from running import ROOT
 from standing_in import LIMITS, beacon
 
-from launch.commands.doctor import examine, show
+from launch.commands.outcome import examine, show
 from launch.local import LocalStage
 from rlhf.beacons.diagnosis import Finding
 from rlhf.beacons.keeper import HUNG, Channel, Keeper

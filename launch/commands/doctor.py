@@ -1,162 +1,177 @@
-"""`rlhf doctor`: what has become of a run, read from the beacons of its processes. Loads no torch."""
+"""`rlhf doctor`: the machine, the nodes and a recipe before a run, or what has become of one. Loads no torch."""
 
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import asdict, dataclass
+import signal
+import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from rlhf.beacons.diagnosis import ABSENT, GONE_SECONDS, Observed, outcome
-from rlhf.beacons.record import BEACONS, COMPLETE, HANG, RUNNING, Beacon, is_frozen, is_gone, left_by, read, read_all
-from rlhf.errors import ArtifactError, ConfigError
-from rlhf.store.artifact import MANIFEST, PARTIAL
-from rlhf.store.unfinished import is_held
-from stages.lineage import STAGES
+from launch.checking.examination import Verdict, examine
+from launch.checking.finding import LEVELS
+from launch.checking.meeting import Invitation, MeetingError, invitation
+from launch.checking.node import Question
+from launch.commands import outcome
+from launch.commands.run import DataDirectory, Overrides, resolve
+from rlhf.errors import ConfigError
+from rlhf.recipe import shipped_recipes
 
-WATCHED_SECONDS = 2.5  # longer than two beats: who does not change meanwhile is silent
-WELL = (COMPLETE, RUNNING)
-COLUMNS = ("rank", "host", "pid", "state", "step", "phase", "collective", "last sign", "at")
-
-
-@dataclass(frozen=True)
-class Report:
-    """What has become of one stage."""
-
-    stage: str
-    directory: Path
-    state: str
-    verdict: str
-    seen: tuple[Observed, ...]
-    evidence: tuple[Path, ...]  # of executions that the watchdog ended, this one or earlier ones
-
-    def record(self) -> dict[str, Any]:
-        """As JSON."""
-        ranks = [{**asdict(e.beacon), "quiet_seconds": round(e.quiet, 1), "gone": e.gone} for e in self.seen]
-        evidence = [str(path) for path in self.evidence]
-        return {"stage": self.stage, "state": self.state, "verdict": self.verdict, "hangs": evidence, "ranks": ranks}
+STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, a name under runs/, or one stage's.")],
-    stage: Annotated[str | None, typer.Option("--stage", help="One stage. Default: the last that began.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="For programs: all that each rank has said of itself.")
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE | RUN]",
+            help="A recipe file or the name of a shipped one; or a run directory, a name under runs/, or one stage's.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    before: Annotated[
+        bool, typer.Option("--before", help="RECIPE is a recipe, although there is a run of that name.")
     ] = False,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Of so many, each of which runs this command.")] = 1,
+    rendezvous: Annotated[
+        str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where they meet: the first node's address.")
+    ] = None,
+    node_rank: Annotated[
+        int | None, typer.Option("--node-rank", min=0, help="This node's. Default: as they come, HOST being 0.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Of each node. Default: as a run would have here.")
+    ] = None,
+    wait_seconds: Annotated[float, typer.Option("--wait-seconds", min=1, help="For the other nodes to come.")] = 60.0,
+    run_directory: Annotated[Path | None, typer.Option("--run", help="Run directory. Default: runs/NAME.")] = None,
+    data_directory: DataDirectory = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="Of a run: one stage. Default: the last that began.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, for programs.")] = False,
 ) -> None:
-    """Say what has become of a run: complete, running, stopped, or which rank died or hung, where, and who waited.
+    """Before a run: say what would keep it from starting or make it slow. Of a run: say what has become of it.
 
-    Read from the beacons that every process leaves while it runs; of a run in progress too, which it does not disturb.
-    Exit code 0: complete, or running and nobody waits in vain; 1: anything else.
+    Before: versions, GPUs and drivers, memory, the run's folder and disk, servers, the recipe with its data and
+    tokenizers; of several nodes also ports, clocks, and the speed of collectives over all processes and between all
+    pairs. One line each: ok, warning, or failure with its remedy. Exit code 0: no failure; 1: one at least, or nodes
+    that do not come; 2: the command is wrong.
+
+    Of a run, also while it goes on: complete, running, stopped, or which rank died or hung, where, and who waited. Exit
+    code 0: complete, or running and nobody waits in vain; 1: anything else.
 
     Examples:
 
-        rlhf doctor demo
+        rlhf doctor
+
+        rlhf doctor my.yaml --json
+
+        rlhf doctor my.yaml --nodes 2 --rendezvous node-1:29400    (on every node)
+
+        srun --nodes 4 --ntasks-per-node 1 rlhf doctor my.yaml --nodes 4 --rendezvous node-1:29400
 
         rlhf doctor runs/demo --stage ppo
-
-        rlhf doctor demo --json
     """
-    directory = run if run.is_dir() or len(run.parts) != 1 else Path("runs") / run
-    found = examine(directory, stage)
+    ahead = before or nodes > 1 or bool(overrides) or rendezvous is not None or processes is not None
+    if (run := run_of(subject, ahead, stage)) is not None:
+        tell_outcome(run, stage, as_json)
+    invited = invitation_of(nodes, rendezvous, node_rank, wait_seconds)
+    recipe = None if subject is None else resolve(subject, overrides, data_directory)
+    directory = run_directory or (Path("runs") / recipe.name if recipe else Path("runs"))
+    check(Question(recipe, directory, nodes, processes), invited, as_json)
+
+
+def run_of(subject: str | None, ahead: bool, stage: str | None) -> Path | None:
+    """The run that is meant; None for what is to be checked before one. Raises ConfigError where it is neither.
+
+    ahead: the command has options that only a check before a run knows.
+    """
+    if subject is None or subject.startswith("-"):
+        if stage is not None:
+            raise ConfigError(f"--stage {stage}: give the run, as in rlhf doctor demo --stage {stage}")
+        return None
+    path = Path(subject)
+    named = Path("runs") / path
+    if path.is_dir():
+        if ahead:
+            raise ConfigError(f"{subject}: a directory; what is checked before a run is a recipe: a file, or a name")
+        return path
+    is_name = len(path.parts) == 1
+    recipe = path.is_file() or (is_name and subject in shipped_recipes())
+    if is_name and named.is_dir() and not ahead:
+        if recipe:
+            what = f"{subject} is a recipe, too, and this is about the run in {named}"
+            print(f"{what}; to check before a run: rlhf doctor {subject} --before", file=sys.stderr)
+        return named
+    if not recipe and not ahead:
+        raise ConfigError(
+            f"{subject}: no run (a directory, or a name under runs/) and no recipe (a file, or one of the shipped: "
+            f"{', '.join(shipped_recipes())})"
+        )
+    if stage is not None:
+        raise ConfigError(f"--stage {stage}: {subject} is a recipe; give the run, as in runs/NAME")
+    return None
+
+
+def invitation_of(nodes: int, rendezvous: str | None, rank: int | None, seconds: float) -> Invitation | None:
+    """How nodes meet; None for this machine alone. Raises ConfigError."""
+    if nodes == 1:
+        if rendezvous is not None or rank is not None:
+            option = f"--rendezvous {rendezvous}" if rendezvous is not None else f"--node-rank {rank}"
+            raise ConfigError(f"{option}: is for several nodes; give --nodes as well")
+        return None
+    if rendezvous is None:
+        raise ConfigError(
+            f"--nodes {nodes}: where do they meet? Run it on each with --rendezvous HOST:PORT, an address of the first"
+        )
+    return invitation(nodes, rendezvous, rank, seconds)
+
+
+def tell_outcome(run: Path, stage: str | None, as_json: bool) -> None:
+    """What has become of a run."""
+    found = outcome.examine(run, stage)
     if as_json:
-        typer.echo(json.dumps({"run": str(directory), **found.record()}, indent=2))
+        typer.echo(json.dumps({"run": str(run), **found.record()}, indent=2))
     else:
-        show(found, Console())
-    raise typer.Exit(0 if found.state in WELL else 1)
+        outcome.show(found, Console())
+    raise typer.Exit(0 if found.state in outcome.WELL else 1)
 
 
-def examine(directory: Path, stage: str | None) -> Report:
-    """What has become of a stage of a run, or of the last one that began. Raises ArtifactError where none did."""
-    if stage is not None and stage not in STAGES:
-        raise ConfigError(f"--stage {stage} is not a stage; use one of {', '.join(STAGES)}")
-    if has_begun(directory):  # a stage's own
-        return report(directory)
-    begun = [name for name in STAGES if has_begun(directory / name)]
-    if stage is not None and stage not in begun:
-        raise ArtifactError(f"{directory / stage}: has not begun here; begun: {', '.join(begun) or 'nothing'}")
-    if not begun:
-        raise ArtifactError(f"{directory}: no stage has begun here; give a run directory or one stage's")
-    # Stages may run again: the last is the one that gave a sign last.
-    return report(directory / (stage or max(begun, key=lambda name: last_sign(directory / name))))
+def check(question: Question, invited: Invitation | None, as_json: bool) -> None:
+    """Check before a run; the first node tells the verdict, and all end with its exit code."""
+    aside = Console(stderr=True)
+    # What was begun is cleared away also where a scheduler ends us.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with aside.status("") as status:
+            verdict = examine(question, invited, lambda line: status.update(f"doctor: {line}"))
+    except MeetingError as error:
+        for problem in error.problems:
+            typer.echo(f"{'failure':<9}{'nodes':<13}{problem}", err=True)
+        raise typer.Exit(1) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if verdict.speaks and as_json:
+        typer.echo(json.dumps(verdict.record(), indent=2))
+    elif verdict.speaks:
+        show(verdict, Console())
+    raise typer.Exit(1 if verdict.level == "failure" else 0)
 
 
-def has_begun(directory: Path) -> bool:
-    """Whether a stage has begun in a directory."""
-    return any((directory / name).exists() for name in (MANIFEST, PARTIAL, BEACONS))
-
-
-def last_sign(directory: Path) -> float:
-    """When a stage has last written something of itself."""
-    paths = [directory / MANIFEST, directory / PARTIAL, *(directory / BEACONS).glob("rank-*.json")]
-    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
-
-
-def report(directory: Path) -> Report:
-    """See `examine`; of a stage's directory."""
-    seen = watch(directory / BEACONS)
-    if seen:
-        state, verdict = outcome(seen, seen[0].beacon.warn_seconds)
-    elif (directory / MANIFEST).is_file():
-        state, verdict = COMPLETE, "complete"
-    elif is_held(directory):
-        state, verdict = RUNNING, "is starting: it holds its directory and has no beacon yet (or watchdog is null)"
-    else:
-        state, verdict = ABSENT, "it has begun and left no beacon: it ended before, or watchdog is null in its recipe"
-    evidence = sorted((directory / HANG).glob("*/")) if (directory / HANG).is_dir() else []
-    return Report(directory.resolve().name, directory, state, verdict, tuple(seen), tuple(evidence))
-
-
-def watch(directory: Path) -> list[Observed]:
-    """The beacons of a stage, looked at for so long that the living are told from the dead."""
-    first = read_all(directory)
-    living = [beacon for beacon in first if beacon.state == RUNNING and not is_gone(beacon)]
-    if not living:
-        return [observe(directory, beacon, 0) for beacon in first]
-    time.sleep(WATCHED_SECONDS)
-    return [observe(directory, read(directory, beacon.rank) or beacon, beacon.count) for beacon in first]
-
-
-def observe(directory: Path, beacon: Beacon, count: int) -> Observed:
-    """A beacon as it is now; count: what it was when it was looked at before."""
-    beacon, killed = left_by(directory, beacon)
-    silence = time.time() - beacon.time
-    if killed:  # on this machine, so that there is no word on its way for which to wait
-        return Observed(beacon, max(silence, GONE_SECONDS), gone=True)
-    if beacon.state != RUNNING or beacon.count != count != 0:
-        return Observed(beacon, 0.0)
-    return Observed(beacon, max(silence, WATCHED_SECONDS), frozen=is_frozen(beacon))
-
-
-def show(found: Report, console: Console) -> None:
-    """A table of ranks and the verdict."""
-    if found.seen:
-        table = Table(*COLUMNS, box=SIMPLE_HEAD, padding=0)
-        for each in found.seen:
-            beacon = each.beacon
-            state = "gone" if each.gone else "frozen" if each.frozen else beacon.state
-            begun = max((number for number, _ in beacon.groups.values()), default=0)
-            collective = (
-                f"in {beacon.wait.operation} {beacon.wait.number}" if beacon.wait else f"{begun} begun" if begun else ""
-            )
-            sign = time.strftime("%H:%M:%S", time.localtime(beacon.time))
-            place = [str(beacon.rank), beacon.host, str(beacon.pid), state, str(beacon.step or ""), beacon.phase]
-            table.add_row(*map(Text, (*place, collective, sign, beacon.where)))  # no markup, whatever brackets it has
-        console.print(table)
-    for each in found.seen:
-        if each.beacon.state == "raised":
-            console.print(
-                f"rank {each.beacon.rank}, its last lines:\n{each.beacon.frames}", highlight=False, markup=False
-            )
-            break
-    line = f"{found.stage}: {found.verdict}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for path in found.evidence:
-        console.print(f"evidence of a hang: {path}", highlight=False, markup=False, soft_wrap=True)
+def show(verdict: Verdict, console: Console) -> None:
+    """A line for each finding, and one for all."""
+    for finding in verdict.findings:
+        line = Text(f"{finding.level:<9}", STYLES[finding.level]) + Text(
+            f"{finding.check:<13}{finding.line}", "default"
+        )
+        console.print(line, soft_wrap=True)
+    counts = Counter(finding.level for finding in verdict.findings)
+    parts = [
+        f"{counts[level]} {level}{'s' if counts[level] > 1 else ''}" for level in reversed(LEVELS[1:]) if counts[level]
+    ]
+    console.print(", ".join(parts) or "nothing stands in the way", style="default", soft_wrap=True)
