@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import string
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +19,14 @@ from running import ROOT
 from stand_ins import write_model
 from transformers import AutoConfig, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-from launch.local import LocalStage
 from rlhf.memory import Estimate
 from rlhf.recipe import load_recipe
 from rlhf.recipe_memory import estimate, read_shape
 
 SCRIPT = ROOT / "tests" / "measured_stage.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+KINDS = ("tensors", "resident")
+BUCKET = 2_000_000  # entries of DeepSpeed's buffers, whose own size would drown so small a model
 SHAPE = {
     "hidden_size": 256,
     "intermediate_size": 688,
@@ -28,16 +35,20 @@ SHAPE = {
     "num_key_value_heads": 2,
 }
 VOCABULARY = 8192  # far more than the tokenizer has, so that hardly a response stops early
-RESPONSE = 64  # tokens, and as many of a prompt
+RESPONSE = 32  # tokens, and as many of a prompt
+ROWS = 8  # of a forward
 AROUND = 19  # tokens of the template around a prompt
 
 
-def write_start(folder: Path) -> Path:
-    """A policy, a reward model, and records whose prompts and responses are all as long; the recipe over them."""
+def write_start(folder: Path, shape: dict[str, int] = SHAPE, vocabulary: int = VOCABULARY, **model: object) -> Path:
+    """A policy, a reward model, and records whose prompts and responses are all as long; the recipe over them.
+
+    model: fields of the recipe's section, float32 else.
+    """
     for name, kind in (("policy", Qwen2ForCausalLM), ("reward", Qwen2ForSequenceClassification)):
-        write_model(folder / name, 259, **SHAPE)
+        write_model(folder / name, 259, **shape)
         config = AutoConfig.from_pretrained(folder / name)
-        config.update({"vocab_size": VOCABULARY, "num_labels": 1})
+        config.update({"vocab_size": vocabulary, "num_labels": 1})
         torch.manual_seed(0)
         kind(config).save_pretrained(folder / name)  # type: ignore[arg-type]
     draw = random.Random(0)
@@ -66,16 +77,22 @@ def write_start(folder: Path) -> Path:
         (folder / f"{kind_}.jsonl").write_text("\n".join(lines) + "\n")
     recipe: dict[str, Any] = {
         "name": "measured",
-        "model": {"path": str(folder / "policy")},
+        "model": {
+            "path": str(folder / "policy"),
+            "dtype": "float32",
+            "attention": "sdpa",
+            "activation_checkpointing": False,
+            **model,
+        },
         "data": {kind: [{"path": str(folder / f"{kind}.jsonl")}] for kind in kinds} | {"test_fraction": 0.2},
-        "sft": {"epochs": 1, "batch_size": 16, "micro_batch_size": 4, "max_length": 2 * RESPONSE},
-        "reward": {"epochs": 1, "batch_size": 16, "micro_batch_size": 2, "max_length": 2 * RESPONSE},
+        "sft": {"epochs": 1, "batch_size": 4 * ROWS, "micro_batch_size": ROWS, "max_length": 2 * RESPONSE},
+        "reward": {"epochs": 1, "batch_size": 2 * ROWS, "micro_batch_size": ROWS // 2, "max_length": 2 * RESPONSE},
         "ppo": {
             "steps": 2,
-            "prompts_per_step": 16,
+            "prompts_per_step": 32,
             "minibatches": 1,
             "generation": {"max_new_tokens": RESPONSE},
-            "micro_batch_tokens": 4 * 2 * RESPONSE,
+            "micro_batch_tokens": ROWS * 2 * RESPONSE,
             "evaluate_every": 0,
             "normalize_scores": "none",
         },
@@ -83,19 +100,10 @@ def write_start(folder: Path) -> Path:
         "checkpoint": {"every_steps": None, "every_minutes": None},
         "tracking": {"wandb": {"mode": "disabled"}},
     }
+    (folder / "deepspeed.json").write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": BUCKET}}))
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(recipe))  # JSON is YAML
     return file
-
-
-def adopted(recipe: Path) -> Path:
-    """A run whose policy and reward model are those beside a recipe: what PPO starts from."""
-    run = recipe.parent / "run"
-    for stage in ("sft", "reward"):
-        command = [sys.executable, "-m", f"stages.{stage}", "--recipe", str(recipe), "--run-dir", str(run)]
-        outcome = LocalStage([*command, *in_place(recipe)], 1).wait(60, print)
-        assert outcome.code == 0, outcome
-    return run
 
 
 def in_place(recipe: Path) -> list[str]:
@@ -106,35 +114,66 @@ def in_place(recipe: Path) -> list[str]:
     ]
 
 
-def overrides_of(stage: str, strategy: str, processes: int, rank: int | None, recipe: Path) -> list[str]:
-    """What a configuration is of a recipe; rank: of adapters."""
-    own = f", deepspeed: {recipe.parent / 'deepspeed.json'}" if strategy.startswith("zero") else ""
-    chosen = [f"{stage}.parallelism={{strategy: {strategy}, processes: {processes}{own}}}"]
-    if rank:
-        chosen.append(f"model.lora={{rank: {rank}, alpha: 8.0}}")
-    return chosen + (in_place(recipe) if stage == "ppo" else [])
+@dataclass(frozen=True)
+class Case:
+    """A stage under a strategy."""
 
+    stage: str
+    strategy: str
+    rank: int | None = None  # of adapters; None: all weights learn
 
-def arithmetic(stage: str, recipe: Path, overrides: list[str], processes: int) -> Estimate:
-    """What is computed of it."""
-    resolved = load_recipe(recipe, [*overrides, "model.dtype=float32", "model.activation_checkpointing=false"])
-    shape = read_shape(recipe.parent / "policy")
-    assert shape
-    return estimate(resolved, stage, shape, processes)
+    @property
+    def name(self) -> str:
+        """For people and folders."""
+        return f"{self.stage}-{self.strategy}-{self.rank or 'all'}"
+
+    def overrides(self, recipe: Path, processes: int) -> list[str]:
+        """What it is of a recipe."""
+        own = f", deepspeed: {recipe.parent / 'deepspeed.json'}" if self.strategy.startswith("zero") else ""
+        chosen = [f"{self.stage}.parallelism={{strategy: {self.strategy}, processes: {processes}{own}}}"]
+        if self.rank:
+            chosen.append(f"model.lora={{rank: {self.rank}, alpha: 8.0}}")
+        return chosen + (in_place(recipe) if self.stage == "ppo" else [])
+
+    def computed(self, recipe: Path, processes: int) -> Estimate:
+        """By arithmetic."""
+        resolved = load_recipe(recipe, self.overrides(recipe, processes))
+        shape = read_shape(recipe.parent / "policy")
+        assert shape
+        return estimate(resolved, self.stage, shape, processes)
 
 
 def measured(
-    kind: str, stage: str, recipe: Path, overrides: list[str], output: Path, processes: int
-) -> list[dict[str, int]]:
-    """What each process of it holds at most, by phase; bytes."""
-    file = output.with_name(f"{output.name}-{kind}")
-    command = [sys.executable, str(SCRIPT), kind, str(file), f"stages.{stage}", "--recipe", str(recipe)]
-    command += ["--run-dir", str(recipe.parent / "run"), "--output", str(output), *overrides]
-    outcome = LocalStage(command, processes).wait(60, print)
-    assert outcome.code == 0, outcome
-    return [json.loads(Path(f"{file}-{rank}.json").read_text()) for rank in range(processes)]
+    cases: Sequence[Case], recipe: Path, processes: int, kinds: Sequence[str] = KINDS
+) -> dict[Case, dict[str, dict[str, int]]]:
+    """What the fullest process of each holds at most: of each kind, by phase; bytes."""
+    folder = recipe.parent
+    read = ["--recipe", str(recipe), "--run-dir", str(folder / "run")]
+    # What PPO starts from; what these hold is not asked.
+    jobs: list[Any] = [
+        (stage, kinds[-1], 1, str(folder / stage), [*read, *in_place(recipe)]) for stage in ("sft", "reward")
+    ]
+    for kind, case in product(kinds, cases):
+        output = folder / f"{case.name}-{kind}"
+        command = [*read, "--output", str(output), *case.overrides(recipe, processes)]
+        jobs.append((case.stage, kind, processes, f"{output}-process", command))
+    file = folder / "jobs.jsonl"
+    file.write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    # A parent that has asked CUDA itself could not be forked.
+    own = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if "gpu" in kinds else {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(file)], env=ENVIRONMENT | own, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {case: {kind: fullest(folder / f"{case.name}-{kind}", processes) for kind in kinds} for case in cases}
 
 
-def peak(computed: Estimate, of_each: list[dict[str, int]]) -> int:
-    """The most that any process holds in the phases that are computed, bytes."""
-    return max(size for phases in of_each for phase, size in phases.items() if phase in computed.passing)
+def fullest(output: Path, processes: int) -> dict[str, int]:
+    """The most of any process, by phase."""
+    of_each = [json.loads(Path(f"{output}-process-{rank}.json").read_text()) for rank in range(processes)]
+    return {phase: max(each.get(phase, 0) for each in of_each) for phase in of_each[0]}
+
+
+def peak(computed: Estimate, phases: Mapping[str, int]) -> int:
+    """The most that is held in the phases that are computed, bytes."""
+    return max(size for phase, size in phases.items() if phase in computed.passing)

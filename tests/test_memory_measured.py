@@ -1,4 +1,4 @@
-"""The arithmetic of memory beside what torch's allocator gives; the matrix of stages is tests/soak/test_memory.py."""
+"""The arithmetic of memory beside what torch's allocator gives; the matrix of stages is tests/soak/test_memory_taken.py."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def show(found: Plan, console: Console) -> None:
         console.print(f"\n[bold]{name}[/bold]: {batch_line(name, stage)}", highlight=False, soft_wrap=True)
         show_ways(name, stage, console)
         show_parts(stage, console)
-    kept = ", ".join(f"{what} {size / 1e9:,.1f}" for what, size in found.disk.items())
+    kept = ", ".join(f"{what} {size / 1e9:,.{1 if size >= 5e7 else 3}f}" for what, size in found.disk.items())
     console.print(f"\ndisk, GB at most: {kept}", highlight=False, soft_wrap=True)
     console.print(
         "\nagain: activations are computed again. models: what stands from step to step. phase: the largest of those "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf.memory.computation import FLOAT32, Computation
 from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, copies, forward, gathered, logits, sampling
-from rlhf.memory.models import answering, gradients, learner, roots, stay
+from rlhf.memory.models import answering, gradients, learner, stay, stepping
 from rlhf.memory.parts import Estimate, Parts, Roles, added
 from rlhf.shapes import Shape
 
@@ -26,7 +26,7 @@ def trained(role: str, shape: Shape, how: Computation, widest: Parts) -> Estimat
         {role: learner(shape, how, bucketed=True)},
         {
             "forward and backward": added(learned, {role: widest}),
-            "optimizer": added(learned, {role: {"optimizer": roots(shape, how)}}),
+            "optimizer": added(learned, {role: {"optimizer": stepping(shape, how)}}),
         },
     )
 
@@ -49,15 +49,16 @@ def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad
     learned: Roles = {}
     if not stay(how, bucketed=False):
         learned = {role: {"gradients": gradients(shape, how)} for role, shape in learning.items()}
-    updated = {"policy": update(policy, how, load)}
+    rows, length = load.rows, load.length
+    updated = {"policy": backward(policy, how, rows, length, rows * load.response, POLICY_PER_LOGIT)}
     if critic:  # whose forward comes before the policy's backward: activations of both stand together
-        waiting = backward(values, how, load.rows, load.length)
+        waiting = backward(values, how, rows, length)
         updated["value model"] = {**waiting, "buffers": beside(values, how)}
     passing: dict[str, Roles] = {
         "sampling": {"policy": sampling(policy, how, load)},
         "log-probs": log_probs(policy, how, load),
         "update": added(learned, updated),
-        "optimizer": added(learned, {"policy": {"optimizer": roots(policy, how)}}),
+        "optimizer": added(learned, {"policy": {"optimizer": stepping(policy, how)}}),
     }
     return Estimate(standing, passing)
 
@@ -68,12 +69,6 @@ def log_probs(policy: Shape, how: Computation, load: RolloutLoad) -> Roles:
     found = forward(policy, how, load.rows * load.length, learner=own)
     answers = logits(policy, how, load.rows * load.response, POLICY_PER_LOGIT)
     return {"policy" if own else "reference": {**found, "logits": answers}}
-
-
-def update(policy: Shape, how: Computation, load: RolloutLoad) -> Parts:
-    """The policy's forward and backward."""
-    asked = logits(policy, how, load.rows * load.response, POLICY_PER_LOGIT, learning=True)
-    return {**backward(policy, how, load.rows, load.length), "logits": asked}
 
 
 def beside(shape: Shape, how: Computation) -> float:

@@ -74,11 +74,13 @@ def block_bytes(shape: Shape, how: Computation, length: int) -> int:
     return 24 * shape.hidden + 4 * heads + 16 * shape.mlp + 4 * mask
 
 
-def backward(shape: Shape, how: Computation, rows: int, length: int, asked: int = 0) -> Parts:
-    """A forward whose gradient is to come, at its widest; asked: tokens whose logits the loss needs."""
+def backward(
+    shape: Shape, how: Computation, rows: int, length: int, asked: int = 0, padded: int = LOSS_PER_LOGIT
+) -> Parts:
+    """A forward whose gradient is to come, at its widest; asked: tokens whose logits the loss needs, see `logits`."""
     return {
         "activations": activations(shape, how, rows, length),
-        "logits": logits(shape, how, asked, LOSS_PER_LOGIT, learning=True),
+        "logits": logits(shape, how, asked, padded, learning=True),
         "buffers": copies(shape, how, learning=True) + gathered(shape, how) + sending(shape, how, not asked),
     }
 

@@ -62,6 +62,7 @@ def trainable(shape: Shape, how: Computation) -> int:
     return shape.weights if how.lora_rank is None else shape.adapter_weights(how.lora_rank)
 
 
-def roots(shape: Shape, how: Computation) -> float:
-    """AdamW's step makes the moments' square roots of all weights at once."""
-    return 0.0 if how.offloaded else trainable(shape, how) * FLOAT32 / how.moments_over
+def stepping(shape: Shape, how: Computation) -> float:
+    """AdamW's step makes the moments' square roots of all weights at once; DeepSpeed, one copy of the gradients."""
+    copies = 2 if how.strategy in ("zero1", "zero2") else 1
+    return 0.0 if how.offloaded else copies * trainable(shape, how) * FLOAT32 / how.moments_over
