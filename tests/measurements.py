@@ -37,6 +37,7 @@ SHAPE = {
 VOCABULARY = 8192  # far more than the tokenizer has, so that hardly a response stops early
 RESPONSE = 32  # tokens, and as many of a prompt
 ROWS = 8  # of a forward
+LONG = 256  # of a demonstration, nearly all of them learned
 AROUND = 19  # tokens of the template around a prompt
 
 
@@ -60,7 +61,7 @@ def write_start(folder: Path, shape: dict[str, int] = SHAPE, vocabulary: int = V
     records = [
         {
             "short": text(short),
-            "long": text(2 * RESPONSE - AROUND - short - 1),
+            "long": text(LONG - AROUND - short - 1),
             "prompt": text(prompt),
             "one": text(answer),
             "other": text(answer),
@@ -85,7 +86,7 @@ def write_start(folder: Path, shape: dict[str, int] = SHAPE, vocabulary: int = V
             **model,
         },
         "data": {kind: [{"path": str(folder / f"{kind}.jsonl")}] for kind in kinds} | {"test_fraction": 0.2},
-        "sft": {"epochs": 1, "batch_size": 4 * ROWS, "micro_batch_size": ROWS, "max_length": 2 * RESPONSE},
+        "sft": {"epochs": 1, "batch_size": 8, "micro_batch_size": 2, "max_length": LONG},
         "reward": {"epochs": 1, "batch_size": 2 * ROWS, "micro_batch_size": ROWS // 2, "max_length": 2 * RESPONSE},
         "ppo": {
             "steps": 2,

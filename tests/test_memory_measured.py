@@ -1,4 +1,4 @@
-"""The arithmetic of memory beside what torch's allocator gives; the matrix of stages is tests/soak/test_memory_taken.py."""
+"""The arithmetic of memory beside what torch's allocator gives; of stages, tests/soak/test_memory_taken.py has it."""
 
 from __future__ import annotations
 

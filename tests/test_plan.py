@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memory_table import table
 from PIL import Image
 from running import ROOT, TINY, rlhf
 
@@ -195,3 +196,7 @@ def test_a_bench_gives_the_time(tmp_path: Path) -> None:
     bench.write_text("{}")
     done = rlhf("plan", "demo", "--gpus", "1", "--bench", str(bench), folder=tmp_path)
     assert done.returncode == 2 and "is no result of rlhf bench ppo --json" in done.stderr
+
+
+def test_the_page_has_the_table_of_sizes_and_gpus() -> None:
+    assert table() in (ROOT / "docs" / "memory.md").read_text()
