@@ -64,6 +64,8 @@ def plan_command(
 
         rlhf plan my.yaml --gpus 2 ppo.micro_batch_tokens=8192 --json
     """
+    if picture and not picture.parent.is_dir():
+        raise ConfigError(f"--picture={picture}: {picture.parent} is no directory; make it first")
     given = all_overrides(overrides, data_directory)
     resolved = resolve(recipe, overrides, data_directory)
     here = gpu_memories()
