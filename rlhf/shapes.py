@@ -137,7 +137,7 @@ def shape_of_size(weights: int, context: int = 4096) -> Shape:
     shapes = []
     for hidden, mlp, layers, query, key_value, vocabulary in _TYPICAL:
         widths = {"hidden": hidden, "mlp": mlp, "layers": layers, "query": query, "key_value": key_value}
-        shape = Shape(**widths, vocabulary=vocabulary, context=context, weights=0, tied=hidden < 2048)
+        shape = Shape(**widths, vocabulary=vocabulary, context=context, weights=0, tied=hidden < 2048, packs=True)
         shapes.append(replace(shape, weights=_count(shape, 3 * mlp)))
     nearest = min(shapes, key=lambda shape: abs(math.log(shape.weights / weights)))
     return replace(nearest, weights=weights)

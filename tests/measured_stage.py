@@ -33,7 +33,6 @@ from rlhf.ppo import experience, update
 from stages import command
 from tests.allocated import Allocated
 
-
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 

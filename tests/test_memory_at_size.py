@@ -73,7 +73,7 @@ def test_activations_are_counted_as_torch_takes_them_at_real_size(half: bool, ch
     measured = (four[0] - two[0]) / 2
     if half:  # autocast's copies of the weights
         measured -= 2 * (four[2] - two[2]) / 2
-    how = Computation(bfloat16=half, checkpointing=checkpointed, lora_rank=16)  # whose copies are counted elsewhere
+    how = Computation(bfloat16=half, checkpointing=checkpointed)
     small, large = (shape_of_config({**QWEN, "num_hidden_layers": layers}, "config.json") for layers in (2, 4))
     counted = (memory.activations(large, how, 8, 512) - memory.activations(small, how, 8, 512)) / 2
     assert counted == pytest.approx(measured, rel=0.01)

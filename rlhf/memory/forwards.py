@@ -69,9 +69,12 @@ def block_bytes(shape: Shape, how: Computation, length: int) -> int:
     if how.packed and how.bfloat16:
         heads = 2 * shape.query + 2 * shape.key_value
     mask = 0 if how.packed else length
+    below = 0  # adapters: norms that do not learn keep less, each of seven linear layers a vector of the rank
+    if how.lora_rank is not None:
+        below = 7 * how.lora_rank * how.element - 2 * shape.hidden * FLOAT32
     if how.bfloat16:
-        return 26 * shape.hidden + 2 * heads + 8 * shape.mlp + 2 * mask
-    return 24 * shape.hidden + 4 * heads + 16 * shape.mlp + 4 * mask
+        return 26 * shape.hidden + 2 * heads + 8 * shape.mlp + 2 * mask + below
+    return 24 * shape.hidden + 4 * heads + 16 * shape.mlp + 4 * mask + below
 
 
 def backward(
@@ -135,6 +138,8 @@ def sending(shape: Shape, how: Computation, at_once: bool) -> float:
 
     at_once: from its beginning. A block's, whole and once more to be sent, come when the logits' gradient has gone.
     """
+    if how.lora_rank is not None and not at_once:  # none of the head's
+        return 0.0
     if how.strategy in ("zero1", "zero2") and how.processes > 1:
         return float(FLOAT32 * how.bucket)
     if how.whole or how.lora_rank is not None or not at_once:
