@@ -31,9 +31,7 @@ from rlhf.engine.zero import ZeroEngine, load_deepspeed
 from rlhf.generation.native import NativeGenerator
 from rlhf.ppo import experience, update
 from stages import command
-from tests.allocated import Allocated
-
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+from tests.allocated import LARGE, M_MMAP_THRESHOLD, Allocated
 
 
 class Resident:
@@ -41,7 +39,7 @@ class Resident:
 
     def __init__(self) -> None:
         # What is freed goes back to the system, and is not kept for later.
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
         self.before = field("VmRSS")
         self.name, self.most = "loading", dict[str, int]()
 
