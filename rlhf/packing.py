@@ -19,11 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhf.shapes import ARCHITECTURES
 from rlhf.token_head import head_of_tokens
 
 ATTENTION = "rlhf_packed"
-# Of each, tests/test_packing.py compares packed with padded: full attention, and logits that are the head's own.
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "phi3", "olmo2", "smollm3", "gpt_neox", "gpt2")
 LARGEST_HEAD = 256  # of the kernel for variable lengths, which also wants multiples of 8
 SIMILAR = 0.75  # the shortest sequence of a block, in lengths of its longest
 
@@ -157,7 +156,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, pac
         seen = scaled_dot_product_attention(asking, keys, values, is_causal=True, scale=scaling)
         seen = seen.transpose(1, 2).flatten(0, 1)
         parts.append(seen if block.back is None else _Return.apply(seen, block.back))  # type: ignore[no-untyped-call]
-    return torch.cat(parts).unsqueeze(0)
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
 
 def _blocked(part: Tensor, block: Block) -> Tensor:

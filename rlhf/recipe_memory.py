@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf import memory
 from rlhf.config import ParallelismConfig, Recipe
+from rlhf.engine.zero_options import BUCKET, BUCKET_ENTRIES, ZERO
 from rlhf.errors import RLHFError
 from rlhf.memory import Computation, Estimate, RolloutLoad
 from rlhf.shapes import Shape, context_of_config, shape_of_config
@@ -36,19 +37,39 @@ def declared_context(model: str | Path) -> int | None:
 
 
 def shared_out(parallelism: ParallelismConfig, processes: int) -> dict[str, Any]:
-    """Over how many processes each part of a model that learns is spread: fields of `rlhf.memory.Computation`."""
-    strategy = parallelism.strategy
-    whole = strategy in ("fsdp", "zero3")  # weights too
-    share = min(parallelism.shard_over or processes, processes)
-    offloaded = None if not parallelism.cpu_offload else "all" if whole else "moments"
+    """How and over how many processes a stage's models are spread: fields of `rlhf.memory.Computation`."""
+    whole = parallelism.strategy in ("fsdp", "zero3")  # weights too
     return {
-        "weights_over": share if whole else 1,
-        "gradients_over": share if whole or strategy == "zero2" else 1,
-        "moments_over": share if strategy != "ddp" else 1,
-        "master": strategy in ("zero1", "zero2"),
-        "copies_stay": strategy == "zero3",
-        "offloaded": offloaded,
+        "strategy": parallelism.strategy,
+        "over": min(parallelism.shard_over or processes, processes),
+        "offloaded": None if not parallelism.cpu_offload else "all" if whole else "moments",
+        "bucket": bucket_of(parallelism),
     }
+
+
+def bucket_of(parallelism: ParallelismConfig) -> int:
+    """Entries of the buffer in which DeepSpeed sends gradients: as a file of its settings says, or as we do."""
+    try:
+        own = json.loads(Path(str(parallelism.deepspeed)).read_text(encoding="utf-8"))[ZERO][BUCKET]
+    except (OSError, ValueError, LookupError, TypeError):
+        return BUCKET_ENTRIES
+    return own if isinstance(own, int) else BUCKET_ENTRIES
+
+
+def computation(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Computation:
+    """How the models of a stage compute, under a recipe whose `auto` is settled; of attention it is taken for sdpa."""
+    model, lora = recipe.model, recipe.model.lora
+    # Adapters that train new tokens of tied embeddings wrap the head, whose logits then stand all at once.
+    wrapped = bool(lora and model.added_tokens and shape.tied)
+    return Computation(
+        bfloat16=model.dtype == "bfloat16",
+        checkpointing=model.activation_checkpointing is True,
+        packed=shape.packs and model.attention in ("auto", "sdpa") and not wrapped,
+        lora_rank=lora.rank if lora else None,
+        quantization=lora.quantization if lora else None,
+        processes=processes,
+        **shared_out(recipe.parallelism_of(stage), processes),
+    )
 
 
 def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Estimate:
@@ -57,15 +78,7 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
     Rows are taken to be as long as the recipe allows, prompts as long as the longest response, and the reward model to
     be as large as the policy.
     """
-    lora = recipe.model.lora
-    how = Computation(
-        bfloat16=recipe.model.dtype == "bfloat16",
-        checkpointing=recipe.model.activation_checkpointing is True,
-        lora_rank=lora.rank if lora else None,
-        quantization=lora.quantization if lora else None,
-        processes=processes,
-        **shared_out(recipe.parallelism_of(stage), processes),
-    )
+    how = computation(recipe, stage, shape, processes)
     if stage in ("sft", "reward"):
         section = recipe.sft if stage == "sft" else recipe.reward
         share = max(1, section.batch_size // processes)
@@ -80,11 +93,8 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
         generation_rows=min(generation.batch_size, -(-prompts // processes)),
         micro_batch_tokens=recipe.ppo.micro_batch_tokens,
         sampler=generation.weights if stage == "ppo" else "shared",
+        nucleus=generation.top_p < 1,
     )
     if stage == "ppo":
         return memory.ppo(shape, shape, how, load, critic=recipe.ppo.has_critic)
-    frozen = shape.weights * how.element
-    return Estimate(
-        {"policy": frozen, "reference": frozen, "reward model": frozen},
-        {"sampling": memory.sampling(shape, how, load)},
-    )
+    return memory.evaluation(shape, how, load)

@@ -24,6 +24,10 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }
 UNGATED = {"gpt2", "gpt_neox", "gpt_neo", "gptj", "opt", "bloom", "phi", "falcon", "mpt", "starcoder2"}
 UNLIMITED = 2048  # tokens, where a configuration names no longest context
+# Of each, tests/test_packing.py compares packed with padded: full attention, and logits that are the head's own.
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "phi3", "olmo2", "smollm3", "gpt_neox", "gpt2")
+AT_ONCE = 2**24  # logits that a head computes at once where a model packs: 64 MiB in float32
+PROMPT_TOKENS = 8192  # of prompts that are read in one forward there, beside those that decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,7 @@ class Shape:
     weights: int  # all of them
     tied: bool = False  # the head is the embedding
     head: int = 64  # width of one attention head
+    packs: bool = True  # takes sequences without padding, see `rlhf.packing`
 
     @property
     def block_weights(self) -> int:
@@ -79,9 +84,16 @@ def shape_of_config(config: Mapping[str, Any], name: str, weights: int | None = 
         weights=weights or 0,
         tied=bool(config.get("tie_word_embeddings", False)),
         head=head,
+        packs=packs(config),
     )
     gates = 2 if config.get("model_type") in UNGATED else 3
     return shape if weights else replace(shape, weights=_count(shape, gates * experts * each))
+
+
+def packs(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration's architecture takes packed sequences: it is known to, and attends to all before."""
+    windowed = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return config.get("model_type") in ARCHITECTURES and windowed is None
 
 
 def context_of_config(config: Mapping[str, Any]) -> int | None:
@@ -125,7 +137,7 @@ def shape_of_size(weights: int, context: int = 4096) -> Shape:
     shapes = []
     for hidden, mlp, layers, query, key_value, vocabulary in _TYPICAL:
         widths = {"hidden": hidden, "mlp": mlp, "layers": layers, "query": query, "key_value": key_value}
-        shape = Shape(**widths, vocabulary=vocabulary, context=context, weights=0, tied=hidden < 2048)
+        shape = Shape(**widths, vocabulary=vocabulary, context=context, weights=0, tied=hidden < 2048, packs=True)
         shapes.append(replace(shape, weights=_count(shape, 3 * mlp)))
     nearest = min(shapes, key=lambda shape: abs(math.log(shape.weights / weights)))
     return replace(nearest, weights=weights)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-AT_ONCE = 2**24  # logits of a chunk: 64 MiB in float32
+from rlhf.shapes import AT_ONCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +109,7 @@ class _Figures(torch.autograd.Function):
                     of_weight += gradient.T @ rows
                 if of_bias is not None:
                     of_bias += gradient.sum(0, dtype=wide)
+                del logits, gradient  # or they would stand beside those of the next chunk
         found_bias = None if of_bias is None else of_bias.to(bias.dtype)
         return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), found_bias, None
 

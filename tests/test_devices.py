@@ -23,6 +23,7 @@ GIB = 2**30
 CPU = Hardware(name="cpu", threads=2)
 T4 = Hardware(name="Tesla T4", index=0, memory=15 * GIB, capability=(7, 5), flash=True)
 A10 = Hardware(name="NVIDIA A10", index=0, memory=22 * GIB, capability=(8, 6), flash=True)
+A100 = Hardware(name="NVIDIA A100-SXM4-40GB", index=0, memory=39 * GIB, capability=(8, 0))
 H200 = Hardware(name="NVIDIA H200", index=0, memory=140 * GIB, capability=(9, 0))
 
 
@@ -78,7 +79,8 @@ def checkpointing(on: Hardware, known: Shape | None = None, **ppo: Any) -> objec
 
 def test_activation_checkpointing_where_a_stage_would_not_fit() -> None:
     assert checkpointing(H200, shape()) is False
-    assert checkpointing(A10, shape(), micro_batch_tokens=512) is False
+    assert checkpointing(A100, shape(), micro_batch_tokens=512) is False
+    assert checkpointing(A100, shape(), micro_batch_tokens=8192) is True
     assert checkpointing(A10, shape()) is True
     assert checkpointing(H200, shape(), micro_batch_tokens=60_000) is True
     assert checkpointing(CPU, shape(), micro_batch_tokens=60_000) is False

@@ -8,8 +8,11 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from rlhf import memory
 from rlhf.config import GenerationConfig, InitConfig, LoraConfig, ParallelismConfig, Recipe
+from rlhf.engine.zero_options import BUCKET_ENTRIES
 from rlhf.errors import ArtifactError
 from rlhf.memory import GIB, Computation, RolloutLoad
+from rlhf.memory.forwards import copies
+from rlhf.memory.parts import Roles, total_of
 from rlhf.models import add_lora
 from rlhf.recipe_memory import estimate, shared_out
 from rlhf.shapes import Shape, shape_of_config, shape_of_init, shape_of_size
@@ -32,6 +35,10 @@ def model_of(config: LlamaConfig, rank: int | None = None) -> torch.nn.Module:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     return add_lora(model, LoraConfig(rank=rank), "policy") if rank else model
+
+
+def summed(roles: Roles) -> dict[str, float]:
+    return {role: sum(parts.values()) for role, parts in roles.items()}
 
 
 def saved_bytes(model: torch.nn.Module, rows: int, length: int, bfloat16: bool) -> int:
@@ -66,7 +73,8 @@ def test_activations_are_what_torch_saves(bfloat16: bool, rank: int | None, rows
     shape = shape_of_config(WIDE.to_dict(), "config.json")
     how = Computation(bfloat16=bfloat16, checkpointing=False, lora_rank=rank)
     saved = saved_bytes(model_of(WIDE, rank), rows, length, bfloat16)
-    assert saved == pytest.approx(memory.activations(shape, how, rows, length), rel=0.1)
+    counted = memory.activations(shape, how, rows, length) + copies(shape, how, learning=True)
+    assert saved == pytest.approx(counted, rel=0.1)
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])
@@ -80,8 +88,8 @@ def test_checkpointing_keeps_one_block_and_the_inputs_of_all(bfloat16: bool) -> 
     last_norm = 2 * 2 * 128 * WIDE.hidden_size * 4
     assert saved_bytes(model, 2, 128, bfloat16) == pytest.approx(inputs + last_norm, rel=0.02)
     block = 2 * 128 * memory.block_bytes(shape, how, 128)
-    copies = 2 * shape.weights if bfloat16 else 0
-    assert memory.activations(shape, how, 2, 128) == inputs + block + copies
+    assert memory.activations(shape, how, 2, 128) == inputs + block
+    assert copies(shape, how, learning=True) == (2 * shape.weights if bfloat16 else 0)
 
 
 def test_the_cache_keeps_float32_also_under_autocast() -> None:
@@ -92,8 +100,7 @@ def test_the_cache_keeps_float32_also_under_autocast() -> None:
     shape = shape_of_config(WIDE.to_dict(), "config.json")
     load = RolloutLoad(prompt=3, response=2, generation_rows=2, micro_batch_tokens=1)
     how = Computation(bfloat16=True, checkpointing=False, lora_rank=1)
-    choice = max(2 * 64 * memory.SAMPLING_PER_LOGIT, memory.forward(shape, how, 6))
-    assert memory.sampling(shape, how, load) == held + choice
+    assert memory.sampling(shape, how, load)["KV cache"] == held
 
 
 def test_weights_and_adapters_are_counted_as_torch_has_them() -> None:
@@ -135,17 +142,30 @@ def test_four_models_by_hand() -> None:
     shape = Shape(hidden=10, mlp=20, layers=1, query=10, key_value=5, vocabulary=7, context=64, weights=1000)
     load = RolloutLoad(prompt=6, response=2, generation_rows=1, micro_batch_tokens=16)
     full = memory.ppo(shape, shape, Computation(bfloat16=True, checkpointing=False), load)
-    assert full.standing == {"policy": 16_000, "value model": 16_000, "reference": 2000, "reward model": 2000}
+    assert summed(full.standing) == {
+        "policy": 12_000,
+        "value model": 12_000,
+        "reference": 2000,
+        "reward model": 2000,
+    }
     tokens, logits = 2 * (6 + 2), 2 * 2 * 7
     kept = 2 * 1000 + tokens * (26 * 10 + 8 * 10 + 8 * 20 + 2 * 8)
-    assert full.passing["policy's update"] == kept + logits * 24
-    assert full.passing["value model's update"] == kept
-    assert full.passing["optimizer"] == 4000
-    assert full.total == 36_000 + kept + logits * 24
+    gradients = {"gradients": 4000}
+    # The gradients of a micro-batch before, and both models' forwards before the first backward.
+    assert total_of(full.passing["update"]) == 8000 + 2 * kept + logits * 24
+    assert full.passing["optimizer"] == {"policy": {**gradients, "optimizer": 4000}, "value model": gradients}
+    assert full.total == 36_000 + 2 * kept + logits * 24
+    assert summed(full.during(full.peak))["policy"] == 16_000 + kept + logits * 24
     two = Computation(bfloat16=False, checkpointing=False, processes=2)
     several = memory.ppo(shape, None, two, load)
-    assert several.standing == {"policy": 16_000, "value model": 16_000, "reference": 4000, "reward model": 0}
-    assert memory.sft(shape, two, 1, 8).standing == {"policy": 20_000}  # the buckets of TRL's trainers are copies
+    assert summed(several.standing) == {"policy": 16_000, "value model": 16_000, "reference": 4000}
+    # The buckets of TRL's trainers are copies, beside gradients that come and go.
+    assert memory.sft(shape, two, 1, 8).standing["policy"] == {
+        "weights": 4000,
+        "gradients": 0,
+        "optimizer": 8000,
+        "buffers": 4000,
+    }
 
 
 @pytest.mark.parametrize(
@@ -154,7 +174,7 @@ def test_four_models_by_hand() -> None:
         ("ddp", 16_000, 2000),
         ("zero1", 8000 + 12_000 / 4, 2000),  # and a float32 share of DeepSpeed's own
         ("zero2", 4000 + 16_000 / 4, 2000),
-        ("zero3", 16_000 / 4, 500),
+        ("zero3", 16_000 / 4 + 4 * BUCKET_ENTRIES, 500),
         ("fsdp", 16_000 / 4, 500),
         ("fsdp in pairs", 16_000 / 2, 1000),
         ("zero1 offloaded", 4000, 2000),
@@ -170,19 +190,16 @@ def test_what_four_processes_share_out(strategy: str, policy: float, reference: 
     load = RolloutLoad(prompt=6, response=2, generation_rows=1, micro_batch_tokens=16)
     computation = Computation(bfloat16=True, checkpointing=True, processes=4, **shared_out(shared, 4))
     found = memory.ppo(shape, shape, computation, load)
-    assert found.standing == {
-        "policy": policy,
-        "value model": policy,
-        "reference": reference,
-        "reward model": reference,
-    }
-    whole = memory.ppo(shape, shape, Computation(bfloat16=True, checkpointing=True), load).passing["policy's update"]
-    if name in ("fsdp", "zero3"):
-        parts = (1000 - 860 + 2 * 860) * (4 + 2) + 860 * 4  # as it is sent and as it computes, and a gradient
-        copies = 2 * 1000  # autocast's, which DeepSpeed keeps
-        assert found.passing["policy's update"] == whole - copies * (name == "fsdp") + parts
-    else:
-        assert found.passing["policy's update"] == whole
+    learned = summed(found.during("optimizer"))
+    learned["policy"] -= found.passing["optimizer"]["policy"]["optimizer"]
+    assert learned == {"policy": policy, "value model": policy, "reference": reference, "reward model": reference}
+    alone = memory.ppo(shape, shape, Computation(bfloat16=True, checkpointing=True), load)
+    whole = alone.passing["update"]["policy"]
+    own = found.passing["update"]["policy"]
+    assert (own["activations"], own["logits"]) == (whole["activations"], whole["logits"])
+    sent = {"zero1": 4 * BUCKET_ENTRIES, "zero2": 4 * BUCKET_ENTRIES}
+    parts = {"fsdp": (1000 - 860 + 2 * 860) * (4 + 2), "zero3": (1000 - 860 + 2 * 860) * 4 + 2 * 1000}
+    assert own["buffers"] == parts.get(name, 2 * 1000) + sent.get(name, 0)
 
 
 def test_a_server_s_sampling_takes_nothing_here_and_a_replica_all_weights() -> None:
@@ -196,10 +213,11 @@ def test_a_server_s_sampling_takes_nothing_here_and_a_replica_all_weights() -> N
 
     def sampling(**generation: object) -> float:
         changed = recipe.ppo.model_copy(update={"generation": GenerationConfig.model_validate(generation)})
-        return estimate(recipe.model_copy(update={"ppo": changed}), "ppo", shape, 32).passing["sampling"]
+        found = estimate(recipe.model_copy(update={"ppo": changed}), "ppo", shape, 32)
+        return total_of(found.passing["sampling"])
 
     shared, replica = sampling(), sampling(weights="replica")
-    assert replica - shared == (4 + 2) * shape.weights
+    assert replica > shared + (4 + 2) * (shape.weights - 2 * shape.vocabulary * shape.hidden) * 0.9
     there = {"engine": "vllm", "weights": "server", "server": {"addresses": ["http://127.0.0.1:1"]}}
     assert sampling(**there) == 0
 

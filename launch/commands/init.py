@@ -104,8 +104,9 @@ def show(proposal: Proposal, console: Console) -> None:
     """What was found in the files and what is proposed."""
     table = Table("stage", "memory", "of it, at its peak", box=None, padding=(0, 2, 0, 0))
     for stage, estimate in proposal.sizes.estimates.items():
-        standing = ", ".join(f"{part} {size / GIB:.1f}" for part, size in estimate.standing.items() if size)
-        peak = f"{estimate.peak} {estimate.passing[estimate.peak] / GIB:.1f}"
+        whole = {role: sum(parts.values()) for role, parts in estimate.standing.items()}
+        standing = ", ".join(f"{part} {size / GIB:.1f}" for part, size in whole.items() if size)
+        peak = f"{estimate.peak} {estimate.passes / GIB:.1f}"
         table.add_row(stage, f"{estimate.total / GIB:.1f} GiB", f"{standing}, {peak}")
     training = {"full": "every weight learns", "lora": "adapters learn", "nf4": "adapters over 4-bit weights learn"}
     console.print(f"\n{proposal.task.hardware}: {training[proposal.sizes.training]}; estimated memory:", soft_wrap=True)

@@ -22,7 +22,8 @@ from launch.proposal.models import weights_of_size
 from rlhf.analysis.plan_picture import draw_plan
 from rlhf.config import Recipe
 from rlhf.errors import ConfigError
-from rlhf.memory import GIB
+from rlhf.memory import GIB, PARTS, ROLES
+from rlhf.memory.parts import total_of
 from rlhf.recipe_memory import read_shape
 from rlhf.shapes import Shape, shape_of_init, shape_of_size
 from stages.lineage import kinds_of, on_policy
@@ -63,6 +64,8 @@ def plan_command(
 
         rlhf plan my.yaml --gpus 2 ppo.micro_batch_tokens=8192 --json
     """
+    if picture and not picture.parent.is_dir():
+        raise ConfigError(f"--picture={picture}: {picture.parent} is no directory; make it first")
     given = all_overrides(overrides, data_directory)
     resolved = resolve(recipe, overrides, data_directory)
     here = gpu_memories()
@@ -139,11 +142,12 @@ def show(found: Plan, console: Console) -> None:
     for name, stage in found.stages.items():
         console.print(f"\n[bold]{name}[/bold]: {batch_line(name, stage)}", highlight=False, soft_wrap=True)
         show_ways(name, stage, console)
-    kept = ", ".join(f"{what} {size / 1e9:,.1f}" for what, size in found.disk.items())
+        show_parts(stage, console)
+    kept = ", ".join(f"{what} {size / 1e9:,.{1 if size >= 5e7 else 3}f}" for what, size in found.disk.items())
     console.print(f"\ndisk, GB at most: {kept}", highlight=False, soft_wrap=True)
     console.print(
-        "\nagain: activations are computed again. phase: the largest of those that come and go. micro: the largest "
-        "micro-batch that fits, of PPO in tokens.",
+        "\nagain: activations are computed again. models: what stands from step to step. phase: the largest of those "
+        "that come and go. micro: the largest micro-batch that fits, of PPO in tokens.",
         style="dim",
         highlight=False,
     )
@@ -184,11 +188,29 @@ def show_ways(name: str, stage: StagePlan, console: Console) -> None:
     table.add_column("")
     table.columns[0].no_wrap = True
     for each in stage.needs:
-        standing, passing = sum(each.estimate.standing.values()), max(each.estimate.passing.values(), default=0.0)
         marks = [mark for mark, is_so in (("recipe", each is stage.own), ("cheapest", each is stage.cheapest)) if is_so]
-        row = [name_of(each.way), "yes" if each.checkpointing else "no", f"{standing / GIB:.1f}"]
+        row = [name_of(each.way), "yes" if each.checkpointing else "no", f"{each.estimate.stands / GIB:.1f}"]
         fits = "refused" if each.refused else "yes" if each.fits else "no"
-        row += [f"{passing / GIB:.1f}", f"{each.estimate.total / GIB:.1f}", fits]
+        row += [f"{each.estimate.passes / GIB:.1f}", f"{each.estimate.total / GIB:.1f}", fits]
         row += [f"{each.largest:,}" if each.largest else "none"] if field else []
         table.add_row(*row, ", ".join(marks))
     console.print(table)
+
+
+def show_parts(stage: StagePlan, console: Console) -> None:
+    """Memory of one way by part and role: of the recipe's own, or of one that fits where this does not."""
+    shown = stage.own if stage.own.fits or stage.cheapest is None else stage.cheapest
+    estimate = shown.estimate
+    held = estimate.during(estimate.peak)
+    roles = [role for role in ROLES if sum(held.get(role, {}).values())]
+    table = Table(f"{name_of(shown.way)}, GiB", *roles, "all", box=SIMPLE_HEAD, padding=(0, 1))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = {part: [held[role].get(part, 0.0) for role in roles] for part in PARTS}
+    rows["all"] = [sum(held[role].values()) for role in roles]
+    for part, sizes in rows.items():
+        if round(sum(sizes) / GIB, 1):
+            table.add_row(part, *(f"{size / GIB:.1f}" if size else "" for size in (*sizes, sum(sizes))))
+    console.print(table)
+    totals = ", ".join(f"{phase} {total_of(estimate.during(phase)) / GIB:.1f}" for phase in estimate.passing)
+    console.print(f"  above at its peak, {estimate.peak}; by phase: {totals}", highlight=False, soft_wrap=True)

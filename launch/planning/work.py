@@ -15,6 +15,7 @@ from stages.lineage import used_by
 
 STATE = 12  # bytes a weight that learns in a checkpoint: itself and AdamW's two moments, in float32
 MODEL = 4  # bytes a weight of a model that is handed on
+TEXT = 5  # bytes of text that a token stands for, at most as a rule
 FORWARD, TRAINED = 2, 6  # operations a weight and token (Kaplan et al. 2020)
 
 
@@ -75,7 +76,7 @@ def operations(recipe: Recipe, stage: str, shape: Shape, tokens: float) -> float
 
 
 def disk(recipe: Recipe, shape: Shape) -> dict[str, float]:
-    """Bytes of a whole run at most: checkpoints, one more than are kept while it is written, and models.
+    """Bytes of a whole run at most: checkpoints, one more than are kept while it is written, models, samples.
 
     Steps of SFT and reward are not known here, so that what `checkpoint.keep_every` keeps of them is not counted.
     """
@@ -92,5 +93,16 @@ def disk(recipe: Recipe, shape: Shape) -> dict[str, float]:
     if recipe.checkpoint.keep_every and "ppo" in of_each:
         found["checkpoints"] += recipe.ppo.steps // recipe.checkpoint.keep_every * of_each["ppo"]
     found["models"] = models
-    found["total"] = found["checkpoints"] + models
+    found["samples"] = samples(recipe)
+    found["total"] = found["checkpoints"] + models + found["samples"]
     return found
+
+
+def samples(recipe: Recipe) -> float:
+    """Bytes of the responses that are kept as parquet, uncompressed: of PPO's held-out evaluations, and the last."""
+    every = recipe.ppo.evaluate_every
+    rows = 0
+    if every and not used_by(recipe, "ppo"):
+        rows = (recipe.ppo.steps // every + 2) * recipe.ppo.held_out.prompts  # before the first and behind the last
+    rows += (2 + (recipe.evaluate.best_of or 0)) * recipe.evaluate.prompts
+    return float(rows * 2 * recipe.ppo.generation.max_new_tokens * TEXT)

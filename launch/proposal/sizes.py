@@ -114,6 +114,7 @@ def computation(task: Task, training: Training) -> Computation:
     return Computation(
         bfloat16=on_gpu,
         checkpointing=on_gpu,
+        packed=task.policy.packs,
         lora_rank=None if training == "full" else RANK,
         quantization="nf4" if training == "nf4" else None,
         processes=task.hardware.processes,

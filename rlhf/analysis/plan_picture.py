@@ -9,15 +9,19 @@ from typing import Any
 from rlhf.analysis.pictures import COLOURS, plain_matplotlib, write_png
 
 GIB = 2**30
-LAYERS = ("weights", "gradients", "optimizer", "buffers", "frozen models", "largest phase")
+LAYERS = ("weights", "gradients", "optimizer", "frozen models", "activations", "logits", "all else")
 
 
 def layers_of(way: Mapping[str, Any]) -> list[float]:
-    """GiB of each of LAYERS, of one entry of a plan's `strategies`."""
-    parts: Sequence[Mapping[str, float]] = list(way["parts"].values())
-    learning = [sum(part[name] for part in parts) for name in LAYERS[:4]]
-    frozen = sum(way["standing"].values()) - sum(learning)
-    return [each / GIB for each in (*learning, frozen, max(way["passing"].values(), default=0.0))]
+    """GiB of each of LAYERS in the phase that needs most, of one entry of a plan's `strategies`."""
+    sizes = dict.fromkeys(LAYERS, 0.0)
+    for parts in way["phases"][way["peak"]].values():
+        for part, size in parts.items():
+            layer = part if part in LAYERS else "all else"
+            if part == "weights" and "optimizer" not in parts:
+                layer = "frozen models"
+            sizes[layer] += size / GIB
+    return list(sizes.values())
 
 
 def draw_plan(plan: Mapping[str, Any], names: Mapping[str, Sequence[str]], output: Path) -> None:
@@ -43,6 +47,8 @@ def draw_plan(plan: Mapping[str, Any], names: Mapping[str, Sequence[str]], outpu
             axes.set_title(name, loc="left")
             axes.grid(axis="y", visible=False)
             axes.set_xlim(0, 2 * room)
-        panels[0].legend(ncols=3, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-        panels[-1].set_xlabel("GiB on each GPU; dashed: what fits; *: as the recipe has it")
+        panels[0].legend(ncols=4, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+        panels[-1].set_xlabel(
+            "GiB on each GPU in the phase that needs most; dashed: what fits; *: as the recipe has it"
+        )
         write_png(drawn, output, "Memory by strategy")

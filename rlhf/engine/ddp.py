@@ -49,6 +49,14 @@ class DdpEngine(Learning):
         with self.wrapped.no_sync() if apart else nullcontext():  # type: ignore[attr-defined]
             yield
 
+    def _clear(self) -> None:
+        """Gradients of DDP's stay where they are: set to None, they would be made once more beside its buckets."""
+        if isinstance(self.wrapped, DistributedDataParallel):
+            self.optimizer.zero_grad(set_to_none=False)
+            self.total = None
+        else:
+            super()._clear()
+
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient, undoing DDP's average over ranks."""
         (loss * world_size()).backward()  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ from rlhf.config import ParallelismConfig
 from rlhf.errors import ConfigError
 
 ZERO = "zero_optimization"
+BUCKET, BUCKET_ENTRIES = "reduce_bucket_size", 50_000_000  # DeepSpeed's own takes 2 GB for each model that learns
 WHOLE = "stage3_gather_16bit_weights_on_model_save"  # in the precision in which they are held, whatever its name
 BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 PRECISIONS = ("fp16", "bf16", "bfloat16", "amp", "torch_autocast")
@@ -60,7 +61,7 @@ def to_deepspeed(
         zero.setdefault("offload_optimizer", dict(waiting))
         if parallelism.stage == 3:
             zero.setdefault("offload_param", dict(waiting))
-    zero.setdefault("reduce_bucket_size", 50_000_000)  # entries; DeepSpeed's own takes 2 GB for each model that learns
+    zero.setdefault(BUCKET, BUCKET_ENTRIES)
     # DeepSpeed wants numbers, and PPO never uses them: it cuts micro-batches by tokens and says which is the last. The
     # trainer fills in its own once packing has settled them.
     number: int | str = 1 if stage == "ppo" else "auto"

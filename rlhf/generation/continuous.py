@@ -13,8 +13,7 @@ from rlhf.generation.draft import Draft
 from rlhf.generation.slots import Slots, Turn, additive_mask
 from rlhf.generation.together import accompany
 from rlhf.packing import pack, unmasked
-
-PROMPT_TOKENS = 8192  # of prompts that are read in one forward, beside those that decode
+from rlhf.shapes import PROMPT_TOKENS
 
 
 def decode_continuously(policy: Any, draft: Draft, lockstep: bool) -> None:

@@ -1,0 +1,61 @@
+"""The arithmetic of memory beside what torch's allocator gives; of stages, tests/soak/test_memory_taken.py has it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from allocated import Allocated
+from measurements import SHAPE, VOCABULARY
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from rlhf import memory
+from rlhf.engine.ddp import DdpEngine
+from rlhf.engine.optimizer import OptimizerOptions
+from rlhf.logprobs import response_logprobs
+from rlhf.memory import Computation, RolloutLoad
+from rlhf.memory.parts import total_of
+from rlhf.packing import accept
+from rlhf.shapes import shape_of_config
+
+OPTIONS = OptimizerOptions(
+    learning_rate=1e-4, learning_rate_end=0.1, warmup_steps=0, total_steps=9, weight_decay=0.0, max_grad_norm=1.0
+)
+LOAD = RolloutLoad(prompt=64, response=64, generation_rows=4, micro_batch_tokens=512)
+
+
+def test_peaks_between_marks_with_what_a_kernel_needs_for_itself() -> None:
+    allocated = Allocated()
+    wide = torch.zeros(1000, 1000)
+    allocated.mark("kernel")
+    wide.logsumexp(-1)  # makes a tensor of its size inside
+    del wide
+    allocated.mark("after")
+    kept = torch.zeros(1000)
+    peaks = allocated.peaks()
+    assert peaks["loading"] == 4_000_000 and 8_000_000 <= peaks["kernel"] < 8_100_000
+    assert kept.nbytes <= peaks["after"] < 100_000
+
+
+@pytest.mark.parametrize("at_once", [2**24, 2**19], ids=["one chunk", "four"])
+def test_an_update_of_the_policy_takes_what_is_computed(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of two micro-batches, so that moments and the gradients of a micro-batch before are there."""
+    for module in ("rlhf.token_head", "rlhf.memory.forwards"):
+        monkeypatch.setattr(f"{module}.AT_ONCE", at_once)
+    settings = {**SHAPE, "num_hidden_layers": 2, "vocab_size": VOCABULARY, "tie_word_embeddings": True}
+    allocated = Allocated()
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**settings), attn_implementation="sdpa")
+    accept(model)
+    engine = DdpEngine(model, OPTIONS)
+    tokens, mask = torch.zeros(4, 128, dtype=torch.long), torch.ones(4, 128, dtype=torch.bool)
+    for _ in range(2):
+        for last in (False, True):
+            allocated.mark("update")
+            with engine.micro_batch(last):
+                engine.backward(response_logprobs(engine, tokens, mask, 64, 1.0).logprobs.sum())
+        allocated.mark("optimizer")
+        engine.step()
+    measured = allocated.peaks()["update"]
+    shape = shape_of_config({**settings, "model_type": "qwen2"}, "config.json")
+    how = Computation(bfloat16=False, checkpointing=False, packed=shape.packs)
+    computed = memory.ppo(shape, None, how, LOAD, critic=False).during("update")
+    assert total_of({"policy": computed["policy"]}) == pytest.approx(measured, rel=0.05)
