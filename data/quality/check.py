@@ -53,7 +53,6 @@ class Checked:
     """A verdict, and what a cleaned file is made by."""
 
     verdict: Verdict
-    survey: Survey
     repeats: Repeats
 
 
@@ -72,7 +71,7 @@ def check_votes(votes: Votes, config: CheckConfig, tokens: Tokens | None = None)
     ]
     summary = _summary(votes, found, bias)
     sizes = {name: value.tolist() for name, value in vars(found.sizes).items()}
-    return Checked(Verdict(sorted_by_severity(findings), summary, sizes), found, repeats)
+    return Checked(Verdict(sorted_by_severity(findings), summary, sizes), repeats)
 
 
 def _of_single_votes(found: Survey, config: CheckConfig) -> Iterator[Finding]:
@@ -225,14 +224,13 @@ def fetch(votes: Votes, numbers: Collection[int]) -> dict[int, Vote]:
 
 
 def _summary(votes: Votes, found: Survey, bias: Bias) -> dict[str, Any]:
-    held_out = found.column("held_out")
     return {
         "sources": [votes.accounts[number] for number in sorted(votes.accounts)],
         "comparisons": len(found),
         "bad_records": found.bad_records,
         "pairs": len(np.unique(found.column("unit"))),
         "prompts": len(np.unique(found.column("prompt"))),
-        "held_out": int((held_out == 1).sum()),
+        "held_out": found.held_out_votes,
         "split": votes.split,
         "ties": found.counts["tie"],
         "longest_tokens": max(found.tokens, default=None),

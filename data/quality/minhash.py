@@ -14,6 +14,7 @@ where this takes seconds.
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -53,19 +54,18 @@ def signatures(texts: Sequence[str]) -> Signatures:
 def similarity(one: Signatures, other: Signatures) -> NDArray[np.float64]:
     """The estimated Jaccard similarity, row by row; bins that are equal by chance, one in 256, are taken off."""
     equal = (one == other).mean(axis=1)
-    return np.maximum(0.0, (equal - 1 / 256) / (1 - 1 / 256))
+    unbiased: NDArray[np.float64] = np.maximum(0.0, (equal - 1 / 256) / (1 - 1 / 256))
+    return unbiased
 
 
 class SignatureFile:
     """Signatures in an unnamed file, so that memory need not hold those of a large set."""
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="rlhf-signatures-")  # noqa: SIM115 - lives as long as this
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="rlhf-signatures-")  # noqa: SIM115 - closed by `read`
+        weakref.finalize(self, self._file.close)
         self._length = 0
-
-    def __len__(self) -> int:
-        """How many signatures."""
-        return self._length
+        self._mapped: Signatures | None = None
 
     def append(self, batch: Signatures) -> None:
         """Write more of them."""
@@ -73,11 +73,15 @@ class SignatureFile:
         self._length += len(batch)
 
     def read(self) -> Signatures:
-        """All of them, mapped."""
-        if not self._length:
-            return np.zeros((0, BINS), np.uint8)
-        self._file.flush()
-        return np.memmap(self._file, np.uint8, "r", shape=(self._length, BINS))
+        """All of them, mapped; nothing is appended after that."""
+        if self._mapped is None:
+            self._file.flush()
+            shape = (self._length, BINS)
+            self._mapped = (
+                np.memmap(self._file, np.uint8, "r", shape=shape) if self._length else np.zeros(shape, np.uint8)
+            )
+            self._file.close()
+        return self._mapped
 
 
 def bands(found: Signatures, rows: Rows) -> Iterator[Keys]:

@@ -28,7 +28,8 @@ class Repeats:
 
     def pairs(self, mask: Mask) -> Mask:
         """Of votes on some pairs the first on each pair."""
-        return mask & (self.partners["pair"] == np.arange(len(mask)))
+        first: Mask = mask & (self.partners["pair"] == np.arange(len(mask)))
+        return first
 
 
 def find_repeats(survey: Survey, least: float) -> Repeats:
@@ -49,7 +50,8 @@ def _repeated(keys: NDArray[np.uint64]) -> tuple[Mask, Rows]:
         return np.zeros(0, bool), np.zeros(0, np.int64)
     _, first, numbers = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     originals = first[numbers.ravel()]
-    return originals != np.arange(len(keys)), originals
+    later: Mask = originals != np.arange(len(keys))
+    return later, originals
 
 
 def _opposed(unit: NDArray[np.uint64], said: NDArray[np.int8], annotator: NDArray[np.int32]) -> tuple[Mask, Mask]:

@@ -54,13 +54,14 @@ class Survey:
     said: array[int] = field(default_factory=lambda: array("b"))  # 1, -1: which of the two won; 0 a tie
     annotator: array[int] = field(default_factory=lambda: array("i"))  # index of the name; -1 unknown
     shown_first: array[int] = field(default_factory=lambda: array("b"))  # 1 chosen, 0 rejected, -1 unknown
-    held_out: array[int] = field(default_factory=lambda: array("b"))  # 1, 0; -1 where the prompt does not decide
+    held_out: array[int] = field(default_factory=lambda: array("b"))  # 1, 0; -1 where no prompt can leak
     prompts: SignatureFile = field(default_factory=SignatureFile)
     both: SignatureFile = field(default_factory=SignatureFile)  # both responses as one text
     each: SignatureFile = field(default_factory=SignatureFile)  # half of that of each, in the order of the texts
     sizes: Sizes = field(default_factory=Sizes)
     names: dict[str, int] = field(default_factory=dict)  # annotators
     counts: Counter[str] = field(default_factory=Counter)  # votes with faults of their own, and bad records, by kind
+    held_out_votes: int = 0
     bad_records: int = 0
     refused: Counter[str] = field(default_factory=Counter)  # of these, by kind, those that the recipe does not drop
     examples: dict[str, list[Example]] = field(default_factory=dict)
@@ -139,7 +140,8 @@ def _compare_texts(found: Survey, batch: list[Vote]) -> None:
         found.annotator.append(-1 if name is None else found.names.setdefault(name, len(found.names)))
         first = comparison.chosen_shown_first
         found.shown_first.append(-1 if first is None else int(first))
-        found.held_out.append(int(vote.held_out) if vote.by_prompt else -1)
+        found.held_out.append(int(vote.held_out) if vote.may_leak else -1)
+        found.held_out_votes += vote.held_out
     found.prompts.append(_signed(prompts))
     found.both.append(_signed([f"{one}\n{other}" for one, other in zip(lower, higher, strict=True)]))
     found.each.append(np.concatenate([_signed(texts)[:, : BINS // 2] for texts in (lower, higher)], axis=1))

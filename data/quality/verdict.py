@@ -69,6 +69,11 @@ class Verdict:
         counted = [f"{len(self.of(severity))} {severity}" for severity in _ORDER if self.of(severity)]
         return f"{self.verdict}: {self.summary['comparisons']:,} comparisons, {', '.join(counted) or 'nothing found'}"
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Verdict:
+        """The inverse of `as_json`; KeyError or TypeError for what is none."""
+        return cls([Finding(**finding) for finding in value["findings"]], value["summary"])
+
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         findings = [

@@ -30,7 +30,8 @@ class Vote:
     place: str
     comparison: Comparison
     held_out: bool
-    by_prompt: bool = True  # what decided so; rated texts are split by their own, and share their prompts
+    # Rated texts share their prompts and are split by their own; what is made here phrases few questions in many ways.
+    may_leak: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Votes:
         name = origin.files[0].name if len(origin.files) == 1 else source.path
         made = [*((vote, False) for vote in split.train), *((vote, True) for vote in split.test)]
         self._made[number] = [
-            Vote(f"{name}, pair {i}", vote, held_out if origin.held_out is None else origin.held_out, not origin.files)
+            Vote(f"{name}, pair {i}", vote, held_out if origin.held_out is None else origin.held_out, may_leak=False)
             for i, (vote, held_out) in enumerate(made, start=1)
         ]
         self.accounts[number] = {"path": name, "format": None, "records": None, "comparisons": len(made)}
