@@ -21,6 +21,11 @@ MARKERS = re.compile(
 SPEAKERS = re.compile(r"^[ \t]*(?:Human|Assistant|User|System):", re.MULTILINE)
 BROKEN = re.compile("\ufffd|\u00c3[\u0080-\u00bf]|\u00e2\u20ac[\u0080-\u2122]")  # decoded once too often
 
+# What a text with a match holds: looked for first, since that takes a tenth of the time.
+_MARKED = ("<", "INST]", "##", "{%")
+_SPOKEN = ("Human:", "Assistant:", "User:", "System:")
+_BEYOND_LATIN = re.compile("[\u0370-\u1dff\u1f00-\u1fff\u2e80-\ud7ff\uf900-\ufeff\U00020000-\U0002ffff]")
+
 _ENDS_INSIDE = re.compile(r"[\w,;:(\-]$")
 CUT_FROM = 20  # characters; a shorter response may be a word or a name
 LETTERS = 10  # of a script, from which on a text is written in it
@@ -90,7 +95,9 @@ def _cut(vote: Comparison) -> str | None:
 def _left_over(texts: dict[str, str], reserved: Collection[str]) -> str | None:
     """What is left of a template or a transcript."""
     for name, text in texts.items():
-        match = MARKERS.search(text) or (SPEAKERS.search(text) if name != "prompt" else None)
+        match = MARKERS.search(text) if any(mark in text for mark in _MARKED) else None
+        if not match and name != "prompt" and any(speaker in text for speaker in _SPOKEN):
+            match = SPEAKERS.search(text)
         token = match[0].strip() if match else next((token for token in reserved if token in text), None)
         if token:
             return f"{token!r} in {name}"
@@ -106,13 +113,15 @@ def scripts(text: str) -> NDArray[np.int64]:
 
 def _foreign(vote: Comparison) -> str | None:
     """A response in another script than its prompt, in several, or wrongly decoded."""
-    asked: NDArray[np.int64] | None = None
+    prompt, asked = vote.prompt.text, None
     for name, text in (("chosen", vote.chosen), ("rejected", vote.rejected)):
-        if text.isascii() and vote.prompt.text.isascii():
+        if text.isascii() and prompt.isascii():
             continue
         if broken := BROKEN.search(text):
             return f"{name} holds {broken[0]!r}, wrongly decoded"
-        asked = scripts(vote.prompt.text) if asked is None else asked
+        if not _BEYOND_LATIN.search(text) and not _BEYOND_LATIN.search(prompt):
+            continue
+        asked = scripts(prompt) if asked is None else asked
         written = scripts(text)
         if asked.sum() >= LETTERS and written.sum() >= LETTERS and asked.argmax() != written.argmax():
             return f"{name} is in {SCRIPTS[written.argmax()]}, its prompt in {SCRIPTS[asked.argmax()]}"

@@ -26,6 +26,7 @@ BINS = 128  # bytes of a signature
 BAND = 8  # bins, read as one number
 PIECE = 65_536  # pairs that are compared together
 
+EMPTY = np.uint64(2**64 - 1)
 Signatures = NDArray[np.uint8]  # [texts, BINS]
 Rows = NDArray[np.int64]
 Keys = NDArray[np.uint64]
@@ -33,22 +34,44 @@ Keys = NDArray[np.uint64]
 
 def signatures(texts: Sequence[str]) -> Signatures:
     """[texts, BINS]. A text shorter than a shingle is its own only one; texts are taken as they are, case and all."""
+    return signed(minima(texts))
+
+
+def minima(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """[texts, BINS]: the least hash in each bin, EMPTY where there is none; of two texts together it is the less."""
     if not texts:
-        return np.zeros((0, BINS), np.uint8)
+        return np.zeros((0, BINS), np.uint64)
     encoded = [text.encode().ljust(SHINGLE, b"\0") for text in texts]
     lengths = np.array([len(text) for text in encoded])
     counts = lengths - (SHINGLE - 1)
     joined = np.frombuffer(b"".join(encoded), np.uint8)
     every = np.ndarray(len(joined) - (SHINGLE - 1), "<u8", joined, strides=(1,))
-    owner = np.repeat(np.arange(len(texts)), counts)
-    starts = np.cumsum(lengths) - lengths
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    mixed = _mix(every[starts[owner] + within])
-    cells = owner * BINS + (mixed >> np.uint64(64 - 7)).astype(np.int64)
-    empty = np.iinfo(np.uint64).max
-    least = np.full(len(texts) * BINS, empty)
+    # A text's shingles begin at all its bytes but the last seven, so that none spans two texts.
+    skipped = np.repeat(np.arange(len(texts)) * (SHINGLE - 1), counts)
+    mixed = _mix(every[np.arange(len(skipped)) + skipped])
+    cells = np.repeat(np.arange(len(texts)) * BINS, counts) + (mixed >> np.uint64(64 - 7)).astype(np.int64)
+    least = np.full(len(texts) * BINS, EMPTY)
     np.minimum.at(least, cells, mixed << np.uint64(7))
-    return _filled(least.reshape(-1, BINS), empty).astype(np.uint8)
+    return least.reshape(-1, BINS)
+
+
+def signed(least: NDArray[np.uint64]) -> Signatures:
+    """The signatures of minima: each empty bin gets the content of a full one.
+
+    Which one is drawn by the bin's number, the same for all texts, so that alike texts stay alike.
+    """
+    filled = least.copy()
+    rows, bins = np.nonzero(filled == EMPTY)
+    for attempt in range(1, 65):
+        if not len(rows):
+            break
+        drawn = _mix(bins.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(attempt))
+        content = least[rows, (drawn % np.uint64(BINS)).astype(np.int64)]
+        filled[rows, bins] = content
+        still = content == EMPTY
+        rows, bins = rows[still], bins[still]
+    filled[rows, bins] = least[rows].min(axis=1)  # of so few shingles that luck did not find one
+    return (filled >> np.uint64(7)).astype(np.uint8)
 
 
 def similarity(one: Signatures, other: Signatures) -> NDArray[np.float64]:
@@ -126,17 +149,3 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def _filled(least: NDArray[np.uint64], empty: int) -> NDArray[np.uint64]:
-    """Give each empty bin the content of a full one, by a sequence of bins that is the same for all texts."""
-    filled = least.copy()
-    for attempt in range(64):
-        rows, bins = np.nonzero(filled == empty)
-        if not len(rows):
-            return filled >> np.uint64(7)
-        tried = _mix(np.arange(BINS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(attempt + 1))
-        filled[rows, bins] = least[rows, (tried % np.uint64(BINS)).astype(np.int64)[bins]]
-    rows, bins = np.nonzero(filled == empty)  # texts of so few shingles that luck did not find them: any full bin
-    filled[rows, bins] = least[rows].min(axis=1)
-    return filled >> np.uint64(7)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data.progress import counted
 from data.quality.faults import faults_of, normalised
-from data.quality.minhash import BINS, SignatureFile, Signatures, signatures
+from data.quality.minhash import BINS, SignatureFile, minima, signed
 from data.quality.votes import Vote, Votes
 from data.records import BadRecord, shown
 from rlhf.types import Comparison
@@ -142,15 +142,16 @@ def _compare_texts(found: Survey, batch: list[Vote]) -> None:
         found.shown_first.append(-1 if first is None else int(first))
         found.held_out.append(int(vote.held_out) if vote.may_leak else -1)
         found.held_out_votes += vote.held_out
-    found.prompts.append(_signed(prompts))
-    found.both.append(_signed([f"{one}\n{other}" for one, other in zip(lower, higher, strict=True)]))
-    found.each.append(np.concatenate([_signed(texts)[:, : BINS // 2] for texts in (lower, higher)], axis=1))
+    found.prompts.append(signed(_minima(prompts)))
+    one, other = _minima(lower), _minima(higher)
+    found.both.append(signed(np.minimum(one, other)))
+    found.each.append(np.concatenate([signed(least)[:, : BINS // 2] for least in (one, other)], axis=1))
 
 
-def _signed(texts: list[str]) -> Signatures:
-    """Signatures, each text going through numpy once: votes on one pair, and pairs of one prompt, stand together."""
+def _minima(texts: list[str]) -> NDArray[np.uint64]:
+    """Of each text, which goes through numpy once: votes on one pair, and pairs of one prompt, stand together."""
     distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    return signatures(list(distinct))[[distinct[text] for text in texts]]
+    return minima(list(distinct))[[distinct[text] for text in texts]]
 
 
 def _hash(text: str) -> int:
