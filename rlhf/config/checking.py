@@ -48,8 +48,8 @@ class CheckConfig(Section):
     duplicate: LimitsConfig = LimitsConfig(warn=0.001, fail=0.2)  # warn 0.001, fail 0.2
     near_duplicate: LimitsConfig = LimitsConfig(warn=0.05)  # of distinct pairs; warn 0.05
     contradiction: LimitsConfig = LimitsConfig(warn=0.001, fail=0.05)  # of distinct pairs; warn 0.001, fail 0.05
-    # Of held-out votes, those with a prompt of training, case and spaces aside; warn 0.001, fail 0.05.
-    leakage: LimitsConfig = LimitsConfig(warn=0.001, fail=0.05)
+    # Of held-out votes, those with a prompt of training, case and spaces aside; warn 0.001, fail 0.1.
+    leakage: LimitsConfig = LimitsConfig(warn=0.001, fail=0.1)
     near_leakage: LimitsConfig = LimitsConfig(warn=0.05)  # of held-out votes; warn 0.05
     length_bias: LimitsConfig = LimitsConfig(warn=0.6)  # of votes, those that the longer wins, with p < 0.01; warn 0.6
     # Of votes, those that one position wins, with p < 0.01; warn 0.6.
