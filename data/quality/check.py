@@ -110,8 +110,9 @@ def _of_repeats(
     exact, near = int(repeats.leakage.sum()), int(repeats.near_leakage.sum())
     if exact + near:
         held_out = int((found.column("held_out") == 1).sum())
-        message = f"the prompts of {_part(exact, held_out, 'held-out votes')} are in the training part as well"
-        message += f", and those of {near:,} more nearly are" if near else ""
+        message = f"the prompts of {_part(exact or near, held_out, 'held-out votes')} are "
+        message += "in the training part as well" if exact else "nearly the same as some of the training part"
+        message += f", and those of {near:,} more are nearly" if exact and near else ""
         severity = worse(judged(config.leakage, exact / held_out), judged(config.near_leakage, near / held_out))
         remedy = "take these prompts out of one part, or held-out figures flatter"
         yield finding("leakage", severity, exact + near, message, remedy)
