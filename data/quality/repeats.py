@@ -50,7 +50,8 @@ def _repeated(keys: NDArray[np.uint64]) -> tuple[Mask, Rows]:
         return np.zeros(0, bool), np.zeros(0, np.int64)
     _, first, numbers = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     originals = first[numbers.ravel()]
-    later: Mask = originals != np.arange(len(keys))
+    later = np.ones(len(keys), bool)
+    later[first] = False
     return later, originals
 
 

@@ -143,9 +143,9 @@ def _compare_texts(found: Survey, batch: list[Vote]) -> None:
         found.held_out.append(int(vote.held_out) if vote.may_leak else -1)
         found.held_out_votes += vote.held_out
     found.prompts.append(signed(_minima(prompts)))
-    one, other = _minima(lower), _minima(higher)
-    found.both.append(signed(np.minimum(one, other)))
-    found.each.append(np.concatenate([signed(least)[:, : BINS // 2] for least in (one, other)], axis=1))
+    of_lower, of_higher = _minima(lower), _minima(higher)
+    found.both.append(signed(np.minimum(of_lower, of_higher)))
+    found.each.append(np.concatenate([signed(least)[:, : BINS // 2] for least in (of_lower, of_higher)], axis=1))
 
 
 def _minima(texts: list[str]) -> NDArray[np.uint64]:
