@@ -67,7 +67,8 @@ def _opposed(unit: NDArray[np.uint64], said: NDArray[np.int8], annotator: NDArra
         ways = np.zeros((2, size), bool)
         for way, sign in enumerate((1, -1)):
             ways[way, groups[among & (said == sign)]] = True
-        return ways.all(axis=0)
+        in_both: Mask = ways[0] & ways[1]
+        return in_both
 
     every = np.ones(len(unit), bool)
     opposed = both(pair, pairs, every)
