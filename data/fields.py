@@ -13,6 +13,12 @@ from rlhf.types import Message, Prompt, Role
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "prompter": "user"}
 
 
+class EmptyText(ValueError):
+    """A text without content."""
+
+    kind = "empty"
+
+
 def need(record: Mapping[str, Any], name: str) -> Any:
     """A field that must be there."""
     if name not in record:
@@ -23,7 +29,8 @@ def need(record: Mapping[str, Any], name: str) -> Any:
 def text_of(value: Any, name: str, *, may_be_empty: bool = False) -> str:
     """A text, byte for byte."""
     if not isinstance(value, str) or not (may_be_empty or value.strip()):
-        raise ValueError(f"{name}={shown(value)} is not a text{'' if may_be_empty else ' with content'}")
+        error = EmptyText if isinstance(value, str) else ValueError
+        raise error(f"{name}={shown(value)} is not a text{'' if may_be_empty else ' with content'}")
     value.encode()  # half of a surrogate pair passes json, but no tokenizer; UnicodeEncodeError is a ValueError
     return value
 

@@ -27,6 +27,12 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _ANNOTATOR = re.compile(r"annotator[0-9]+")
 
 
+class SameText(ValueError):
+    """Both responses are the same, so that nobody can prefer one."""
+
+    kind = "identical"
+
+
 def parse_preference(record: Mapping[str, Any]) -> list[Comparison]:
     """{"prompt", "chosen", "rejected"}, and what is known of the vote; one comparison for each vote."""
     prompt = prompt_of(record)
@@ -129,7 +135,7 @@ def _circumstances(record: Mapping[str, Any]) -> dict[str, Any]:
 def compared(comparison: Comparison) -> Comparison:
     """A comparison of two different responses."""
     if comparison.chosen == comparison.rejected:
-        raise ValueError("chosen and rejected are identical")
+        raise SameText("chosen and rejected are identical")
     return comparison
 
 
@@ -152,7 +158,7 @@ def split_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> t
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
     if shared == len(chosen) == len(rejected):
-        raise ValueError("chosen and rejected are identical")
+        raise SameText("chosen and rejected are identical")
     if shared == 0:
         raise ValueError("chosen and rejected share no prompt: their first turns differ")
     if {len(chosen), len(rejected)} != {shared + 1}:
@@ -167,7 +173,7 @@ def split_texts(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
     A word's single space before it goes with the response, as tokenizers have it and as TRL splits.
     """
     if chosen == rejected:
-        raise ValueError("chosen and rejected are identical")
+        raise SameText("chosen and rejected are identical")
     cut = len(os.path.commonprefix([chosen, rejected]))
     while cut > 0 and not chosen[cut - 1].isspace() and not _breaks(chosen, cut, rejected):
         cut -= 1

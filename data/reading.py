@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from data.formats import STANDARD, Example, Format, detect, draw, given, listed
@@ -42,6 +42,8 @@ class Reading:
     fields: Sequence[str] = ()  # of the first record that did not parse
     unused: Counter[str] = field(default_factory=Counter)  # examples that give none of this kind, by the reason
     format: Format | None = None
+    place: str = ""  # of the record that the last example came from
+    tell_bad: Callable[[BadRecord], None] | None = None  # told of every bad record
 
     def __iter__(self) -> Iterator[Example]:
         """Examples, the first `source.count` of them. Raises DataError for what the recipe does not allow."""
@@ -118,6 +120,7 @@ class Reading:
         if isinstance(record, BadRecord):
             self._count_bad(record)
             return []
+        self.place = record.place
         if len(self.kept) < self.keep:
             self.kept.append(record)
         assert self.format is not None  # a good record was among those that told it
@@ -125,7 +128,7 @@ class Reading:
             found, unused = draw(self.format.parse(record.fields), self.kind)
         except (ValueError, OverflowError) as error:
             self.fields = self.fields or list(record.fields)
-            self._count_bad(BadRecord(record.place, one_line(error)))
+            self._count_bad(BadRecord(record.place, one_line(error), getattr(error, "kind", "malformed")))
             return []
         self.unused.update(unused)
         if self.kind == "comparisons" and self.format.holds == "ratings":
@@ -145,6 +148,8 @@ class Reading:
 
     def _count_bad(self, bad: BadRecord) -> None:
         self.bad_count += 1
+        if self.tell_bad:
+            self.tell_bad(bad)
         if len(self.reasons) < NAMED:
             self.reasons.add(bad.problem)
         if len(self.bad) < NAMED:

@@ -47,6 +47,7 @@ class BadRecord:
 
     place: str
     problem: str  # one line
+    kind: str = "malformed"  # or empty, identical: what the gate calls it, see data.quality
 
     def __str__(self) -> str:
         """As errors show it."""

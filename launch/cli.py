@@ -11,6 +11,7 @@ from typer.exceptions import Abort, TyperException
 
 from launch.commands import bench, data, generation, study
 from launch.commands.chat import chat
+from launch.commands.check import check
 from launch.commands.curves import curves
 from launch.commands.doctor import doctor
 from launch.commands.init import init
@@ -41,6 +42,7 @@ app.command()(sync)
 app.command()(curves)
 app.command()(doctor)
 bench.app.command()(scaling)
+data.app.command()(check)
 app.add_typer(bench.app)
 app.add_typer(data.app)
 app.add_typer(generation.app)

@@ -19,7 +19,7 @@ from rlhf.store.artifact import Artifact, environment, find_artifact, tidy, writ
 from rlhf.store.checkpoint import CheckpointStore, retention_of
 from rlhf.store.turnover import recover
 from rlhf.store.unfinished import hold, is_unfinished
-from stages import preflight
+from stages import gate, preflight
 from stages.lineage import STAGES, is_current, lineage_of, used_by
 from stages.room import require_room
 from stages.signals import RESUMABLE, STOP
@@ -93,7 +93,7 @@ def check_and_run(recipe: Recipe, run: Path, selection: Selection, say: Callable
     """See `run_chain`."""
     chosen = selection.stages
     require_own(recipe, run)
-    preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage), visible_gpus() > 0)
+    preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage), visible_gpus() > 0, run)
     for name in STAGES[chosen[0]].inputs:
         if name not in chosen and not used_by(recipe, name):  # what is used instead, the stage itself takes in
             require_current(recipe, run, name)
@@ -102,6 +102,8 @@ def check_and_run(recipe: Recipe, run: Path, selection: Selection, say: Callable
             require_room(recipe, stage, run)
             break
     with hold(run) as lock:
+        if gate.is_shut(recipe, chosen):
+            gate.keep(recipe, run)
         run_stages(recipe, run, selection, say, lock.fileno())
 
 

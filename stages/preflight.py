@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from data import sources
 from data.scorers import load_scorer
@@ -13,16 +14,23 @@ from rlhf.engine.zero_options import to_deepspeed
 from rlhf.errors import ConfigError, RLHFError
 from rlhf.recipe_memory import declared_context
 from rlhf.tracking.services import require_packages
+from stages import gate
 from stages.benchmark_tasks import find_tasks
 from stages.lineage import kinds_of, used_by
 from stages.origins import first_model
 from stages.uses import check_first_model, check_uses
 
 
-def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int], gpu: bool = False) -> None:
-    """Raise one error with all problems of these stages: records, scorers, batches, the first model.
+def check(
+    recipe: Recipe,
+    stages: Sequence[str],
+    processes: Callable[[str], int],
+    gpu: bool = False,
+    run: Path | None = None,
+) -> None:
+    """Raise one error with all problems of these stages: records, what they say, scorers, batches, the first model.
 
-    processes: how many processes a stage will get. gpu: whether there is one.
+    processes: how many processes a stage will get. gpu: whether there is one. run: where a check is remembered.
     """
     problems: list[str] = []
 
@@ -38,6 +46,8 @@ def check(recipe: Recipe, stages: Sequence[str], processes: Callable[[str], int]
     attempt(lambda: no_toy_among_real(recipe, kinds))
     for kind in kinds:
         attempt(lambda kind=kind: sources.read(recipe.data, kind, recipe.seed))  # type: ignore[misc]
+    if not problems and gate.is_shut(recipe, stages):
+        attempt(lambda: gate.check_files(recipe, run))
     labelled = "reward" in stages and not recipe.reward.use
     named = [source.labeller for source in recipe.data.comparisons] if labelled else []
     named += [recipe.evaluate.gold, recipe.evaluate.second_gold] if "evaluate" in stages else []

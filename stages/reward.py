@@ -22,12 +22,13 @@ from reward_models.scoring import RewardModel
 from reward_models.trainer import BradleyTerryTrainer, RewardConfig
 from rlhf.analysis.doubts import doubt_of_reward
 from rlhf.config import SourceConfig
+from rlhf.distributed import from_main
 from rlhf.errors import DataError
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model
 from rlhf.randomness import seed_everything
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Comparison, Completion
-from stages import examples
+from stages import examples, gate
 from stages.adoption import adopt_reward
 from stages.command import run_stage
 from stages.context import StageContext
@@ -95,7 +96,8 @@ def main(context: StageContext) -> None:
         context.say(f"{held_out.accuracy / bayes_accuracy:.3f} of the Bayes accuracy {bayes_accuracy:.3f}")
     if doubt := doubt_of_reward(results):
         context.warn(doubt)
-    context.finish(results, trained.to_hand_on(), tokenization, engine={"reward": trained.engine})
+    check, engine = gate.headline(context.output), {"reward": trained.engine}
+    context.finish(results, trained.to_hand_on(), tokenization, engine=engine, check=check)
 
 
 def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Split[Comparison], float | None]:
@@ -111,6 +113,8 @@ def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Spli
             votes = sources.vote(source, held_out, recipe.data, recipe.seed)
             sampled[number] = [*sources.vote(source, training, recipe.data, recipe.seed).records, *votes.records]
             on_policy_accuracy = votes.bayes_accuracy if len(recipe.data.comparisons) == 1 else None
+    run = context.inputs["sft"].directory.parent
+    from_main(lambda: gate.pass_through(recipe, run, context.output, sampled, context.warn))
     split, bayes_accuracy = examples.comparisons(context, sampled)
     if not split.train or not split.test:
         raise DataError("data.comparisons: no example in the train or test part; give more or change test_fraction")

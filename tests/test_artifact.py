@@ -177,6 +177,7 @@ NOTHING = [
     "reward.server={batch_size: 3}",
     "checkpoint.every_steps=1",
     "data.directory=/tmp",
+    "data.check={gate: off, duplicate: {warn: 0.5}}",
     "model.activation_checkpointing=true",
     "evaluate.parallelism={processes: 2}",
     "watchdog=null",

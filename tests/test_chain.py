@@ -73,6 +73,13 @@ def test_metrics_and_samples_are_there(tiny_run: Path) -> None:
     assert {"prompt", "before", "after", "gold_before", "gold_after"} <= set(table.column_names)
 
 
+def test_the_reward_model_says_how_its_comparisons_were_checked(tiny_run: Path) -> None:
+    found = json.loads((tiny_run / "reward" / "check.json").read_text())
+    headline = json.loads((tiny_run / "reward" / "manifest.json").read_text())["check"]
+    assert found["verdict"] == headline["verdict"] == "pass" and headline["comparisons"] == 320
+    assert headline["findings"].keys() == {finding["kind"] for finding in found["findings"]}
+
+
 def test_second_run_does_nothing_and_says_so(own_run: Path) -> None:
     before = stamps(own_run)
     done = rlhf("run", str(TINY), folder=own_run.parents[1])

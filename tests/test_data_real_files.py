@@ -12,10 +12,12 @@ import pytest
 from data import sources
 from data.formats import write_jsonl
 from data.locations import files_of
+from data.quality.check import check_votes
+from data.quality.votes import votes_of_files
 from data.ratings import Rating
 from data.reading import Reading
 from data.splits import is_test
-from rlhf.config import DataConfig, SourceConfig
+from rlhf.config import CheckConfig, DataConfig, SourceConfig
 from rlhf.types import Comparison, Prompt
 
 ROOT = Path(__file__).parents[1]
@@ -134,3 +136,31 @@ def test_summaries_are_compared_within_a_question_by_one_worker(real_data: str) 
     assert set(Counter(c.annotator for c in every)) == {"2", "3", "6", "8"}
     sides = [{text for c in part for text in (c.chosen, c.rejected)} for part in (split.train, split.test)]
     assert not sides[0] & sides[1]
+
+
+# What a check finds there, by kind.
+CHECKED = {
+    HH: {"malformed": 5, "empty": 4, "identical": 3, "template": 28, "truncated": 295, "leakage": 1},
+    OASST: {"length_bias": 526, "near_duplicate": 29, "template": 3, "truncated": 90},
+    PANDALM: {
+        "malformed": 6,
+        "empty": 162,
+        "identical": 27,
+        "duplicate": 415,
+        "near_duplicate": 34,
+        "contradiction": 63,
+        "length_bias": 1769,
+        "tie": 322,
+        "truncated": 819,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_what_a_check_finds_there(real_data: str, name: str) -> None:
+    votes = votes_of_files([f"{real_data}/{name}"], SourceConfig(path=name, bad_records="drop"), DataConfig())
+    verdict = check_votes(votes, CheckConfig()).verdict
+    assert verdict.verdict == "warn"
+    assert {finding.kind: finding.count for finding in verdict.findings} == CHECKED[name]
+    if name == PANDALM:  # published: 0.864 (data sets' card)
+        assert verdict.summary["agreement"]["alpha"] == pytest.approx(0.864, abs=0.005)

@@ -52,7 +52,8 @@ def test_the_page_of_settings_is_the_present_one() -> None:
 def test_the_page_has_every_setting_with_its_values_default_and_comment() -> None:
     page = settings_markdown()
     named = {name.replace(".N.", ".0.") for name in re.findall(r"^\| `([\w.]+)`", page, re.M)}
-    elsewhere = re.compile(r"data\.(comparisons|prompts)\.0|\w+\.parallelism\.")  # as data.demonstrations, parallelism
+    # As data.demonstrations, parallelism and data.check.malformed.
+    elsewhere = re.compile(r"data\.(comparisons|prompts)\.0|\w+\.parallelism\.|data\.check\.\w+\.")
     missing = [path for path in _ALL_PATHS if path not in named and not elsewhere.match(path)]
     assert [path for path in missing if not any(name.startswith(f"{path}.") for name in named)] == []
     assert "| `ppo.kl.coef` | number ≥ 0 | `0.05` | beta, reward per nat |" in page

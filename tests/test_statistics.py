@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reward_models.judging import calibration_error
-from rlhf.analysis.statistics import bootstrap_interval, wilson_interval, wins
+from rlhf.analysis.statistics import bootstrap_interval, sign_test, wilson_interval, wins
 from tests import reference
 
 
@@ -106,3 +108,18 @@ def test_bootstrap_of_unequal_groups_weighs_values_alike() -> None:
     assert low < 0.75 < high and bootstrap_interval(values, seed=0, groups=list(range(400))) == pytest.approx(
         bootstrap_interval(values, seed=0)
     )
+
+
+@given(st.integers(0, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+@settings(deadline=None)
+def test_the_sign_test_is_the_sum_of_what_is_as_rare(vote: tuple[int, int]) -> None:
+    successes, trials = vote
+    off = abs(2 * successes - trials)
+    expected = sum(math.comb(trials, k) for k in range(trials + 1) if abs(2 * k - trials) >= off) / 2**trials
+    assert sign_test(successes, trials) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_sign_test_of_very_many_ends() -> None:
+    assert sign_test(500_000, 1_000_000) == 1.0
+    assert sign_test(501_288, 1_000_000) == pytest.approx(0.01, rel=0.01)  # 2.576 standard deviations
+    assert sign_test(900_000, 1_000_000) == 0.0

@@ -56,3 +56,20 @@ def bootstrap_interval(
 def wins(after: Sequence[float], before: Sequence[float], tolerance: float = 1e-9) -> list[float]:
     """Per pair: 1 where `after` scores higher, 0 where lower, 0.5 where they are equal within `tolerance`."""
     return [0.5 if abs(a - b) <= tolerance else float(a > b) for a, b in zip(after, before, strict=True)]
+
+
+def sign_test(successes: int, trials: int) -> float:
+    """Two-sided p-value of a share against one half, by the binomial distribution itself; 1 without trials."""
+    more = max(successes, trials - successes)
+    if trials == 0 or 2 * more == trials:
+        return 1.0
+    term = math.exp(
+        math.lgamma(trials + 1) - math.lgamma(more + 1) - math.lgamma(trials - more + 1) - trials * math.log(2)
+    )
+    tail = 0.0
+    for count in range(more, trials + 1):
+        tail += term
+        term *= (trials - count) / (count + 1)
+        if term < 1e-17 * tail:
+            break
+    return min(1.0, 2 * tail)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from rlhf.config.checking import AgreementLimitsConfig, CheckConfig, LimitsConfig
 from rlhf.config.data import DataConfig, FormatName, PreferenceFormat, PromptFormat, SourceConfig
 from rlhf.config.evaluation import EvaluateConfig, LmEvalConfig
 from rlhf.config.model import InitConfig, LoraConfig, ModelConfig
@@ -38,6 +39,8 @@ from rlhf.config.training import (
 
 __all__ = [
     "AffectsNothing",
+    "AgreementLimitsConfig",
+    "CheckConfig",
     "CheckpointConfig",
     "DataConfig",
     "EvaluateConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "HeldOutConfig",
     "InitConfig",
     "KlConfig",
+    "LimitsConfig",
     "LmEvalConfig",
     "LoraConfig",
     "MlflowConfig",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf.config.checking import CheckConfig
 from rlhf.config.sections import AffectsNothing, PositiveFloat, PositiveInt, Section
 
 # Held by data.formats, each with an example in docs/data.md; auto: told by the fields of the first records.
@@ -56,3 +57,4 @@ class DataConfig(Section):
     prompts: Annotated[list[SourceConfig], Field(min_length=1)] = [SourceConfig(path="toy")]
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     too_long: Literal["fail", "drop"] = "fail"  # examples of more tokens than max_length; drop: leave out and count
+    check: Annotated[CheckConfig, AffectsNothing] = CheckConfig()  # of comparisons, before a reward model is trained

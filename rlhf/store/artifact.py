@@ -6,6 +6,7 @@
                     manifest.json   fingerprint, inputs, data hashes, recipe, contract, results, checksums
                     metrics.jsonl   figures by step
                     samples/        responses (parquet)
+                    check.json      of the reward stage, what the check of its comparisons has found
                     faults/         of PPO, batches in which something was not finite
                     hang/           of executions that the watchdog ended; see `rlhf.beacons`
                     checkpoints/    while it trains; see `rlhf.store.checkpoint`
@@ -42,6 +43,7 @@ CONTENTS = (
     "checkpoints",
     "hang",
     "metrics.jsonl",
+    "check.json",
 )  # what a stage writes besides its manifest
 PARTIAL = ".partial"  # what is being written; its presence marks a stage that has not ended
 PREVIOUS, INTERRUPTED = ".previous", ".interrupted"  # what stood there before; see `rlhf.store.turnover`

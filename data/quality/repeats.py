@@ -1,0 +1,169 @@
+"""Votes that repeat, nearly repeat or contradict others, and prompts that are on both sides of the split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.quality.minhash import Rows, Signatures, bands, joint_bands, neighbours, similarity
+from data.quality.survey import Survey
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Of all votes, by their index: which are concerned, and by kind the index of the vote that each goes with."""
+
+    duplicate: Mask  # not the first of the same annotator's votes on this pair with this result
+    near_duplicate: Mask  # on a pair nearly the same as an earlier one
+    contradiction: Mask  # on a pair that one annotator, or somebody unnamed, voted on in both directions
+    disagreement: Mask  # on a pair that different annotators voted on in both directions
+    leakage: Mask  # held out, with a prompt that training has too
+    near_leakage: Mask  # held out, with a prompt nearly the same as one of training
+    leaking: Mask  # of training, with a prompt that is held out too, or nearly
+    partners: dict[str, Rows]
+
+    def pairs(self, mask: Mask) -> Mask:
+        """Of votes on some pairs the first on each pair."""
+        first: Mask = mask & (self.partners["pair"] == np.arange(len(mask)))
+        return first
+
+
+def find_repeats(survey: Survey, least: float) -> Repeats:
+    """least: Jaccard similarity from which on texts are nearly the same."""
+    unit, said, annotator = survey.column("unit"), survey.column("said"), survey.column("annotator")
+    duplicate, originals = _repeated(np.stack([unit, annotator.astype(np.uint64), said.astype(np.uint64)], axis=1))
+    contradiction, disagreement = _opposed(unit, said, annotator)
+    _, first, numbers = np.unique(unit, return_index=True, return_inverse=True)
+    near, nearest = _near_duplicates(survey, np.sort(first), least)
+    leakage, near_leakage, leaking, leaked = _leakage(survey, least)
+    partners = {"duplicate": originals, "near_duplicate": nearest, "leakage": leaked, "pair": first[numbers]}
+    return Repeats(duplicate, near, contradiction, disagreement, leakage, near_leakage, leaking, partners)
+
+
+def _repeated(keys: NDArray[np.uint64]) -> tuple[Mask, Rows]:
+    """Which rows stand earlier too, and where first."""
+    if not len(keys):
+        return np.zeros(0, bool), np.zeros(0, np.int64)
+    _, first, numbers = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    originals = first[numbers.ravel()]
+    later = np.ones(len(keys), bool)
+    later[first] = False
+    return later, originals
+
+
+def _opposed(unit: NDArray[np.uint64], said: NDArray[np.int8], annotator: NDArray[np.int32]) -> tuple[Mask, Mask]:
+    """Votes on pairs with votes in both directions: where one source stands against itself, and where sources differ.
+
+    A vote without a name may be anybody's: against any other it is a contradiction.
+    """
+    _, pair = np.unique(unit, return_inverse=True)
+    pairs = int(pair.max(initial=-1)) + 1
+
+    def both(groups: NDArray[np.int64], size: int, among: Mask) -> Mask:
+        ways = np.zeros((2, size), bool)
+        for way, sign in enumerate((1, -1)):
+            ways[way, groups[among & (said == sign)]] = True
+        in_both: Mask = ways[0] & ways[1]
+        return in_both
+
+    every = np.ones(len(unit), bool)
+    opposed = both(pair, pairs, every)
+    source = pair * (int(annotator.max(initial=-1)) + 2) + annotator + 1
+    _, source = np.unique(source, return_inverse=True)
+    itself = both(source, int(source.max(initial=-1)) + 1, every)[source]
+    contradicted = np.zeros(pairs, bool)
+    contradicted[pair[itself]] = True
+    unnamed = np.zeros(pairs, bool)
+    unnamed[pair[(annotator < 0) & (said != 0)]] = True
+    contradicted |= opposed & unnamed
+    return contradicted[pair], (opposed & ~contradicted)[pair]
+
+
+def _near_duplicates(survey: Survey, firsts: Rows, least: float) -> tuple[Mask, Rows]:
+    """Votes on pairs whose prompt and responses are nearly those of an earlier pair; firsts: one vote of each."""
+    near, nearest = np.zeros(len(survey), bool), np.full(len(survey), -1, np.int64)
+    prompts, both, each = survey.prompts.read(), survey.both.read(), survey.each.read()
+    for keys in joint_bands(prompts, both, firsts):
+        for one, other in neighbours(keys):
+            earlier, later = firsts[np.minimum(one, other)], firsts[np.maximum(one, other)]
+            known = near[later]
+            earlier, later = earlier[~known], later[~known]
+            alike = similarity(prompts[earlier], prompts[later]) >= least
+            earlier, later = earlier[alike], later[alike]
+            alike = _alike(each[earlier], each[later], least)
+            near[later[alike]] = True
+            nearest[later[alike]] = earlier[alike]
+    return near, nearest
+
+
+def _alike(one: Signatures, other: Signatures, least: float) -> Mask:
+    """Whether two responses are nearly two others, whichever is which; both signatures stand in a row."""
+    middle = one.shape[1] // 2
+    turned = np.roll(other, middle, axis=1)
+    straight, crossed = (
+        np.minimum(similarity(one[:, :middle], these[:, :middle]), similarity(one[:, middle:], these[:, middle:]))
+        for these in (other, turned)
+    )
+    return np.maximum(straight, crossed) >= least
+
+
+def _leakage(survey: Survey, least: float) -> tuple[Mask, Mask, Mask, Rows]:
+    """Held-out votes whose prompts are in training, those that nearly are, and the training votes concerned."""
+    prompt, held_out = survey.column("prompt"), survey.column("held_out")
+    leakage, near, leaking = (np.zeros(len(prompt), bool) for _ in range(3))
+    partner = np.full(len(prompt), -1, np.int64)
+    sides = [np.unique(prompt[held_out == side], return_index=True) for side in (0, 1)]
+    shared, training, held = np.intersect1d(sides[0][0], sides[1][0], assume_unique=True, return_indices=True)
+    position = [np.flatnonzero(held_out == side) for side in (0, 1)]
+    other = (position[1][sides[1][1][held]], position[0][sides[0][1][training]])  # a held-out vote, one of training
+    at = np.searchsorted(shared, prompt)
+    at[at == len(shared)] = 0
+    there = shared[at] == prompt if len(shared) else np.zeros(len(prompt), bool)
+    for side, mask in ((0, leaking), (1, leakage)):
+        mask |= there & (held_out == side)
+        partner[mask] = other[side][at[mask]]
+    # One of each prompt, on each side.
+    rows = np.sort(np.concatenate([position[side][sides[side][1]] for side in (0, 1)]))
+    found = survey.prompts.read()
+    for keys in bands(found, rows):
+        for one, later in neighbours(keys, held_out[rows]):
+            differ = held_out[rows[one]] != held_out[rows[later]]
+            trained, tested = rows[one[differ]], rows[later[differ]]
+            alike = similarity(found[trained], found[tested]) >= least
+            trained, tested = trained[alike], tested[alike]
+            for mask, concerned, because in ((near, tested, trained), (leaking, trained, tested)):
+                fresh = ~mask[concerned] & ~leakage[concerned]
+                mask[concerned[fresh]] = True
+                partner[concerned[fresh]] = because[fresh]
+    return (
+        leakage,
+        _spread(near, prompt, held_out) & ~leakage,
+        _spread(leaking, prompt, held_out),
+        _filled(partner, prompt, held_out),
+    )
+
+
+def _spread(mask: Mask, prompt: NDArray[np.uint64], held_out: NDArray[np.int8]) -> Mask:
+    """What is true of one vote, for all votes on the same prompt on the same side."""
+    spread = np.zeros(len(mask), bool)
+    for side in (0, 1):
+        spread |= (held_out == side) & np.isin(prompt, prompt[mask & (held_out == side)])
+    return spread
+
+
+def _filled(partner: Rows, prompt: NDArray[np.uint64], held_out: NDArray[np.int8]) -> Rows:
+    """The partner of one vote, for all on the same prompt on the same side."""
+    filled = partner.copy()
+    for side in (0, 1):
+        rows = np.flatnonzero((held_out == side) & (partner >= 0))
+        if not len(rows):
+            continue
+        known, first = np.unique(prompt[rows], return_index=True)
+        at = np.minimum(np.searchsorted(known, prompt), len(known) - 1)
+        mask = (held_out == side) & (known[at] == prompt) & (filled < 0)
+        filled[mask] = partner[rows[first[at[mask]]]]
+    return filled
