@@ -66,7 +66,7 @@ def main(load: Examples, bfloat16: bool, device: torch.device, stage: str, side:
     turns = Turns()
     recipe = Recipe.model_validate_json(json.dumps(load.recipe)) if load.recipe else None
     again = recipe is not None and settled_recipe(recipe, stage, load.shape).model.activation_checkpointing
-    arguments = {
+    arguments: dict[str, Any] = {
         "output_dir": tempfile.gettempdir(),  # the launcher's own
         "per_device_train_batch_size": load.micro,
         "gradient_accumulation_steps": load.batch // load.micro,
