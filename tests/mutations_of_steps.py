@@ -41,6 +41,12 @@ OF_STEPS: dict[str, Mutation] = {
         "starts = torch.tensor([0, *(bound + 1 for bound in bounds[1:-1]), bounds[-1]], dtype=torch.int32)",
         ("tests/test_varlen.py::test_logprobs_and_gradients[llama-flash]", "tests/test_varlen.py::test_scores[torch]"),
     ),
+    "an optimizer whose state is put away and never renewed": Mutation(
+        "rlhf/engine/learning.py",
+        "Offloaded(self._moments, changing=True)",
+        "Offloaded(self._moments, changing=False)",
+        ("tests/test_offload.py::test_steps_are_bit_for_bit_what_they_are_without[offload2]",),
+    ),
     "a score given early to another row": Mutation(
         "rlhf/ppo/early.py",
         "dict(zip(rows, zip(completions, scores, strict=True), strict=True))",

@@ -172,6 +172,7 @@ NOTHING = [
     "ppo.generation.weights=replica",
     "ppo.generation.server={timeout_seconds: 5.0}",
     "ppo.faults={limit: 5}",
+    "ppo.offload=[reward]",
     "ppo.overlap_scoring=off",
     "sft.evaluate_every=1",
     "reward.evaluate_every=1",

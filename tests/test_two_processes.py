@@ -86,12 +86,16 @@ DEEPSPEED = {
 # `make test` plays these of FSDP2's and DeepSpeed's, `make soak ARGS="-k two_processes"` the rest.
 OFTEN = {f"{name}, {how}" for how in ("fsdp", "zero3") for name in (*RAGGED, "trunk", "rloo with adapters")}
 OFTEN |= {"gae with adapters, fsdp", "ragged, zero2", "ragged, fsdp with replicas", "trunk, fsdp with offloading"}
+OFTEN |= {"ragged, fsdp, offloaded"}
 CASES |= {f"{name}, fsdp": replace(case, parallelism=SHARDED) for name, case in CASES.items()}
 CASES["ragged, fsdp with replicas"] = replace(
     CASES["ragged"], parallelism=SHARDED, changes={"generation": {**SAMPLING, "weights": "replica"}}
 )
 CASES["trunk, fsdp with offloading"] = replace(
     CASES["trunk"], parallelism=ParallelismConfig(strategy="fsdp", cpu_offload=True)
+)
+CASES["ragged, fsdp, offloaded"] = replace(
+    CASES["ragged"], parallelism=SHARDED, changes={"offload": ["reference", "reward", "optimizer"]}
 )
 CASES |= DEEPSPEED
 CASES["ragged, zero3 with replicas"] = replace(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from rlhf.config import PpoConfig
 from rlhf.distributed import rank, world_size
 from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import response_logprobs, response_values
+from rlhf.offload import Offloaded
 from rlhf.packing import packs
 from rlhf.ppo.early import EarlyScores, is_early
 from rlhf.ppo.rewards import ALONE, WeightedRewards, named_rewards, reads_tokens
@@ -53,6 +54,11 @@ class Actors:
     tokenization: Tokenization
     bfloat16: bool = False  # policy and value compute by autocast, as the engines that train them do
     lockstep: bool = False  # a forward or a sampling is a collective: models are shared out, or servers are asked
+    offloaded: Mapping[str, Offloaded] = field(default_factory=dict)  # of "reference" and "reward", what is not here
+
+    def at_hand(self, role: str) -> AbstractContextManager[None]:
+        """Inside, the reference or the reward can be asked."""
+        return self.offloaded[role].at_hand() if role in self.offloaded else nullcontext()
 
 
 def own_rows(config: PpoConfig) -> list[int]:
@@ -86,7 +92,8 @@ def collect(
         found = forwards(share, actors, config)
         with phase("score"):
             late = {name: reward for name, reward in rewards.items() if not is_early(reward)}
-            found |= {name: reward(share.completions) for name, reward in late.items() if reads_tokens(reward)}
+            with actors.at_hand("reward"):
+                found |= {name: reward(share.completions) for name, reward in late.items() if reads_tokens(reward)}
             of_texts = {name: reward(completions) for name, reward in late.items() if not reads_tokens(reward)}
             own = share.returned(found) | of_texts | (early.scores(completions) if early else {})
     terms = {name: own[name] for name in rewards}
@@ -147,7 +154,8 @@ def forwards(share: Share, actors: Actors, config: PpoConfig) -> dict[str, Tenso
         return response_logprobs(model, *batch.inputs, temperature).logprobs
 
     # The reference at the sampling temperature too: at T != 1 the KL of the raw model is not the policy's we train.
-    found = {REFERENCE: over_rows(actors.reference, logprobs)}
+    with actors.at_hand("reference"):
+        found = {REFERENCE: over_rows(actors.reference, logprobs)}
     if not actors.generator.exact:
         found[OLD] = over_rows(actors.policy, logprobs)
     if actors.value is not None:

@@ -23,6 +23,7 @@ from rlhf.engine import Engine
 from rlhf.engine.choice import build, sharding_of
 from rlhf.generation.native import NativeGenerator
 from rlhf.heads import token_classifier
+from rlhf.offload import offloaded_models
 from rlhf.packing import accept
 from rlhf.ppo.experience import Actors, collect
 from rlhf.ppo.targets import find_targets
@@ -116,7 +117,9 @@ def prepare(load: Load, made: Any, dtype: str, turns: Turns) -> Callable[[int], 
     generator.sample = turns.timed("generation", generator.sample)  # type: ignore[method-assign]
     scorer: Any = RewardModel(reward, tokens, config.micro_batch_tokens)  # type: ignore[arg-type]
     values, lockstep = value.module if value else None, sharding is not None
-    actors = Actors(policy, frozen, values, generator, scorer, tokens, bfloat16, lockstep)  # type: ignore[arg-type]
+    of = {"reference": [frozen], "reward": [reward]}
+    away = {role: offloaded_models(of[role]) for role in of if role in config.offload}
+    actors = Actors(policy, frozen, values, generator, scorer, tokens, bfloat16, lockstep, away)  # type: ignore[arg-type]
     rows = list(range(load.batch))
 
     def step(number: int) -> int:

@@ -1,4 +1,4 @@
-"""`pytest -m gpu`: kernels for variable lengths against padded attention. Run on a GPU alone."""
+"""`pytest -m gpu`: kernels for variable lengths against padded attention, and memory that is given back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import importlib.util
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rlhf.logprobs import response_logprobs
+from rlhf.offload import offloaded_models
 from rlhf.packing import BY_FLASH, accept
 from rlhf.sharding import autocast
 
@@ -45,3 +47,16 @@ def test_packed_is_padded_to_the_rounding_of_bfloat16(kernel: str) -> None:
     for figures in (found, gradients):
         exact, rounded, packed = figures
         assert (packed - exact).norm() < 2 * (rounded - exact).norm() + 1e-3 * exact.norm()
+
+
+def test_what_is_away_takes_no_memory_of_the_gpu() -> None:
+    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(4))).cuda().requires_grad_(False)
+    given = torch.randn(8, 1024, device="cuda")
+    expected, size = model(given), sum(parameter.nbytes for parameter in model.parameters())
+    before = torch.cuda.memory_allocated()
+    away = offloaded_models([model])
+    assert before - torch.cuda.memory_allocated() >= size
+    with away.at_hand():
+        assert torch.equal(model(given), expected)
+    assert before - torch.cuda.memory_allocated() >= size
+    assert all(copy.is_pinned() for _, copy in away.kept.values())
