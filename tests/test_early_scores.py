@@ -31,8 +31,8 @@ ROWS = list(range(len(PROMPTS)))
 class Server:
     """A reward server: a response's score is its length, and it takes its time."""
 
-    def __init__(self, seconds: float, status: int = 200) -> None:
-        self.seconds, self.status = seconds, status
+    def __init__(self, each: float, status: int = 200) -> None:
+        self.each, self.status = each, status  # seconds a response
         self.asked: list[tuple[float, list[str]]] = []
         server = self
 
@@ -40,7 +40,7 @@ class Server:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.asked.append((time.monotonic(), body["responses"]))
-                time.sleep(server.seconds)
+                time.sleep(server.each * len(body["responses"]))
                 answer = json.dumps({"scores": [float(len(text)) for text in body["responses"]]}).encode()
                 self.send_response(server.status)
                 self.send_header("Content-Length", str(len(answer)))
@@ -55,8 +55,8 @@ class Server:
 
 
 @contextmanager
-def serving(seconds: float = 0.0, status: int = 200) -> Iterator[Server]:
-    server = Server(seconds, status)
+def serving(each: float = 0.0, status: int = 200) -> Iterator[Server]:
+    server = Server(each, status)
     thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
     thread.start()
     try:
