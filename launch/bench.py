@@ -84,7 +84,10 @@ class Side:
         self.said.seek(0)
         said = self.said.read().strip().splitlines()
         why = said[-1] if said else "killed: out of memory?"
-        raise ConfigError(f"bench: {self.name} has ended ({why}); a smaller --batch, --micro or --size needs less")
+        if (mark := f"{ConfigError.__name__}: ") in why:
+            raise ConfigError(why.rpartition(mark)[2])
+        remedy = "a smaller --batch, --micro or --size needs less" if "memory" in why else "mend what it names"
+        raise ConfigError(f"bench: {self.name} has ended ({why}); {remedy}")
 
     def figures(self, skipped: int) -> dict[str, Any]:
         """Medians over the updates behind the first ones, which warm up."""
@@ -125,7 +128,7 @@ class Bench:
         """Measure. Raises ConfigError where a side cannot run, or where the two do not have the same weights."""
         gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # TRL wants no more in one process
         environment = {**stage_environment(1), "OMP_NUM_THREADS": str(self.load["threads"])}
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
+        environment["CUDA_VISIBLE_DEVICES"] = gpu if self.device == "cuda" else ""
         root = str(Path(__file__).parents[1])
         ceilings = self._ceilings(environment)
         common = [json.dumps(self.load), self.dtype, self.device]

@@ -11,8 +11,10 @@ token.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -43,6 +45,17 @@ class HttpReward:
     mean: float = 0.0
     deviation: float = 1.0
     strict: bool = True  # refuse scores that are not finite; to PPO one is a fault of its step, and no end
+    early: bool = False  # asked by another thread about responses that have ended, while others are sampled
+
+    @property
+    def patience(self) -> float:
+        """See `rlhf.types.TextReward`."""
+        return self.config.patience_seconds
+
+    @property
+    def timeout(self) -> float:
+        """See `rlhf.types.TextReward`."""
+        return self.config.timeout_seconds
 
     @property
     def shown(self) -> str:
@@ -53,14 +66,14 @@ class HttpReward:
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
         """Scores [batch]. Raises RewardError where the server stays away, refuses, or its answer is no scores."""
+        with patient(f"asks {self.shown}", self.patience + self.timeout):
+            return self.scores(completions, time.monotonic() + self.patience)
+
+    def scores(self, completions: Sequence[Completion], deadline: float) -> Tensor:
+        """The same, from any thread; deadline: by time.monotonic(), for all batches together."""
         size = self.config.batch_size
         parts = [torch.empty(0)]
-        deadline = time.monotonic() + self.config.patience_seconds
-        longest = self.config.patience_seconds + self.config.timeout_seconds
-        with (
-            patient(f"asks {self.shown}", longest),
-            httpx.Client(timeout=self.config.timeout_seconds, headers=headers()) as client,
-        ):
+        with httpx.Client(timeout=self.timeout, headers=headers(), verify=certificates()) as client:
             for start in range(0, len(completions), size):
                 batch = completions[start : start + size]
                 parts.append(scores_of(self._asked(client, batch, deadline), batch, self.shown, self.strict))
@@ -124,6 +137,12 @@ def body(batch: Sequence[Completion]) -> dict[str, Any]:
             for content in contents
         ],
     }
+
+
+@functools.cache
+def certificates() -> ssl.SSLContext:
+    """Whom a server's certificate must be signed by; reading them takes longer than many an answer."""
+    return httpx.create_ssl_context()
 
 
 def headers() -> dict[str, str]:

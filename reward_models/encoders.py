@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from rlhf.types import Completion
 class PairClassifier:
     """See `rlhf.types.Reward`. Scores are (raw - mean) / deviation; 0 and 1 leave them raw."""
 
+    reads_tokens: ClassVar[bool] = True  # see `rlhf.ppo.rewards`
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     context: int  # tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ class FunctionReward:
     mean: float = 0.0
     deviation: float = 1.0
     strict: bool = True  # refuse scores that are not finite; to PPO one is a fault of its step, and no end
+    early: bool = False  # another thread may call it, for responses that have ended while others are sampled
+    patience: ClassVar[float] = 0.0  # see `rlhf.types.TextReward`: nobody knows how long a function takes
+    timeout: ClassVar[float] = 240.0
+
+    def scores(self, completions: Sequence[Completion], deadline: float) -> Tensor:
+        """See `rlhf.types.TextReward`; a function cannot be told of a deadline."""
+        return self(completions)
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
         """Scores [batch]. Raises RewardError where the function raises, or gives something else than scores."""

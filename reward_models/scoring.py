@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from rlhf.types import Completion
 class RewardModel:
     """See `rlhf.types.Reward`. Scores are (raw - mean) / deviation; 0 and 1 leave them raw."""
 
+    reads_tokens: ClassVar[bool] = True  # see `rlhf.ppo.rewards`
     model: nn.Module
     tokenization: Tokenization  # the reward model's own
     batch_tokens: int  # tokens per forward, padding among them where the model cannot pack

@@ -2,8 +2,9 @@
 
 Linear layers and norms see real tokens alone. Attention keeps the sequences apart: by kernels for variable lengths
 where the device has them, else in blocks of similar lengths, padded on the right, where being causal is mask enough.
-An attention of that name is given to each architecture in ARCHITECTURES (`accept`); called with a mask and without
-`packing`, it is scaled dot product attention as ever.
+An attention of a name of ours is given to each architecture in ARCHITECTURES (`accept`); called with a mask and without
+`packing`, it is scaled dot product attention as ever. The kernel is torch's, or flash-attn's where the recipe asks for
+flash_attention_2.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from transformers.masking_utils import sdpa_mask
 from rlhf.shapes import ARCHITECTURES
 from rlhf.token_head import head_of_tokens
 
-ATTENTION = "rlhf_packed"
+ATTENTION, BY_FLASH = "rlhf_packed", "rlhf_packed_2"  # a name with "flash" in it would have transformers' own ways
+NAMES = {"sdpa": ATTENTION, "flash_attention_2": BY_FLASH}  # of model.attention
 LARGEST_HEAD = 256  # of the kernel for variable lengths, which also wants multiples of 8
 SIMILAR = 0.75  # the shortest sequence of a block, in lengths of its longest
 
@@ -127,10 +129,11 @@ def attention(
 
     query [1, heads, tokens, width], key and value [1, groups, tokens, width]; result [1, tokens, heads, width].
     """
+    by_flash = module.config._attn_implementation == BY_FLASH  # type: ignore[union-attr]
     if packing is not None:
-        return attend(query, key, value, scaling, packing), None
+        return attend(query, key, value, scaling, packing, by_flash), None
     if slots is not None:
-        found: Tensor = slots.attention(module.layer_idx, query, key, value, scaling)
+        found: Tensor = slots.attention(module.layer_idx, query, key, value, scaling, by_flash)
         return found, None
     if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
         raise RuntimeError("this architecture keeps `packing` from its attention: sequences would see each other")
@@ -140,14 +143,15 @@ def attention(
     return output, None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
-    """See `attention`."""
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing, by_flash: bool = False
+) -> Tensor:
+    """See `attention`; by_flash: with flash-attn's kernel in place of torch's, where there is one."""
     if torch.is_autocast_enabled(query.device.type):  # rotary positions come in float32, values in autocast's dtype
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
-    narrow = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and narrow and query.shape[-1] % 8 == 0 and query.shape[-1] <= LARGEST_HEAD:
-        return _by_kernel(query, key, value, scaling, packing)
+    if has_kernel(query):
+        return (_by_flash if by_flash else _by_torch)(query, key, value, scaling, packing)
     repeats = query.shape[1] // key.shape[1]
     rows = [part.transpose(1, 2)[0] for part in (query, repeat_kv(key, repeats), repeat_kv(value, repeats))]
     parts = []
@@ -166,7 +170,25 @@ def _blocked(part: Tensor, block: Block) -> Tensor:
     return part.reshape(block.count, block.width, *part.shape[1:]).transpose(1, 2)
 
 
-def _by_kernel(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
+def has_kernel(query: Tensor) -> bool:
+    """Whether a kernel for variable lengths takes queries [..., width] as they are, where they are."""
+    narrow = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and narrow and query.shape[-1] % 8 == 0 and query.shape[-1] <= LARGEST_HEAD
+
+
+def _by_flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
+    """By the package flash-attn (Dao 2023), whose heads may share keys."""
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]  # on machines with a GPU alone
+
+    asking, keys, values = (part.transpose(1, 2)[0].contiguous() for part in (query, key, value))
+    starts, longest = packing.starts, packing.longest
+    found: Tensor = flash_attn_varlen_func(
+        asking, keys, values, starts, starts, longest, longest, dropout_p=0.0, softmax_scale=scaling, causal=True
+    )
+    return found.unsqueeze(0)
+
+
+def _by_torch(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
     """Flash attention for variable lengths, part of torch on CUDA devices."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -187,20 +209,22 @@ def unmasked(device: torch.device) -> Tensor:
 
 
 def accept(model: Any) -> None:
-    """Have a causal model take packed sequences, if its architecture can and it computes by `sdpa`."""
+    """Have a causal model take packed sequences, if its architecture can and it computes by an attention in NAMES."""
     config = model.config
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if config.model_type in ARCHITECTURES and config._attn_implementation in ("sdpa", ATTENTION) and windows is None:
-        AttentionInterface.register(ATTENTION, attention)
-        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-        model.set_attn_implementation(ATTENTION)
+    own = config._attn_implementation
+    name = NAMES.get(own, own if own in NAMES.values() else None)
+    if config.model_type in ARCHITECTURES and name is not None and windows is None:
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, sdpa_mask)
+        model.set_attn_implementation(name)
         head_of_tokens(model)
 
 
 def packs(model: Any) -> bool:
     """Whether a model takes packed sequences: `packing`, `unmasked`, and no cache."""
     config = getattr(getattr(model, "policy", model), "config", None)
-    return getattr(config, "_attn_implementation", None) == ATTENTION
+    return getattr(config, "_attn_implementation", None) in NAMES.values()
 
 
 __all__ = ["ARCHITECTURES", "ATTENTION", "Packing", "accept", "attend", "pack", "packs", "unmasked"]

@@ -5,9 +5,9 @@ Torch is imported for type checkers alone, so that the launcher can use the noun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,13 +110,28 @@ class Experience:
         return int(self.mask.shape[1])
 
 
+# Told of a response that is complete: its place in the batch, and its tokens.
+Ended: TypeAlias = Callable[[int, Sequence[int]], None]
+
+
 class Generator(Protocol):
     """Samples responses from a policy."""
 
     exact: bool  # log-probs equal those of a training forward to rounding, so they can serve as old_logprobs
 
-    def sample(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], *, seed: int, step: int) -> Sampled:
-        """Answer token prompts; `rows` are their indices in the global batch, which key the noise."""
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+        ended: Ended | None = None,
+    ) -> Sampled:
+        """Answer token prompts; `rows` are their indices in the global batch, which key the noise.
+
+        ended: told of each response as soon as it is complete, in this thread.
+        """
         ...
 
     def load(self, policy: nn.Module) -> None:
@@ -129,6 +144,18 @@ class Reward(Protocol):
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
         """Scores [batch] in nats, on the CPU."""
+        ...
+
+
+class TextReward(Reward, Protocol):
+    """A reward that can be asked by another thread than the one that samples: it uses none of our models."""
+
+    early: bool  # whether it shall be
+    patience: float  # seconds that all requests about a rollout may take together
+    timeout: float  # seconds that the last of them may take longer
+
+    def scores(self, completions: Sequence[Completion], deadline: float) -> Tensor:
+        """See `Reward`; deadline: by time.monotonic(), until when one that does not answer is asked again."""
         ...
 
 

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from data.splits import Split
+from reward_models.encoders import PairClassifier
+from reward_models.scoring import RewardModel
 from rlhf.adapters import AdapterOff
 from rlhf.config import PpoConfig, Recipe
 from rlhf.distributed import counted, world_size
@@ -17,13 +20,15 @@ from rlhf.engine.optimizer import OptimizerOptions
 from rlhf.errors import ConfigError
 from rlhf.kl import AdaptiveController, Controller, FixedController
 from rlhf.models import context_of, is_quantized, load_policy
+from rlhf.offload import Offloaded, offloaded_models
 from rlhf.ppo.experience import Actors
+from rlhf.ppo.rewards import named_rewards
 from rlhf.ppo.shaping import RunningScores
 from rlhf.randomness import seed_everything
 from rlhf.sharding import Sharding
 from rlhf.tokenization import load_tokenization
 from rlhf.trunk import PolicyWithValueHead
-from rlhf.types import Prompt
+from rlhf.types import Prompt, Reward
 from stages.context import StageContext
 from stages.critic import learning, load_critic
 from stages.frozen import freeze
@@ -122,7 +127,8 @@ def prepare(context: StageContext) -> Cast:
     bfloat16 = recipe.model.dtype == "bfloat16"
     values, scorer = value.module if value else None, weighted(reward, tokenization, recipe, sharding, strict=False)
     lockstep = sharding is not None or config.generation.engine == "vllm"
-    actors = Actors(model, reference, values, generator, scorer, tokenization, bfloat16, lockstep)
+    away = offloaded(context, reference, scorer)
+    actors = Actors(model, reference, values, generator, scorer, tokenization, bfloat16, lockstep, away)
     kl: Controller = FixedController(config.kl.coef)
     if config.kl.controller == "adaptive" and config.kl.target is not None:
         kl = AdaptiveController(config.kl.coef, config.kl.target, config.kl.horizon)
@@ -135,6 +141,16 @@ def prepare(context: StageContext) -> Cast:
         f"{len(prompts.train):,} prompts, {len(prompts.test):,} held out; {policy.name}, {counted(world_size())}"
     )
     return Cast(actors, policy, value, kl, running, prompts, sharding)
+
+
+def offloaded(context: StageContext, reference: nn.Module, reward: Reward) -> dict[str, Offloaded]:
+    """What the recipe wants to wait in the CPU's memory, of the models that only answer."""
+    wanted = context.recipe.ppo.offload
+    models = [each.model for each in named_rewards(reward).values() if isinstance(each, RewardModel | PairClassifier)]
+    if "reward" in wanted and not models:
+        context.warn("ppo.offload: the reward is no model of this process's, so there is nothing of it to offload")
+    of = {"reference": [reference], "reward": models}
+    return {role: offloaded_models(of[role]) for role in of if role in wanted}
 
 
 def optimizer_options(recipe: Recipe, role: str) -> OptimizerOptions:
@@ -152,4 +168,5 @@ def optimizer_options(recipe: Recipe, role: str) -> OptimizerOptions:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bfloat16=recipe.model.dtype == "bfloat16",
+        offload="optimizer" in config.offload,
     )

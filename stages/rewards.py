@@ -70,7 +70,8 @@ def weighted(
 ) -> Reward:
     """The reward stage's reward with those that `ppo.rewards` adds, or alone where it is all there is.
 
-    strict: False lets through what functions and servers give that is not finite, as models' scores go through.
+    strict: False, in PPO, lets through what functions and servers give that is not finite, as models' scores go
+    through, and has them asked as `ppo.overlap_scoring` says.
     """
     config = recipe.ppo
     rewards, weights = {"reward": reward}, {"reward": config.reward_weight}
@@ -78,7 +79,7 @@ def weighted(
         name = f"{i}-{short_name(term.use)}"
         rewards[name], weights[name] = named_reward(term.use, tokenization, recipe, sharding), term.weight
     if not strict:
-        rewards = {name: lenient(each) for name, each in rewards.items()}
+        rewards = {name: early(lenient(each), config.overlap_scoring) for name, each in rewards.items()}
     alone = not config.rewards and config.reward_weight == 1.0
     return rewards["reward"] if alone else WeightedRewards(rewards, weights)
 
@@ -86,6 +87,12 @@ def weighted(
 def lenient(reward: AnyReward) -> AnyReward:
     """A reward that hands on what its function or server gives, finite or not."""
     return replace(reward, strict=False) if isinstance(reward, FunctionReward | HttpReward) else reward
+
+
+def early(reward: AnyReward, overlap: str) -> AnyReward:
+    """A reward that is asked while responses are still sampled, where `ppo.overlap_scoring` says so."""
+    wanted = {"servers": HttpReward, "all": (HttpReward, FunctionReward), "off": ()}[overlap]
+    return replace(reward, early=True) if isinstance(reward, wanted) else reward  # type: ignore[arg-type]
 
 
 def short_name(use: str) -> str:

@@ -82,7 +82,7 @@ def respond(
     The noise depends on seed and row alone, so that two policies are compared on the same draws.
     """
     own = range(rank(), len(prompts), world_size())
-    rows = list(own) or [0] * actors.lockstep  # a rank without prompts makes the others' calls
+    rows = list(own) or [0] * (world_size() > 1)  # a rank without prompts makes the others' calls
     found: list[tuple[int, Answer]] = []
     if rows:
         experience, completions = collect([prompts[i] for i in rows], rows, actors, config, (seed, EVALUATION_STEP))

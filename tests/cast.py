@@ -16,6 +16,7 @@ from rlhf.engine.choice import build, sharding_of
 from rlhf.engine.optimizer import OptimizerOptions
 from rlhf.generation.native import NativeGenerator
 from rlhf.models import add_lora, load_policy, load_reward_model, load_value_model, save_model
+from rlhf.offload import offloaded_models
 from rlhf.ppo.experience import Actors, collect
 from rlhf.ppo.safety import Fault
 from rlhf.ppo.shaping import RunningScores
@@ -160,6 +161,7 @@ def load_cast(
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
     }
+    options = {"offload": "optimizer" in config.offload} | options
     parallelism = parallelism or ParallelismConfig()
     sharding = sharding_of(parallelism)
     engine = build(trunk or policy, OptimizerOptions(**settings | options), parallelism, sharding)
@@ -173,7 +175,9 @@ def load_cast(
     generator = NativeGenerator(policy, tokenization.stop_id, tokenization.pad_id, config.generation, bfloat16)
     scorer = RewardModel(reward, tokenization, config.micro_batch_tokens, SCORE_MEAN, SCORE_DEVIATION)
     values = value.module if value else None
-    actors = Actors(policy, frozen, values, generator, scorer, tokenization, bfloat16, sharding is not None)
+    of = {"reference": [frozen], "reward": [reward]}
+    away = {role: offloaded_models(of[role]) for role in of if role in config.offload}
+    actors = Actors(policy, frozen, values, generator, scorer, tokenization, bfloat16, sharding is not None, away)
     return Cast(actors, engine, value)
 
 

@@ -74,6 +74,18 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf bench ppo --size 2M --batch 4 --response-length 8 --eos-bias 0.2 --updates 1",
         "takes eight minutes; tests/test_bench.py compares with TRL",
     ),
+    "rlhf bench ppo --recipe demo ppo.micro_batch_tokens=8192": (
+        "rlhf bench ppo --recipe demo ppo.prompts_per_step=4 --updates 1",
+        "takes a minute",
+    ),
+    "rlhf bench generate --recipe qwen2.5-0.5b-hh --device cuda": (
+        "rlhf bench generate --help",
+        "wants a GPU, and the model's config.json",
+    ),
+    "rlhf bench ppo --size 60M --batch 32 --response-length 64 --eos-bias 0.06 --updates 2 --against trl": (
+        "rlhf bench ppo --help",
+        "takes seven minutes; tests/test_bench.py compares with TRL",
+    ),
     "rlhf bench ppo --against trl": ("rlhf bench ppo --help", "takes minutes, and the one before is alike"),
     "rlhf bench sft --against trl": ("rlhf bench sft --help", "takes minutes; tests/test_bench.py has it small"),
     "rlhf bench reward --against trl": ("rlhf bench reward --help", "takes minutes; tests/test_bench.py has it small"),

@@ -23,6 +23,36 @@ OF_STEPS: dict[str, Mutation] = {
         "deal(lengths, world_size())[0]",
         (TWO + "weights_are_equal_after_the_step[ragged]",),
     ),
+    "figures given back to another row": Mutation(
+        "rlhf/ppo/scoring.py",
+        "own = order[self.begin : self.begin + len(self.own)]",
+        "own = order[: len(self.own)]",
+        (TWO + "figures_of_each_token_are_equal[old_logprobs-ragged, sampled elsewhere]",),
+    ),
+    "rows scored by the rank that sampled them": Mutation(
+        "rlhf/ppo/scoring.py",
+        "self.hands = deal(costs, world_size())",
+        "self.hands = [each.tolist() for each in torch.arange(len(every)).chunk(world_size())]",
+        (TWO + "ranks_score_about_as_many_tokens",),
+    ),
+    "sequences that begin a token late for the kernel": Mutation(
+        "rlhf/packing.py",
+        "starts = torch.tensor(bounds, dtype=torch.int32)",
+        "starts = torch.tensor([0, *(bound + 1 for bound in bounds[1:-1]), bounds[-1]], dtype=torch.int32)",
+        ("tests/test_varlen.py::test_logprobs_and_gradients[llama-flash]", "tests/test_varlen.py::test_scores[torch]"),
+    ),
+    "an optimizer whose state is put away and never renewed": Mutation(
+        "rlhf/engine/learning.py",
+        "Offloaded(self._moments, changing=True)",
+        "Offloaded(self._moments, changing=False)",
+        ("tests/test_offload.py::test_steps_are_bit_for_bit_what_they_are_without[offload2]",),
+    ),
+    "a score given early to another row": Mutation(
+        "rlhf/ppo/early.py",
+        "dict(zip(rows, zip(completions, scores, strict=True), strict=True))",
+        "dict(zip(rows, zip(completions, scores.flip(0), strict=True), strict=True))",
+        ("tests/test_early_scores.py::test_scores_are_the_same_and_so_is_their_sum[servers]",),
+    ),
     "gradients averaged over ranks": Mutation(
         "rlhf/engine/ddp.py",
         "(loss * world_size()).backward()",
@@ -80,8 +110,8 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "old log-probs of the reference": Mutation(
         "rlhf/ppo/experience.py",
-        "        old_logprobs=old_logprobs,\n",
-        "        old_logprobs=ref_logprobs,\n",
+        "        old_logprobs=own.get(OLD, sampled.logprobs),\n",
+        "        old_logprobs=own[REFERENCE],\n",
         (UPDATE + "the_first_update_is_on_policy", ALONE + "[weights-full]"),
     ),
     "old log-probs of the policy as it is now": Mutation(

@@ -43,6 +43,7 @@ class Case:
     changes: Mapping[str, Any] = field(default_factory=dict)
     lora: bool = False
     parallelism: ParallelismConfig = ParallelismConfig()
+    inexact: bool = False  # old log-probs come from a forward of their own
 
     @property
     def config(self) -> PpoConfig:
@@ -52,6 +53,7 @@ class Case:
         )
 
 
+ELSEWHERE = "ragged, sampled elsewhere"
 RAGGED = {
     # Rank 0 has the long prompts, and with them more micro-batches.
     "ragged": Case(TEXTS, 2, 20),
@@ -74,6 +76,7 @@ CASES = RAGGED | {
     for name, changes in ESTIMATORS.items()
     for lora in (False, True)
 }
+CASES[ELSEWHERE] = Case(TEXTS, 2, 20, inexact=True)
 SHARDED = ParallelismConfig(strategy="fsdp")
 DEEPSPEED = {
     f"{name}, zero{stage}": replace(CASES[name], parallelism=ParallelismConfig(strategy=f"zero{stage}"))
@@ -83,12 +86,16 @@ DEEPSPEED = {
 # `make test` plays these of FSDP2's and DeepSpeed's, `make soak ARGS="-k two_processes"` the rest.
 OFTEN = {f"{name}, {how}" for how in ("fsdp", "zero3") for name in (*RAGGED, "trunk", "rloo with adapters")}
 OFTEN |= {"gae with adapters, fsdp", "ragged, zero2", "ragged, fsdp with replicas", "trunk, fsdp with offloading"}
+OFTEN |= {"ragged, fsdp, offloaded"}
 CASES |= {f"{name}, fsdp": replace(case, parallelism=SHARDED) for name, case in CASES.items()}
 CASES["ragged, fsdp with replicas"] = replace(
     CASES["ragged"], parallelism=SHARDED, changes={"generation": {**SAMPLING, "weights": "replica"}}
 )
 CASES["trunk, fsdp with offloading"] = replace(
     CASES["trunk"], parallelism=ParallelismConfig(strategy="fsdp", cpu_offload=True)
+)
+CASES["ragged, fsdp, offloaded"] = replace(
+    CASES["ragged"], parallelism=SHARDED, changes={"offload": ["reference", "reward", "optimizer"]}
 )
 CASES |= DEEPSPEED
 CASES["ragged, zero3 with replicas"] = replace(
@@ -113,12 +120,18 @@ class Outcome:
     engines: set[str]
     empty: list[list[bool]]  # of each minibatch, which micro-batches are empty work
     held: float  # share of the policy's weights that this rank holds
+    scored: int  # tokens that the reference has read
 
 
 def play(folder: Path, case: str) -> Outcome:
     config = CASES[case].config
     parallelism = CASES[case].parallelism if world_size() > 1 else None
     cast = load_cast(folder, config, CASES[case].lora, parallelism)
+    vars(cast.actors.generator)["exact"] = not CASES[case].inexact
+    read: list[int] = []
+    cast.actors.reference.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
     rows = own_rows(config)
     prompts = [Prompt(CASES[case].texts[row // config.responses_per_prompt]) for row in rows]
     made = step(cast, prompts, rows, config)
@@ -146,6 +159,7 @@ def play(folder: Path, case: str) -> Outcome:
         {cast.policy.name, cast.value.name if cast.value else cast.policy.name},
         [[batch is None for batch in batches] for batches in work],
         held(cast.policy.module),
+        sum(read),
     )
 
 
@@ -273,6 +287,14 @@ def test_ranks_ran_in_lockstep_with_uneven_work(outcomes: list[dict[str, Any]], 
         assert max(len(work) for work in first.empty) > 1
         lengths = {len(row["tokens"]) for row in second.rows.values()}
         assert (lengths == {1}) == case.startswith("one rank ends at once")
+
+
+@pytest.mark.parametrize("case", ["ragged", "one rank ends at once"])
+def test_ranks_score_about_as_many_tokens(outcomes: list[dict[str, Any]], case: str) -> None:
+    """Rank 0 has the long prompts, and would have more than twice as many."""
+    alone, first, second = (outcome[case].scored for outcome in outcomes)
+    assert first + second == alone
+    assert abs(first - second) < 0.15 * alone
 
 
 def test_collectives_are_identities_alone_and_span_the_ranks_together(outcomes: list[dict[str, Any]]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,10 +13,47 @@ from rich.progress import Progress
 from rich.table import Table
 
 from launch.bench import Bench
+from launch.commands.run import resolve
+from launch.recipe_load import OF
 from rlhf.errors import ConfigError
 from stages.bench.sizes import SIZES
 
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="What it says in place of these options, with random weights.")
+]
+# Options, and what says the same in a recipe.
+FIELDS = {
+    "size": "model.init or model.path",
+    "dtype": "model.dtype",
+    "responses_per_prompt": "ppo.responses_per_prompt",
+    "response_length": "ppo.generation.max_new_tokens",
+    "ppo_epochs": "ppo.epochs",
+    "batch": "ppo.prompts_per_step",
+    "micro": "ppo.micro_batch_tokens",
+}
 PHASES = ("generation", "scoring", "training")
+
+
+def of_recipe(
+    context: typer.Context, recipe: str | None, overrides: Sequence[str] | None, dtype: str, device: str
+) -> tuple[dict[str, Any] | None, str]:
+    """The work that a recipe describes, and its dtype; None where there is no recipe. Raises ConfigError."""
+    if recipe is None:
+        if overrides:
+            raise ConfigError(
+                f"{overrides[0]}: a recipe's setting, and there is no recipe; add for example --recipe demo"
+            )
+        return None, dtype
+    stage = str(context.info_name)
+    fields = FIELDS
+    if stage in ("sft", "reward"):
+        fields = {**FIELDS, "batch": f"{stage}.batch_size", "micro": f"{stage}.micro_batch_size"}
+    for name in sorted(fields.keys() & context.params):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}={context.params[name]}"
+            raise ConfigError(f"{option} with --recipe={recipe}: the recipe says it; set {fields[name]} there")
+    return OF[stage](resolve(recipe, list(overrides or ()), None), device)
 
 
 def known(size: str, dtype: str, device: str, against: str | None, *others: str) -> None:

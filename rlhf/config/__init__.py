@@ -109,6 +109,24 @@ class Recipe(Section):
         return own or self.parallelism
 
     @model_validator(mode="after")
+    def _offloaded_once(self) -> Recipe:
+        offload, parallelism = self.ppo.offload, self.parallelism_of("ppo")
+        given = f"ppo.offload=[{', '.join(offload)}]"
+        if "reference" in offload and self.model.lora:
+            raise ValueError(
+                f"{given} with model.lora: the reference is the policy without its adapters, and stays; leave reference"
+                " out"
+            )
+        if "optimizer" in offload and parallelism.stage:
+            raise ValueError(
+                f"{given} with strategy={parallelism.strategy}: the optimizer is DeepSpeed's; use cpu_offload=true, "
+                "and leave optimizer out"
+            )
+        if offload and parallelism.cpu_offload and parallelism.strategy in ("fsdp", "zero3"):
+            raise ValueError(f"{given} with cpu_offload=true, which offloads all of it already; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _best_is_kept(self) -> Recipe:
         if self.ppo.hand_on == "best" and not self.checkpoint.keep_best:
             raise ValueError(

@@ -53,6 +53,10 @@ class Engine(Protocol):
         """Clear gradients and advance the schedule, without an update. Every rank calls."""
         ...
 
+    def rest(self) -> None:
+        """The step's updates are over: what is only used in them may wait elsewhere."""
+        ...
+
     def save(self, directory: Path) -> None:
         """Write the weights that learn, the optimizer and the schedule below a directory. Every rank calls."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from rlhf.distributed import group_aside
 from rlhf.engine import Writer
 from rlhf.engine.optimizer import OptimizerOptions, pass_over
+from rlhf.offload import Offloaded
 from rlhf.sharding import whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,6 +42,7 @@ class Learning:
         self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.parameters = list(self.named.values())
         self.optimizer, self.schedule = options.build(self.parameters)
+        self.offloaded = Offloaded(self._moments, changing=True)
         self.total: Tensor | None = None  # the gradient's norm, once it is complete and was asked for
 
     def norm(self) -> float:
@@ -55,6 +57,7 @@ class Learning:
         norm = self.norm()
         if math.isfinite(norm) and self.total is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.options.max_grad_norm, self.total)
+            self.offloaded.fetch()
             self.optimizer.step()
         self._clear()
         self.schedule.step()
@@ -64,6 +67,11 @@ class Learning:
         """Clear gradients and advance the schedule, without an update."""
         self._clear()
         pass_over(self.schedule, steps)
+
+    def rest(self) -> None:
+        """The optimizer's state goes away until the next update, where it is to be offloaded."""
+        if self.options.offload:
+            self.offloaded.release()
 
     def save(self, directory: Path) -> None:
         """Every rank writes its part. Raises OSError on all of them where one cannot."""
@@ -92,12 +100,16 @@ class Learning:
             group["lr"] = rate
         self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": steps, "_last_lr": rates})
 
+    def _moments(self) -> Iterator[Tensor]:
+        return (state[moment] for state in self.optimizer.state.values() for moment in MOMENTS)
+
     def _clear(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.total = None
 
     def _state(self) -> dict[str, Any]:
         """All that learns, as tensors that loading fills in place; before the first step Adam's moments are zeros."""
+        self.offloaded.fetch()
         moments: dict[str, Mapping[str, Tensor]] = {}
         for name, parameter in self.named.items():
             found = self.optimizer.state.get(parameter)

@@ -22,6 +22,7 @@ class OptimizerOptions:
     weight_decay: float
     max_grad_norm: float
     bfloat16: bool = False  # compute in bfloat16
+    offload: bool = False  # its state waits in the CPU's memory between the updates of two steps
 
     def share(self, step: int) -> float:
         """The learning rate's share at an optimizer step, counted from 0."""

@@ -105,6 +105,9 @@ class ZeroEngine:
         self._drop()
         self._advance(steps)
 
+    def rest(self) -> None:
+        """Nothing: DeepSpeed has its own offloading."""
+
     def save(self, directory: Path) -> None:
         """Every rank writes its part. Raises OSError on each that cannot."""
         state = {"steps": self.steps}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf.config import GenerationConfig
 from rlhf.generation.choice import choose
-from rlhf.types import Sampled
+from rlhf.types import Ended, Sampled
 
 
 class Draft:
@@ -33,6 +33,7 @@ class Draft:
         self.config = config
         self.device = device
         self.watch: Callable[[Tensor, Tensor], None] | None = None
+        self.ended: Ended | None = None
         self.responses = torch.full(noise.shape, pad_id, device=device)
         self.logprobs, self.log_kept = (torch.zeros(noise.shape, device=device) for _ in range(2))
         self.lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
@@ -51,7 +52,11 @@ class Draft:
         self.lengths[rows] = at + 1
         if self.watch is not None:
             self.watch(rows, choice.tokens)
-        return choice.tokens, (choice.tokens != self.stop_id) & (at + 1 < self.limits[rows])
+        going_on = (choice.tokens != self.stop_id) & (at + 1 < self.limits[rows])
+        if self.ended is not None:
+            for row in rows[~going_on].tolist():
+                self.ended(row, self.responses[row, : self.lengths[row]].tolist())
+        return choice.tokens, going_on
 
     def sampled(self) -> Sampled:
         """All responses, on the CPU."""

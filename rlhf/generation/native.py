@@ -16,7 +16,7 @@ from rlhf.generation.together import decode_together
 from rlhf.lockstep import in_lockstep
 from rlhf.packing import packs
 from rlhf.sharding import device_of, gathered, is_sharded
-from rlhf.types import Sampled
+from rlhf.types import Ended, Sampled
 
 
 class NativeGenerator:
@@ -43,14 +43,22 @@ class NativeGenerator:
         self.policy = policy
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], *, seed: int, step: int) -> Sampled:
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+        ended: Ended | None = None,
+    ) -> Sampled:
         """Answer token prompts; see `rlhf.types.Generator`. Log-probs are of the untruncated distribution."""
         longest = self.config.max_new_tokens
         limits = [min(longest, self.limits.get(row, longest)) for row in rows]
         draft = Draft(
             prompts, uniforms(seed, step, rows, longest), limits, self.stop_id, self.pad_id, self.config, self.device
         )
-        draft.watch = self.watch
+        draft.watch, draft.ended = self.watch, ended
         training = self.policy.training
         self.policy.eval()
         with (

@@ -37,8 +37,13 @@ class Slots:
         self.memory: dict[int, tuple[Tensor, Tensor]] = {}
         self.turn: Turn | None = None
 
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Write what is new, and attend; query [1, heads, tokens, width], result [1, tokens, heads, width]."""
+    def attention(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, by_flash: bool = False
+    ) -> Tensor:
+        """Write what is new, and attend; query [1, heads, tokens, width], result [1, tokens, heads, width].
+
+        by_flash: see `rlhf.packing.attend`, of prompts.
+        """
         turn = self.turn
         assert turn is not None
         given = value.dtype
@@ -53,7 +58,7 @@ class Slots:
         parts = []
         if turn.prompts is not None:
             asking, new_keys, new_values = (part[:, :, : turn.prompt_tokens] for part in (query, key, value))
-            parts.append(attend(asking, new_keys, new_values, scaling, turn.prompts))
+            parts.append(attend(asking, new_keys, new_values, scaling, turn.prompts, by_flash))
         if turn.decoding:
             parts.append(self._decode(query[0, :, turn.prompt_tokens :], keys, values, turn, scaling))
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(given)

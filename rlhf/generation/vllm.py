@@ -24,7 +24,7 @@ from rlhf.errors import GenerationError
 from rlhf.generation.noise import uniforms
 from rlhf.generation.servers import BUSY, START, Servers, client_options, content, said_by
 from rlhf.generation.weights import weights_of
-from rlhf.types import Sampled
+from rlhf.types import Ended, Sampled
 
 T = TypeVar("T")
 ATTEMPTS = 3  # at a batch whose servers lose their weights meanwhile
@@ -49,7 +49,15 @@ class VllmGenerator:
         self.policy = policy
         self.updates += 1
 
-    def sample(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], *, seed: int, step: int) -> Sampled:
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+        ended: Ended | None = None,
+    ) -> Sampled:
         """Answer token prompts; see `rlhf.types.Generator`. Raises GenerationError on every rank.
 
         `logprobs` are the server's, of what top-p leaves; they are for comparison, see `exact`.
@@ -58,7 +66,7 @@ class VllmGenerator:
             current, context = from_main(self._state)
             if not current:
                 self._give_weights()
-            answers = _on_every_rank(lambda context=context: self._answers(prompts, rows, seed, step, context))  # type: ignore[misc]
+            answers = _on_every_rank(lambda context=context: self._answers(prompts, rows, seed, step, context, ended))  # type: ignore[misc]
             if from_main(self._state)[0]:
                 return self._sampled(answers)
         raise GenerationError(
@@ -94,7 +102,13 @@ class VllmGenerator:
         from_main(self.servers.close)
 
     def _answers(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[int], seed: int, step: int, context: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        seed: int,
+        step: int,
+        context: int,
+        ended: Ended | None,
     ) -> list[tuple[list[int], list[float]]]:
         longest = max((len(prompt) for prompt in prompts), default=0)
         wanted = longest + self.config.max_new_tokens
@@ -107,20 +121,24 @@ class VllmGenerator:
         turns = math.ceil(len(rows) / self.config.batch_size)
         seconds = self.config.server.patience_seconds + turns * self.config.server.timeout_seconds
         with patient("waits for responses", seconds):
-            return asyncio.run(self._ask(prompts, rows, seeds))
+            return asyncio.run(self._ask(prompts, rows, seeds, ended))
 
     async def _ask(
-        self, prompts: Sequence[Sequence[int]], rows: Sequence[int], seeds: Sequence[int]
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[int], seeds: Sequence[int], ended: Ended | None
     ) -> list[tuple[list[int], list[float]]]:
         limits = httpx.Limits(max_connections=self.config.batch_size, max_keepalive_connections=self.config.batch_size)
         options = client_options(self.config.server.timeout_seconds)
+
+        async def answer(client: httpx.AsyncClient, place: int) -> tuple[list[int], list[float]]:
+            found = await self._ask_one(client, list(prompts[place]), rows[place], seeds[place])
+            if ended is not None:
+                ended(place, found[0])
+            return found
+
         async with httpx.AsyncClient(limits=limits, **options) as client:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._ask_one(client, list(prompt), row, own))
-                        for prompt, row, own in zip(prompts, rows, seeds, strict=True)
-                    ]
+                    tasks = [group.create_task(answer(client, place)) for place in range(len(prompts))]
             except ExceptionGroup as errors:  # of those that failed before the others were told to stop
                 raise next(
                     (e for e in errors.exceptions if isinstance(e, GenerationError)), errors.exceptions[0]

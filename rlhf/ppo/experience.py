@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,16 @@ from rlhf.config import PpoConfig
 from rlhf.distributed import rank, world_size
 from rlhf.lockstep import in_lockstep
 from rlhf.logprobs import response_logprobs, response_values
+from rlhf.offload import Offloaded
 from rlhf.packing import packs
-from rlhf.ppo.rewards import WeightedRewards
+from rlhf.ppo.early import EarlyScores, is_early
+from rlhf.ppo.rewards import ALONE, WeightedRewards, named_rewards, reads_tokens
+from rlhf.ppo.scoring import Share
 from rlhf.sharding import autocast
 from rlhf.tokenization import Tokenization
 from rlhf.types import Completion, Experience, Generator, Prompt, Reward, Sampled
+
+OLD, REFERENCE, VALUES = "/old", "/reference", "/values"  # figures of tokens, beside scores by a reward's name
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Actors:
     tokenization: Tokenization
     bfloat16: bool = False  # policy and value compute by autocast, as the engines that train them do
     lockstep: bool = False  # a forward or a sampling is a collective: models are shared out, or servers are asked
+    offloaded: Mapping[str, Offloaded] = field(default_factory=dict)  # of "reference" and "reward", what is not here
+
+    def at_hand(self, role: str) -> AbstractContextManager[None]:
+        """Inside, the reference or the reward can be asked."""
+        return self.offloaded[role].at_hand() if role in self.offloaded else nullcontext()
 
 
 def own_rows(config: PpoConfig) -> list[int]:
@@ -63,70 +74,93 @@ def own_rows(config: PpoConfig) -> list[int]:
 def collect(
     prompts: Sequence[Prompt], rows: Sequence[int], actors: Actors, config: PpoConfig, key: tuple[int, int]
 ) -> tuple[Experience, list[Completion]]:
-    """One rollout of this rank's prompts, without gradients.
+    """One rollout of this rank's prompts, without gradients. All ranks make it together.
 
     rows: the prompts' indices in the step's global batch; key: (seed, step) of the noise.
     """
-    tokenization, temperature = actors.tokenization, config.generation.temperature
+    tokenization, rewards = actors.tokenization, named_rewards(actors.reward)
     prompt_tokens = [tokenization.prompt(prompt) for prompt in prompts]
-    with phase("sample"):
-        sampled = actors.generator.sample(prompt_tokens, rows, seed=key[0], step=key[1])
+    early = early_scores(actors, prompts, prompt_tokens)
+    with phase("sample"), early or nullcontext():
+        ended = {"ended": early.ended} if early else {}
+        sampled = actors.generator.sample(prompt_tokens, rows, seed=key[0], step=key[1], **ended)
     padded, prompt_mask = pad(prompt_tokens, tokenization.pad_id, "left")
-    tokens = torch.cat([padded, sampled.responses], dim=-1)
-    attention_mask = torch.cat([prompt_mask, sampled.mask], dim=-1)
     completions = complete(prompts, prompt_tokens, tokenization, sampled)
 
+    share = Share(completions, tokenization.pad_id)
+    with torch.no_grad(), autocast(actors.policy, actors.bfloat16):
+        found = forwards(share, actors, config)
+        with phase("score"):
+            late = {name: reward for name, reward in rewards.items() if not is_early(reward)}
+            with actors.at_hand("reward"):
+                found |= {name: reward(share.completions) for name, reward in late.items() if reads_tokens(reward)}
+            of_texts = {name: reward(completions) for name, reward in late.items() if not reads_tokens(reward)}
+            own = share.returned(found) | of_texts | (early.scores(completions) if early else {})
+    terms = {name: own[name] for name in rewards}
+    several = actors.reward if isinstance(actors.reward, WeightedRewards) else None
+    experience = Experience(
+        tokens=torch.cat([padded, sampled.responses], dim=-1),
+        attention_mask=torch.cat([prompt_mask, sampled.mask], dim=-1),
+        rows=torch.tensor(rows),
+        mask=sampled.mask,
+        old_logprobs=own.get(OLD, sampled.logprobs),
+        sampler_logprobs=sampled.sampler_logprobs,
+        ref_logprobs=own[REFERENCE],
+        values=own.get(VALUES, torch.zeros_like(sampled.logprobs)),
+        scores=several.total(terms) if several else terms[ALONE],
+        finished=sampled.finished,
+        terms=terms if several else {},
+    )
+    return experience, completions
+
+
+def early_scores(
+    actors: Actors, prompts: Sequence[Prompt], prompt_tokens: Sequence[Sequence[int]]
+) -> EarlyScores | None:
+    """What asks rewards while others are sampled; None where there is none that can be asked then."""
+    rewards = {name: reward for name, reward in named_rewards(actors.reward).items() if is_early(reward)}
+    tokenization = actors.tokenization
+
+    def completion(row: int, tokens: Sequence[int]) -> Completion:
+        finished = tokenization.stop_id in tokens
+        return Completion(
+            prompts[row], tokenization.text(list(tokens)), tuple(prompt_tokens[row]), tuple(tokens), finished
+        )
+
+    return EarlyScores(rewards, completion, len(prompts)) if rewards else None
+
+
+def forwards(share: Share, actors: Actors, config: PpoConfig) -> dict[str, Tensor]:
+    """What the models say of each response token of some rows, [rows, response] each; values where there are any."""
+    temperature, mask = config.generation.temperature, share.mask
     models = [model for model in (actors.policy, actors.reference, actors.value) if model is not None]
-    packed = all(map(packs, models))
-    budget = config.micro_batch_tokens
-    work: list[MicroBatch | None] = list(micro_batches(tokens, attention_mask, sampled.mask, budget, packed))
+    batch = share.tokens, share.attention_mask, mask
+    budget, packed = config.micro_batch_tokens, all(map(packs, models))
+    work: list[MicroBatch | None] = list(micro_batches(*batch, budget, packed))
     if actors.lockstep:
         work = in_lockstep(work)
-    empty = trim(torch.zeros(1, dtype=torch.long), tokens, attention_mask, sampled.mask)
+    empty = trim(torch.zeros(1, dtype=torch.long), *batch)
 
     def over_rows(model: nn.Module, compute: Callable[[nn.Module, MicroBatch], Tensor]) -> Tensor:
-        # The rollout's own log-probs fix the shape.
-        filled = torch.zeros_like(sampled.logprobs)
+        filled = torch.zeros(mask.shape)
         for batch in work:
             if batch is None:
                 compute(model, empty)
             else:
                 filled[batch.rows, : batch.response_length] = compute(model, batch).cpu()
-        return filled.masked_fill(~sampled.mask, 0.0)
+        return filled.masked_fill(~mask, 0.0)
 
     def logprobs(model: nn.Module, batch: MicroBatch) -> Tensor:
         return response_logprobs(model, *batch.inputs, temperature).logprobs
 
-    with torch.no_grad(), autocast(actors.policy, actors.bfloat16):
-        old_logprobs = sampled.logprobs
-        if not actors.generator.exact:
-            old_logprobs = over_rows(actors.policy, logprobs)
-        # The reference at the sampling temperature too: at T != 1 the KL of the raw model is not the policy's we train.
-        ref_logprobs = over_rows(actors.reference, logprobs)
-        values = torch.zeros_like(old_logprobs)
-        if actors.value is not None:
-            values = over_rows(actors.value, lambda model, batch: response_values(model, *batch.inputs))
-        terms: dict[str, Tensor] = {}
-        with phase("score"):
-            if isinstance(actors.reward, WeightedRewards):
-                terms = actors.reward.terms(completions)
-                scores = actors.reward.total(terms)
-            else:
-                scores = actors.reward(completions)
-    experience = Experience(
-        tokens=tokens,
-        attention_mask=attention_mask,
-        rows=torch.tensor(rows),
-        mask=sampled.mask,
-        old_logprobs=old_logprobs,
-        sampler_logprobs=sampled.sampler_logprobs,
-        ref_logprobs=ref_logprobs,
-        values=values,
-        scores=scores,
-        finished=sampled.finished,
-        terms=terms,
-    )
-    return experience, completions
+    # The reference at the sampling temperature too: at T != 1 the KL of the raw model is not the policy's we train.
+    with actors.at_hand("reference"):
+        found = {REFERENCE: over_rows(actors.reference, logprobs)}
+    if not actors.generator.exact:
+        found[OLD] = over_rows(actors.policy, logprobs)
+    if actors.value is not None:
+        found[VALUES] = over_rows(actors.value, lambda model, batch: response_values(model, *batch.inputs))
+    return found
 
 
 def complete(

@@ -10,6 +10,18 @@ from torch import Tensor
 
 from rlhf.types import Completion, Reward
 
+ALONE = "reward"  # the name of one that is all there is
+
+
+def named_rewards(reward: Reward) -> Mapping[str, Reward]:
+    """The rewards that make up one, by name."""
+    return reward.rewards if isinstance(reward, WeightedRewards) else {ALONE: reward}
+
+
+def reads_tokens(reward: Reward) -> bool:
+    """Whether a reward's cost is that of a model's forwards, so that rows are worth dealing out over ranks."""
+    return bool(getattr(reward, "reads_tokens", False))
+
 
 @dataclass(frozen=True)
 class WeightedRewards:

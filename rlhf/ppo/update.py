@@ -74,6 +74,7 @@ def update(
         updates += 1
     for engine in engines.values():
         engine.skip(planned - updates)
+        engine.rest()
     dropped = float(planned - updates if fault else 0)
     statistics = _means(seen, names)
     for role in engines:

@@ -15,8 +15,9 @@ import torch
 import transformers
 from transformers import LogitsProcessorList
 
+from rlhf.adapters import add_lora
 from rlhf.batching import pad
-from rlhf.config import GenerationConfig
+from rlhf.config import GenerationConfig, Recipe
 from rlhf.generation.native import NativeGenerator
 from rlhf.packing import accept
 from stages.bench.endings import Endings
@@ -30,7 +31,13 @@ def main(load: Load, bfloat16: bool, device: torch.device, side: str) -> None:
     turns = Turns()
     policy = models(load).policy.to(device).eval()
     facts = {"checksum": checksum(policy), "tokens": sum(load.lengths()), "version": transformers.__version__}
-    sample = (ours if side == "rlhf" else theirs)(policy, load, bfloat16, device)
+    recipe = Recipe.model_validate_json(json.dumps(load.recipe)) if load.recipe else None
+    config = recipe.ppo.generation if recipe else GenerationConfig(max_new_tokens=load.response_length)
+    if side == "rlhf":
+        accept(policy)
+    if recipe and recipe.model.lora:
+        policy = add_lora(policy, recipe.model.lora, "policy").to(device)
+    sample = (ours if side == "rlhf" else theirs)(policy, load, config, bfloat16, device)
     turns.ready(**facts, flops={"generation": flops(load)["generation"]})
     going_on, number = True, 0
     while going_on:
@@ -41,12 +48,13 @@ def main(load: Load, bfloat16: bool, device: torch.device, side: str) -> None:
         going_on = turns.done(time.perf_counter() - started, response_tokens=sampled)
 
 
-def ours(policy: Any, load: Load, bfloat16: bool, device: torch.device) -> Callable[[int], int]:
+def ours(
+    policy: Any, load: Load, config: GenerationConfig, bfloat16: bool, device: torch.device
+) -> Callable[[int], int]:
     """The sampler of PPO; how many tokens it sampled."""
-    accept(policy)
     limits, prompts = load.lengths(), load.prompts()
     # No token ends a response, for a random model may sample any: its length does, as on the other side.
-    generator = NativeGenerator(policy, NEVER, PAD, GenerationConfig(max_new_tokens=load.response_length), bfloat16)
+    generator = NativeGenerator(policy, NEVER, PAD, config, bfloat16)
     generator.limits = dict(enumerate(limits))
     rows = range(load.batch)
 
@@ -56,7 +64,9 @@ def ours(policy: Any, load: Load, bfloat16: bool, device: torch.device) -> Calla
     return sample
 
 
-def theirs(policy: Any, load: Load, bfloat16: bool, device: torch.device) -> Callable[[int], int]:
+def theirs(
+    policy: Any, load: Load, config: GenerationConfig, bfloat16: bool, device: torch.device
+) -> Callable[[int], int]:
     """`generate` with the whole batch at once; what ends its responses writes two columns of the scores a token."""
     tokens, mask = (part.to(device) for part in pad(load.prompts(), PAD, "left"))
     endings = Endings(load)
@@ -70,6 +80,8 @@ def theirs(policy: Any, load: Load, bfloat16: bool, device: torch.device) -> Cal
                 attention_mask=mask.long(),
                 do_sample=True,
                 top_k=0,
+                temperature=config.temperature,
+                top_p=config.top_p,
                 max_new_tokens=load.response_length,
                 logits_processor=LogitsProcessorList([endings]),
             )

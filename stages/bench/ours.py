@@ -1,4 +1,4 @@
-"""One side of `rlhf bench ppo`: steps of our PPO on models of a size, by the code that trains.
+"""One side of `rlhf bench ppo`: steps of our PPO on models of a size, or of a recipe's, by the code that trains.
 
 python -m stages.bench.ours '{"size": "15M", ...}' [float32 | bfloat16] [cpu | cuda]
 """
@@ -9,23 +9,32 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForTokenClassification
 
 from reward_models.scoring import RewardModel
-from rlhf.config import GenerationConfig, ParallelismConfig, PpoConfig
-from rlhf.engine.choice import build
-from rlhf.engine.optimizer import OptimizerOptions
+from rlhf.adapters import AdapterOff
+from rlhf.config import GenerationConfig, ModelConfig, PpoConfig, Recipe
+from rlhf.devices import settled_recipe
+from rlhf.engine import Engine
+from rlhf.engine.choice import build, sharding_of
 from rlhf.generation.native import NativeGenerator
+from rlhf.heads import token_classifier
+from rlhf.offload import offloaded_models
 from rlhf.packing import accept
 from rlhf.ppo.experience import Actors, collect
 from rlhf.ppo.targets import find_targets
 from rlhf.ppo.update import update
-from stages.bench.load import NEVER, PAD, PROMPT_TOKENS, STOP, Load, checksum, flops, fresh, models
+from rlhf.trunk import PolicyWithValueHead
+from stages.bench.load import NEVER, PAD, STOP, Load, checksum, flops, fresh, models
 from stages.bench.turns import Turns
+from stages.cast import optimizer_options
+from stages.command import quiet_libraries
+from stages.critic import learning
+from stages.frozen import freeze
 
 
 class Tokens:
@@ -45,13 +54,14 @@ class Tokens:
         return ""
 
 
-def main(load: Load, dtype: str, device: torch.device) -> None:
+def main(load: Load, dtype: str) -> None:
     """Take turns until told to end."""
+    quiet_libraries()
     torch.set_num_threads(load.threads)
     turns = Turns()
     made = models(load)
     facts = {"checksum": checksum(made.policy), "tokens": load.tokens()}
-    step = prepare(load, made, dtype == "bfloat16", device, turns)
+    step = prepare(load, made, dtype, turns)
     del made
     gc.collect()
     turns.ready(**facts, flops=flops(load))
@@ -63,45 +73,53 @@ def main(load: Load, dtype: str, device: torch.device) -> None:
         going_on = turns.done(time.perf_counter() - started, response_tokens=sampled)
 
 
-def prepare(load: Load, made: Any, bfloat16: bool, device: torch.device, turns: Turns) -> Any:
+def recipe_of(load: Load, dtype: str) -> Recipe:
+    """The recipe that is measured, or what a load's own options say as one; nothing in it is `auto`."""
+    if load.recipe is not None:
+        recipe = Recipe.model_validate_json(json.dumps(load.recipe))
+    else:
+        model = ModelConfig.model_validate({"dtype": dtype, "attention": "sdpa", "activation_checkpointing": False})
+        ppo = PpoConfig(
+            prompts_per_step=load.batch // load.responses_per_prompt,
+            responses_per_prompt=load.responses_per_prompt,
+            generation=GenerationConfig(max_new_tokens=load.response_length),
+            epochs=load.ppo_epochs,
+            minibatches=1,
+            micro_batch_tokens=load.micro * (load.prompt_tokens[1] + load.response_length),
+            learning_rate=1e-5,
+        )
+        recipe = Recipe(model=model, ppo=ppo)
+    return settled_recipe(recipe, "ppo", load.shape)
+
+
+def prepare(load: Load, made: Any, dtype: str, turns: Turns) -> Callable[[int], int]:
     """What makes one step, as stages/ppo.py does: it gives the number of tokens sampled."""
-    policy, reference, reward = (model.to(device) for model in made[:3])
-    value = fresh(AutoModelForTokenClassification, made.value.config).to(device)
-    value.model.load_state_dict(made.value.model.state_dict())
-    for module in value.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for model in (reference, reward):
-        model.eval().requires_grad_(False)
-        for parameter in model.parameters() if bfloat16 else ():  # buffers stay, as in stages/frozen.py
-            parameter.data = parameter.data.to(torch.bfloat16)
-    for model in (policy, reference, reward, value):
+    recipe = recipe_of(load, dtype)
+    config, bfloat16, parallelism = recipe.ppo, recipe.model.dtype == "bfloat16", recipe.parallelism_of("ppo")
+    sharding, moved = sharding_of(parallelism), parallelism.strategy != "ddp"
+    base, reference, reward = made[:3]
+    for model in (base, reference, reward):
         accept(model)
-    tokens, limits = Tokens(load.prompts()), load.lengths()
-    generation = GenerationConfig(max_new_tokens=load.response_length)
-    config = PpoConfig(
-        prompts_per_step=load.batch,
-        generation=generation,
-        epochs=load.ppo_epochs,
-        minibatches=1,
-        micro_batch_tokens=load.micro * (PROMPT_TOKENS[1] + load.response_length),
-    )
+    # The order of stages/cast.py, which loads what is made here.
+    reward = freeze(reward, recipe, sharding, scores=True)
+    policy = learning(base, recipe, "policy", moved)
+    frozen = AdapterOff(policy) if recipe.model.lora else freeze(reference, recipe, sharding)
+    trunk = PolicyWithValueHead(policy) if config.has_value and not config.has_critic else None
+    engine = build(trunk or policy, optimizer_options(recipe, "policy"), parallelism, sharding)
+    value: Engine | None = engine if trunk else None
+    if config.has_critic:
+        critic = learning(critic_of(made.value, recipe), recipe, "value", moved)
+        value = build(critic, optimizer_options(recipe, "value"), parallelism, sharding)
+    tokens = Tokens(load.prompts())
     # No token ends a response, for a random model may sample any: its length does, as on the other side.
-    generator = NativeGenerator(policy, NEVER, PAD, generation, bfloat16)
-    generator.limits = dict(enumerate(limits))
+    generator = NativeGenerator(policy, NEVER, PAD, config.generation, bfloat16)
+    generator.limits = dict(enumerate(load.lengths()))
     generator.sample = turns.timed("generation", generator.sample)  # type: ignore[method-assign]
-    options = OptimizerOptions(
-        learning_rate=1e-5,
-        learning_rate_end=1.0,
-        warmup_steps=0,
-        total_steps=1,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        bfloat16=bfloat16,
-    )
-    engines = [build(model, options, ParallelismConfig(processes=1), None) for model in (policy, value)]
     scorer: Any = RewardModel(reward, tokens, config.micro_batch_tokens)  # type: ignore[arg-type]
-    actors = Actors(policy, reference, value, generator, scorer, tokens, bfloat16)  # type: ignore[arg-type]
+    values, lockstep = value.module if value else None, sharding is not None
+    of = {"reference": [frozen], "reward": [reward]}
+    away = {role: offloaded_models(of[role]) for role in of if role in config.offload}
+    actors = Actors(policy, frozen, values, generator, scorer, tokens, bfloat16, lockstep, away)  # type: ignore[arg-type]
     rows = list(range(load.batch))
 
     def step(number: int) -> int:
@@ -109,12 +127,24 @@ def prepare(load: Load, made: Any, bfloat16: bool, device: torch.device, turns: 
             experience, _ = collect(rows, rows, actors, config, (load.seed, number))  # type: ignore[arg-type]
         turns.phases["scoring"] = turns.phases.pop("collecting") - turns.phases["generation"]
         with turns.phase("training"):
-            targets = find_targets(experience, config, 0.05, None)
-            update(engines[0], engines[1], experience, targets, config, (load.seed, number))
+            targets = find_targets(experience, config, config.kl.coef, None)
+            update(engine, value, experience, targets, config, (load.seed, number))
         return int(experience.mask.sum())
 
     return step
 
 
+def critic_of(classifier: Any, recipe: Recipe) -> nn.Module:
+    """A value model with a sequence classifier's trunk."""
+    critic = fresh(token_classifier(classifier.config), classifier.config, recipe.model.attention)
+    trunk = classifier.base_model_prefix
+    getattr(critic, trunk).load_state_dict(getattr(classifier, trunk).state_dict())
+    for module in critic.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    accept(critic)
+    return critic  # type: ignore[no-any-return]
+
+
 if __name__ == "__main__":
-    main(Load(**json.loads(sys.argv[1])), sys.argv[2], torch.device(sys.argv[3]))
+    main(Load(**json.loads(sys.argv[1])), sys.argv[2])

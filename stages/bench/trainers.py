@@ -27,9 +27,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reward_models.trainer import BradleyTerryTrainer
+from rlhf.adapters import add_lora
+from rlhf.config import ModelConfig, Recipe
+from rlhf.devices import settled_recipe
 from rlhf.packing import accept
-from stages.bench.load import PAD, Examples, checksum, models, of_body, of_head
-from stages.bench.sizes import SIZES
+from stages.bench.load import PAD, Examples, checksum, models
 from stages.bench.turns import Turns
 from stages.bench.words import tokenizer
 from stages.supervised import IGNORED, SupervisedTrainer
@@ -62,7 +64,9 @@ def main(load: Examples, bfloat16: bool, device: torch.device, stage: str, side:
     """Take turns until told to end."""
     torch.set_num_threads(load.threads)
     turns = Turns()
-    arguments = {
+    recipe = Recipe.model_validate_json(json.dumps(load.recipe)) if load.recipe else None
+    again = recipe is not None and settled_recipe(recipe, stage, load.shape).model.activation_checkpointing
+    arguments: dict[str, Any] = {
         "output_dir": tempfile.gettempdir(),  # the launcher's own
         "per_device_train_batch_size": load.micro,
         "gradient_accumulation_steps": load.batch // load.micro,
@@ -73,7 +77,7 @@ def main(load: Examples, bfloat16: bool, device: torch.device, stage: str, side:
         "save_strategy": "no",
         "use_cpu": device.type == "cpu",
         "bf16": bfloat16,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": again,
         "disable_tqdm": True,
         "seed": load.seed,
         **({"remove_unused_columns": False} if side == "rlhf" else {}),
@@ -87,17 +91,15 @@ def supervised(load: Examples, side: str, arguments: dict[str, Any], turns: Turn
         {"input_ids": tokens, "labels": [IGNORED] * (len(tokens) // 2) + tokens[len(tokens) // 2 :]}
         for tokens in load.sequences(load.batch)
     ]
-    model = models(load).policy.to(device)
+    model = adapted(models(load).policy.to(device), load, side, "policy")
     learned = sum(label != IGNORED for row in rows for label in row["labels"])
     tokens = sum(len(row["input_ids"]) for row in rows)
-    useful = 3 * (of_body(load.size) * tokens + of_head(load.size) * learned)
-    if side == "rlhf":
-        accept(model)
+    useful = load.trained * (load.of_body * tokens + load.of_head * learned)
     return (SupervisedTrainer if side == "rlhf" else SFTTrainer)(
         model=model,
         args=SFTConfig(**arguments, max_length=None),
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer(SIZES[load.size][-1]),
+        processing_class=tokenizer(load.shape.vocabulary),
         callbacks=[Watch(turns, facts_of(model, tokens, useful))],
     )
 
@@ -109,19 +111,26 @@ def preferences(load: Examples, side: str, arguments: dict[str, Any], turns: Tur
         {"chosen_ids": chosen, "rejected_ids": rejected, "target": 1.0, "weight": 1.0}
         for chosen, rejected in zip(sequences[::2], sequences[1::2], strict=True)
     ]
-    model = models(load).reward.to(device)
+    model = adapted(models(load).reward.to(device), load, side, "reward")
     tokens = sum(map(len, sequences))
     options = {
         "args": RewardConfig(**arguments, max_length=None),
         "train_dataset": Dataset.from_list(rows),
-        "processing_class": tokenizer(SIZES[load.size][-1]),
-        "callbacks": [Watch(turns, facts_of(model, tokens, 3 * of_body(load.size) * tokens))],
+        "processing_class": tokenizer(load.shape.vocabulary),
+        "callbacks": [Watch(turns, facts_of(model, tokens, load.trained * load.of_body * tokens))],
     }
     if side == "trl":
         options["train_dataset"] = options["train_dataset"].remove_columns(["target", "weight"])
         return RewardTrainer(model=model, **options)
-    accept(model)
     return BradleyTerryTrainer(model=model, pad_id=PAD, label_smoothing=0.0, center=0.0, **options)
+
+
+def adapted(model: Any, load: Examples, side: str, role: str) -> Any:
+    """Packing on our side, with adapters where the recipe has them."""
+    if side == "rlhf":
+        accept(model)
+    lora = ModelConfig.model_validate(load.recipe["model"]).lora if load.recipe else None
+    return add_lora(model, lora, role) if lora else model
 
 
 MAKERS: dict[str, Callable[..., Any]] = {"sft": supervised, "reward": preferences}

@@ -25,7 +25,6 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer  # type: ign
 
 from stages.bench.endings import Endings
 from stages.bench.load import PAD, Load, Models, checksum, models
-from stages.bench.sizes import SIZES
 from stages.bench.turns import Turns
 from stages.bench.words import tokenizer
 
@@ -101,7 +100,7 @@ def trainer(load: Load, made: Models, folder: Path, watch: Any) -> Any:
     rows = Dataset.from_list([{"input_ids": prompt} for prompt in load.prompts()])
     return PPOTrainer(
         args=config,
-        processing_class=tokenizer(SIZES[load.size][-1]),
+        processing_class=tokenizer(load.shape.vocabulary),
         model=made.policy,
         ref_model=made.reference,
         reward_model=made.reward,
