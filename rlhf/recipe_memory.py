@@ -64,7 +64,7 @@ def computation(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) ->
     return Computation(
         bfloat16=model.dtype == "bfloat16",
         checkpointing=model.activation_checkpointing is True,
-        packed=shape.packs and model.attention in ("auto", "sdpa") and not wrapped,
+        packed=shape.packs and model.attention != "eager" and not wrapped,
         lora_rank=lora.rank if lora else None,
         quantization=lora.quantization if lora else None,
         processes=processes,
