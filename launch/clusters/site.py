@@ -39,6 +39,7 @@ class Site(Section):
     setup: list[str] = []  # shell lines before anything else on a node: module load cuda, source env/bin/activate
     environment: dict[str, str] = {}  # of every process; no secrets: they come from the environment
     network: Network = Network()
+    ssh: list[str] = []  # options of ssh: [-i, key], [-F, config]; torchrun and deepspeed over hosts
 
 
 def read_site(path: Path | None) -> Site:
