@@ -14,7 +14,7 @@ from pathlib import Path
 from rlhf.errors import ConfigError
 
 LOCALHOST = "localhost"
-_HOST = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>\w[\w.-]*)(?::(?P<port>\d{1,5}))?")
+_HOST = re.compile(r"(?:(?P<user>\w[\w.-]*)@)?(?P<host>\w[\w.-]*)(?::(?P<port>\d{1,5}))?")
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,13 @@ class Local:
             elif alive:
                 found.append(StageState(stage, "waiting" if begun else "running", "" if begun else told(submission)))
                 begun = True
+            elif begun:
+                found.append(StageState(stage, "stopped", "not begun"))
             elif code is None:
                 found.append(StageState(stage, "lost", f"its process on {submission.facts['host']} is gone"))
+                begun = True
             else:
+                begun = True
                 stopped = code in (*RESUMABLE_CODES, 0)
                 found.append(StageState(stage, "stopped" if stopped else "failed", f"exit code {code}"))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from stages.lineage import is_current
 
 COMMANDS = "start.sh"
 LOOK_SECONDS = 0.5
+TOKEN = "RLHF_GENERATION_TOKEN"
 ENDS_SECONDS = 90.0  # beside the grace period: until supervisors have ended
 
 
@@ -35,28 +37,18 @@ class OverSSH:
         self.name = name
 
     def check(self, spec: RunSpec, site: Site) -> None:
-        """Raise ConfigError where the hostfile does not give what is asked for."""
-        problems: list[str] = []
-        for job in spec.jobs:
-            apart = sum(role.nodes for role in job.servers if not role.colocated)
-            wanted = job.trainer.nodes + apart
-            if wanted > len(spec.hosts):
-                beside = f", {apart} of them generators" if apart else ""
-                given = "name more in --hosts, or lower --nodes"
-                problems.append(f"{job.stage}: {wanted} nodes{beside}, and there are {len(spec.hosts)} hosts; {given}")
-            for host in spec.hosts[: job.trainer.nodes]:
-                if host.slots is not None and job.trainer.processes > host.slots:
-                    problems.append(
-                        f"{job.stage}: {job.trainer.processes} processes on each node, and {host.name} has "
-                        f"slots={host.slots}; lower --gpus or --processes"
-                    )
+        """Raise ConfigError where this machine, if it is the one, has too few GPUs, or a token is missing."""
+        open_to_others = any(
+            role.name == "generator" and not role.colocated for job in spec.jobs for role in job.servers
+        )
+        if open_to_others and not os.environ.get(TOKEN):
+            raise ConfigError(f"--generators: servers on other nodes want a token; set {TOKEN} to a secret of your own")
         if spec.hosts[0].name == LOCALHOST and (gpus := _most_gpus(spec)) > visible_gpus():
-            problems.append(f"--gpus={gpus}: this machine has {visible_gpus()}; use at most as many")
-        if problems:
-            raise ConfigError(*dict.fromkeys(problems))
+            raise ConfigError(f"--gpus={gpus}: this machine has {visible_gpus()}; use at most as many")
 
     def render(self, spec: RunSpec, site: Site) -> Sequence[Rendered]:
-        """What every node does, and the command lines that start them."""
+        """What every node does, and the command lines that start them; ConfigError where the hosts are too few."""
+        _require_hosts(spec)
         plan = itinerary(self.name, spec, site)
         lines = [
             f"{shlex.join(command_on(host, plan.start[node], 'start', plan.ssh))}\n"
@@ -153,6 +145,26 @@ class OverSSH:
                 return [f"{order.stage}: stopped ({order.told})" if order.stage else "stopped"]
             time.sleep(LOOK_SECONDS)
         raise ConfigError(f"{run}: asked to stop, and still running after {grace + ENDS_SECONDS:g} s; see rlhf status")
+
+
+def _require_hosts(spec: RunSpec) -> None:
+    """Raise ConfigError where the hostfile does not give what is asked for."""
+    problems: list[str] = []
+    for job in spec.jobs:
+        apart = sum(role.nodes for role in job.servers if not role.colocated)
+        wanted = job.trainer.nodes + apart
+        if wanted > len(spec.hosts):
+            beside = f", {apart} of them generators" if apart else ""
+            given = "name more in --hosts, or lower --nodes"
+            problems.append(f"{job.stage}: {wanted} nodes{beside}, and there are {len(spec.hosts)} hosts; {given}")
+        for host in spec.hosts[: job.trainer.nodes]:
+            if host.slots is not None and job.trainer.processes > host.slots:
+                problems.append(
+                    f"{job.stage}: {job.trainer.processes} processes on each node, and {host.name} has "
+                    f"slots={host.slots}; lower --gpus or --processes"
+                )
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
 
 
 def _problem(answer: Answer, spec: RunSpec, content: str) -> str | None:

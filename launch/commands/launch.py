@@ -29,6 +29,7 @@ from rlhf.store.unfinished import is_held
 from stages import preflight
 from stages.lineage import STAGES, is_current, used_by
 
+BY_SSH = ("torchrun", "deepspeed")
 UNDER_WAY = ("running", "waiting")
 
 
@@ -90,6 +91,8 @@ def launch(
     """
     scheduler, its_site = find_scheduler(on), read_site(site)
     stages = Selection(first, last).stages
+    if hosts and on not in BY_SSH:
+        raise ConfigError(f"--hosts={hosts}: {on} reaches no hosts; leave it out, or use --on torchrun")
     wanted = Wanted(
         stages=tuple(stages),
         nodes=nodes,
@@ -188,15 +191,14 @@ def carry_out(
     command: Sequence[str],
 ) -> Submission:
     """Write what is to be submitted, submit it and keep what was; where that fails nothing of it stays."""
-    existed = [path for path in (spec.run, spec.run / FOLDER) if path.exists()]
+    made = [path for path in (spec.run.parent, spec.run, spec.run / FOLDER) if not path.exists()]
     write_recipe(recipe, spec.run)
     folder = write_rendered(spec.run, rendered)
     try:
         submission = replace(scheduler.submit(spec, site, rendered, folder), command=tuple(command))
     except BaseException:
-        for path in (spec.run, folder):
-            if path not in existed:
-                shutil.rmtree(path, ignore_errors=True)
+        if made:
+            shutil.rmtree(made[0], ignore_errors=True)
         raise
     write_submission(spec.run, submission)
     return submission
