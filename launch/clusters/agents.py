@@ -43,7 +43,7 @@ def deepspeed(spec: RunSpec, job: JobSpec, site: Site, node: int) -> list[str]:
         *(python, "-P", "-m", "deepspeed.launcher.runner"),
         *("--hostfile", str(spec.run / FOLDER / hostfile_name(job)), "--no_ssh", "--node_rank", str(node)),
         *("--master_addr", spec.hosts[0].address, "--master_port", str(site.network.port)),
-        *("--no_local_rank", "--enable_each_rank_log", str(rank_logs(spec.run, job.stage))),
+        *("--log_level", "warning", "--no_local_rank", "--enable_each_rank_log", str(rank_logs(spec.run, job.stage))),
         *("--module", *rest),
     ]
 

@@ -22,6 +22,7 @@ class Watch:
     def __init__(self, records: Records, nodes: int) -> None:
         self.records = records
         self.counts: dict[int, tuple[int, int]] = {}  # pid and count, by node
+        self.changed: set[int] = set()  # nodes of which there was more than a file that somebody left
         self.quiet = dict.fromkeys(range(nodes), 0)  # looks in which neither has changed
 
     def look(self) -> None:
@@ -30,6 +31,8 @@ class Watch:
             record = self.records.record(node)
             seen = (record.pid, record.count) if record else None
             if seen and seen != self.counts.get(node):
+                if node in self.counts:
+                    self.changed.add(node)
                 self.counts[node] = seen
                 self.quiet[node] = 0
             else:
@@ -42,8 +45,8 @@ class Watch:
 
     @property
     def living(self) -> set[int]:
-        """The others, as far as they have ever given one."""
-        return self.counts.keys() - self.silent
+        """The others, as far as one has come while we looked."""
+        return self.changed - self.silent
 
 
 class Rescue:

@@ -83,6 +83,7 @@ class RunSpec:
     directory: Path  # where commands are started: relative paths of the recipe begin here
     jobs: tuple[JobSpec, ...]
     secrets: tuple[str, ...] = SECRETS  # names of environment variables
+    command: tuple[str, ...] = ()  # the arguments of `rlhf launch` that submit it once more
     hosts: tuple[Host, ...] = ()  # of schedulers that reach them by ssh: trainers first, then servers
 
     def job(self, stage: str) -> JobSpec:

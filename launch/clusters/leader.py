@@ -19,7 +19,7 @@ from rlhf.store.unfinished import hold, is_held
 from stages.lineage import is_current
 
 AFTER_END_SECONDS = 10.0  # what others get once one node has ended badly: they lose their connection to it
-LOST = 137  # the code of a node that has fallen silent
+LOST = 137  # the code of a node that has fallen silent, or whose supervisor is another now
 
 Steps = Generator[None, None, None]  # each step is one look; between two of them time passes
 

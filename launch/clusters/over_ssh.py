@@ -18,7 +18,7 @@ from launch.clusters.records import Records
 from launch.clusters.scheduler import Rendered, StageState, Submission
 from launch.clusters.site import Site
 from launch.clusters.ssh import Answer, ask, command_on
-from launch.clusters.submission import FOLDER, LOGS
+from launch.clusters.submission import FOLDER, LOGS, SUBMISSION, write_submission
 from launch.local import visible_gpus
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
@@ -68,16 +68,19 @@ class OverSSH:
         if problems:
             raise ConfigError(*problems)
         Records(spec.run).forget()
+        facts = {"hosts": " ".join(host.name for host in plan.hosts)}
+        stages = tuple(job.stage for job in spec.jobs)
+        ids = {job.stage: f"{job.trainer.nodes} x {job.trainer.processes}" for job in spec.jobs}
+        submission = Submission(
+            self.name, spec.name, str(spec.directory), stages, time.time(), spec.command, ids=ids, facts=facts
+        )
+        write_submission(spec.run, submission)  # first: who is killed behind this has nodes that others can find
         answers = ask(plan, nodes, "start")
         if failed := [answer.problem for answer in answers if answer.problem]:
             ask(plan, [node for node in nodes if not answers[node].problem], "stop")
+            (folder / SUBMISSION).unlink()
             raise ConfigError(*failed)
-        hosts = " ".join(host.name for host in plan.hosts)
-        stages = tuple(job.stage for job in spec.jobs)
-        ids = {job.stage: f"{job.trainer.nodes} x {job.trainer.processes}" for job in spec.jobs}
-        return Submission(
-            self.name, spec.name, str(spec.directory), stages, time.time(), (), ids=ids, facts={"hosts": hosts}
-        )
+        return submission
 
     def states(self, submission: Submission, run: Path) -> list[StageState]:
         """By what its nodes say, and by what stands."""
@@ -204,7 +207,9 @@ def told_of(plan: Itinerary, records: Records, stage: str, living: set[int]) -> 
     order = records.order()
     leg = plan.leg(stage)
     away = ", ".join(plan.hosts[node].name for node in sorted(leg.nodes - living))
+    why = {record.told for node in living if (record := records.record(node)) and record.told}
+    missing = f"{away} gives no sign ({'; '.join(sorted(why)) or 'it is started again'})" if away else ""
     if order.stage != stage or order.do == "wait":
-        return f"waits for {away}" if away else "begins"
+        return missing or "begins"
     told = f"attempt {order.attempt} on {', '.join(plan.hosts[node].name for node in sorted(leg.nodes))}"
-    return told + (f"; {away} gives no sign" if away else "")
+    return f"{told}; {missing}" if missing else told

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from launch.clusters.company import TICK_SECONDS, Rescue, Watch
 from launch.clusters.itinerary import Itinerary, Leg
-from launch.clusters.leader import Leader
+from launch.clusters.leader import LOST, Leader
 from launch.clusters.processes import Agent, Running, adopt_orphans
 from launch.clusters.records import Order, Record, Records
 from launch.clusters.submission import FOLDER, LOGS
@@ -49,6 +49,7 @@ class Supervisor:
         self.rescue = Rescue(plan)
         self.mine = Record(node, socket.gethostname(), os.getpid(), 0, 0)
         self.writing = threading.Lock()
+        self._take_over()
 
     def loop(self) -> None:
         """Until there is nothing more to do."""
@@ -73,6 +74,12 @@ class Supervisor:
         finally:
             self._end(0)
             self.rescue.close()
+
+    def _take_over(self) -> None:
+        """Say of an order that a predecessor was to carry out that it is over: what it had started is gone with it."""
+        self.order = self.records.order()
+        if self.order.do == "run" and self.node in self.plan.leg(self.order.stage).nodes:
+            self.mine = replace(self.mine, order=self.order.number, state="ended", code=LOST)
 
     def _cancel(self, number: int, frame: FrameType | None) -> None:
         self.records.cancel(f"{signal.Signals(number).name} on {self.name}")

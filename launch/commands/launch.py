@@ -118,8 +118,8 @@ def launch(
         return
     require_free(run)
     scheduler.check(spec, its_site)
-    command = typed(run, on, wanted, hosts, site)
-    submission = carry_out(scheduler, resolved, spec, rendered, its_site, command)
+    spec = replace(spec, command=tuple(typed(run, on, wanted, hosts, site)))
+    submission = carry_out(scheduler, resolved, spec, rendered, its_site)
     if as_json:
         typer.echo(json.dumps({"run": str(run), **asdict(submission)}, indent=2))
         return
@@ -188,14 +188,13 @@ def carry_out(
     spec: RunSpec,
     rendered: Sequence[Rendered],
     site: Site,
-    command: Sequence[str],
 ) -> Submission:
     """Write what is to be submitted, submit it and keep what was; where that fails nothing of it stays."""
     made = [path for path in (spec.run.parent, spec.run, spec.run / FOLDER) if not path.exists()]
     write_recipe(recipe, spec.run)
     folder = write_rendered(spec.run, rendered)
     try:
-        submission = replace(scheduler.submit(spec, site, rendered, folder), command=tuple(command))
+        submission = replace(scheduler.submit(spec, site, rendered, folder), command=spec.command)
     except BaseException:
         if made:
             shutil.rmtree(made[0], ignore_errors=True)
