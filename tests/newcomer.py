@@ -69,7 +69,7 @@ def write_prompts(path: Path) -> None:
 
 
 # The names that the pages use for a reader's own files.
-FILES: dict[str, Callable[[Path], None]] = {
+FILES: dict[str, Callable[[Path], object]] = {
     "demonstrations.jsonl": lambda path: write_lines(path, demonstrations()),
     "own.jsonl": lambda path: write_lines(path, demonstrations()),
     "own.csv": write_csv,
@@ -77,6 +77,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "prompts.jsonl": lambda path: write_lines(path, ({"prompt": prompt.text} for prompt in PROMPTS)),
     "prompts.parquet": write_prompts,
     "votes": write_votes,
+    "hosts": lambda path: path.write_text("node-1 slots=8\nme@node-2:2222 slots=8 address=10.0.0.2\n"),
     "votes.jsonl": lambda path: write_lines(path, preferences(0)),
 }
 # And for their models: what of the tiny run stands in for each.

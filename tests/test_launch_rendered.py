@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from documentation import split
 
 from launch.clusters.hosts import HERE, Host, read_hosts
 from launch.clusters.itinerary import ITINERARY, itinerary, read_itinerary
 from launch.clusters.job import RunSpec
 from launch.clusters.network import network_environment
 from launch.clusters.schedulers import MODULES, find_scheduler
-from launch.clusters.site import Network, Site
+from launch.clusters.site import Network, Site, read_site
 from launch.clusters.specification import ADDRESSES, Wanted, nodes_of, specify, with_generators
 from rlhf.config import Recipe
 from rlhf.errors import ConfigError
@@ -154,6 +155,14 @@ def test_a_network_is_said_by_the_site_alone() -> None:
     assert not {"NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_IB_DISABLE"} & network_environment(Site()).keys()
     off = network_environment(Site(network=Network(infiniband="off", flight_recorder=False)))
     assert off["NCCL_IB_DISABLE"] == "1" and off["TORCH_FR_BUFFER_SIZE"] == "0"
+
+
+def test_the_site_file_of_the_documentation(tmp_path: Path) -> None:
+    blocks = split(Path(__file__).parents[1] / "docs" / "clusters.md")[0]
+    (text,) = (block.text for block in blocks if block.text.startswith("python: "))
+    (tmp_path / "site.yaml").write_text(text)
+    site = read_site(tmp_path / "site.yaml")
+    assert site.network.interface == "ib0" and site.ssh == ["-i", "~/.ssh/cluster"]
 
 
 def test_no_secret_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,9 @@ class Supervisor:
     def _take_over(self) -> None:
         """Say of an order that a predecessor was to carry out that it is over: what it had started is gone with it."""
         self.order = self.records.order()
+        self.mine = replace(self.mine, order=self.order.number)
         if self.order.do == "run" and self.node in self.plan.leg(self.order.stage).nodes:
-            self.mine = replace(self.mine, order=self.order.number, state="ended", code=LOST)
+            self.mine = replace(self.mine, state="ended", code=LOST)
 
     def _cancel(self, number: int, frame: FrameType | None) -> None:
         self.records.cancel(f"{signal.Signals(number).name} on {self.name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -196,8 +197,11 @@ def carry_out(
     try:
         submission = replace(scheduler.submit(spec, site, rendered, folder), command=spec.command)
     except BaseException:
-        if made:
-            shutil.rmtree(made[0], ignore_errors=True)
+        for path in (path for path in made if path != spec.run.parent):
+            shutil.rmtree(path, ignore_errors=True)
+        if spec.run.parent in made:
+            with suppress(OSError):  # somebody else's run is in it by now
+                spec.run.parent.rmdir()
         raise
     write_submission(spec.run, submission)
     return submission
