@@ -22,6 +22,7 @@ from launch.clusters.submission import FOLDER, LOGS, SUBMISSION, write_submissio
 from launch.local import visible_gpus
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
+from rlhf.store.unfinished import is_held
 from stages.lineage import is_current
 
 COMMANDS = "start.sh"
@@ -103,7 +104,7 @@ class OverSSH:
             elif begun:
                 found.append(StageState(stage, "waiting", ""))
             else:
-                found.append(StageState(stage, "running", told_of(plan, records, stage, living)))
+                found.append(StageState(stage, "running", told_of(plan, run, stage, living)))
                 begun = True
         return found
 
@@ -202,14 +203,15 @@ def _most_gpus(spec: RunSpec) -> int:
     return max(gpus_of(spec, node) for node in range(len(spec.hosts)))
 
 
-def told_of(plan: Itinerary, records: Records, stage: str, living: set[int]) -> str:
+def told_of(plan: Itinerary, run: Path, stage: str, living: set[int]) -> str:
     """Where a stage that has begun is."""
+    records = Records(run)
     order = records.order()
     leg = plan.leg(stage)
     away = ", ".join(plan.hosts[node].name for node in sorted(leg.nodes - living))
     why = {record.told for node in living if (record := records.record(node)) and record.told}
     missing = f"{away} gives no sign ({'; '.join(sorted(why)) or 'it is started again'})" if away else ""
     if order.stage != stage or order.do == "wait":
-        return missing or "begins"
+        return missing or (f"waits until {run / stage} is in use no more" if is_held(run / stage) else "begins")
     told = f"attempt {order.attempt} on {', '.join(plan.hosts[node].name for node in sorted(leg.nodes))}"
     return f"{told}; {missing}" if missing else told

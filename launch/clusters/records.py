@@ -13,7 +13,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,6 +21,7 @@ from launch.clusters.submission import FOLDER
 
 Do = Literal["wait", "run", "stop", "end"]
 T = TypeVar("T")
+READS = 5  # of one file, before it counts as damaged
 WATCHED_SECONDS = 3.0  # longer than two beats, for one who looks only once
 
 
@@ -100,8 +100,13 @@ class Records:
 
 
 def _read(path: Path, made: Callable[[Any], T]) -> T | None:
-    with suppress(OSError, ValueError, TypeError):
-        return made(json.loads(path.read_text(encoding="utf-8")))
+    for _ in range(READS):
+        try:
+            return made(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):  # of network file systems, for a moment while it is replaced
+            time.sleep(0.1)
     return None
 
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from launch.clusters.company import TICK_SECONDS, Rescue, Watch
 from launch.clusters.itinerary import Itinerary, Leg
-from launch.clusters.leader import LOST, Leader
+from launch.clusters.leader import LOST, Leader, Steps
 from launch.clusters.processes import Agent, Running, adopt_orphans
 from launch.clusters.records import Order, Record, Records
 from launch.clusters.submission import FOLDER, LOGS
@@ -57,13 +57,16 @@ class Supervisor:
         for number in STOP:
             signal.signal(number, self._cancel)
         threading.Thread(target=self._beat, daemon=True).start()
-        steps = Leader(self.run, self.plan, self.records, self.watch).lead() if self.node == 0 else None
+        steps = self._lead()
         try:
             while self.order.do != "end" and self.records.folder.is_dir():
                 self._tick()
                 self.watch.look()
-                if steps:
+                try:
                     next(steps, None)
+                except OSError as error:  # of the shared folder
+                    print(f"{error}; trying again", flush=True)
+                    steps = self._lead()
                 if self.records.cancelled:
                     if 0 in self.watch.silent:  # who would order the end is not there
                         self._end(self.order.seconds)
@@ -74,6 +77,11 @@ class Supervisor:
         finally:
             self._end(0)
             self.rescue.close()
+
+    def _lead(self) -> Steps:
+        """The first node's orders; of the others nothing."""
+        if self.node == 0:
+            yield from Leader(self.run, self.plan, self.records, self.watch).lead()
 
     def _take_over(self) -> None:
         """Say of an order that a predecessor was to carry out that it is over: what it had started is gone with it."""
@@ -102,7 +110,7 @@ class Supervisor:
     def _tick(self) -> None:
         """Take up a new order, or see how far the present one is."""
         order = self.records.order()
-        if order.number != self.order.number:
+        if order.number > self.order.number:
             self._end(order.seconds)
             self.order = order
             leg = self.plan.leg(order.stage) if order.do == "run" else None
