@@ -77,6 +77,8 @@ def test_a_host_that_cannot_be_reached_is_a_line_and_leaves_nothing(tmp_path: Pa
         (["--from", "ppo", "--until", "sft"], "--from ppo comes after --until sft"),
         (["--on", "torchrun", "--processes", "1", "--hosts", "no"], "--hosts=no: cannot be read"),
         (["--hosts", "hosts"], "--hosts=hosts: local reaches no hosts; leave it out, or use --on torchrun"),
+        (["--hours", "2"], "--hours=2.0: local has no use for it; leave it out"),
+        (["--on", "torchrun", "--processes", "1", "--memory", "64"], "--memory=64: torchrun has no use for it"),
         (["--site", "no.yaml"], "site no.yaml: cannot be read"),
         (["--on", "torchrun", "--processes", "5"], "sft.batch_size=32"),
         (["--on", "torchrun", "--processes", "1", "--hosts", "hosts", "--generators", "1"], "RLHF_GENERATION_TOKEN"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -44,7 +44,10 @@ class Leader:
             return
         with lock:
             for leg in self.plan.legs:
-                result, told = yield from self._stage(leg)
+                try:
+                    result, told = yield from self._stage(leg)
+                except RLHFError as error:  # a manifest that is damaged, say
+                    result, told = "failed", "; ".join(error.problems)
                 if result != "complete":
                     self._end(leg.stage, result, told)
                     return
@@ -61,11 +64,8 @@ class Leader:
         """Result and what is to be said of it."""
         tried = self.before.attempt if self.before.stage == leg.stage else 0
         began = time.monotonic()
-        try:
-            if not due(self.run, leg.stage):
-                return "complete", ""
-        except RLHFError as error:
-            return "failed", "; ".join(error.problems)
+        if not due(self.run, leg.stage):
+            return "complete", ""
         while True:
             tried += 1
             yield from self._gather(leg, tried)
@@ -135,9 +135,9 @@ class Leader:
     def _complete(self, leg: Leg) -> bool:
         return is_current(load_recipe(self.run / "recipe.yaml"), self.run, leg.stage)
 
-    def _until(self, holds: object, ticks: int) -> Steps:
+    def _until(self, holds: Callable[[], bool], ticks: int) -> Steps:
         for _ in range(ticks):
-            if holds():  # type: ignore[operator]
+            if holds():
                 return
             yield
 

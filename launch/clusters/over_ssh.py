@@ -127,6 +127,9 @@ class OverSSH:
             names = [host.name for host in plan.hosts]
             logs = [(folder / f"{stage}.{name}.log", name) for name in names]
             prefixed = several and rank is None
+            if rank is None:
+                servers = [(each.name, plan.hosts[each.node].name) for each in plan.leg(stage).servers]
+                found += [Source(folder / f"{name}.{host}.log", f"{name} on {host}: ") for name, host in servers]
             return [Source(path, f"{name}: " if prefixed else "", begins) for path, name in logs] + found
 
         def runs() -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from launch.clusters.hosts import HERE, read_hosts
 from launch.clusters.job import RunSpec
 from launch.clusters.scheduler import Rendered, Scheduler, Submission
 from launch.clusters.schedulers import MODULES, find_scheduler
-from launch.clusters.site import Site, read_site
+from launch.clusters.site import SITE, Site, read_site
 from launch.clusters.specification import Wanted, specify, with_generators
 from launch.clusters.submission import FOLDER, SUBMISSION, read_submission, write_rendered, write_submission
 from launch.commands.run import DataDirectory, Overrides, RecipeArgument, RunDirectory, resolve
@@ -62,7 +63,9 @@ def launch(
         str | None,
         typer.Option("--reward-server", metavar="COMMAND", help="Serves reward.use beside each node's trainers."),
     ] = None,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="Of a stage, after anything but bad input.")] = 3,
+    retries: Annotated[
+        int | None, typer.Option("--retries", min=0, help="Of a stage, after anything but bad input. Default: 3.")
+    ] = None,
     hours: Annotated[float | None, typer.Option("--hours", min=0.01, help="Of a stage, until it is ended.")] = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="Of each node.")] = None,
     memory: Annotated[int | None, typer.Option("--memory", min=1, help="Of each node, GiB.")] = None,
@@ -94,6 +97,7 @@ def launch(
     stages = Selection(first, last).stages
     if hosts and on not in BY_SSH:
         raise ConfigError(f"--hosts={hosts}: {on} reaches no hosts; leave it out, or use --on torchrun")
+    require_meaning(on, {"--retries": retries, "--hours": hours, "--cpus": cpus, "--memory": memory})
     wanted = Wanted(
         stages=tuple(stages),
         nodes=nodes,
@@ -103,7 +107,7 @@ def launch(
         generator_gpus=generator_gpus,
         generator_python=generator_python,
         reward_server=reward_server,
-        retries=retries,
+        retries=3 if retries is None else retries,
         hours=hours,
         cpus=cpus,
         memory=memory,
@@ -144,6 +148,18 @@ def gpus_of_nodes(on: str, gpus: int | None, processes: int | None) -> int:
     if gpus is None and not processes and not visible_gpus():
         raise ConfigError("--gpus: this machine has none, so say how many each node has; 0: it runs on CPUs")
     return 0 if processes else visible_gpus() if gpus is None else gpus
+
+
+def require_meaning(on: str, given: Mapping[str, object]) -> None:
+    """Raise ConfigError with a line for each option that would change nothing there."""
+    without = {"local": ("--retries", "--hours", "--cpus", "--memory"), **dict.fromkeys(BY_SSH, ("--memory",))}
+    problems = [
+        f"{option}={given[option]}: {on} has no use for it; leave it out"
+        for option in without.get(on, ())
+        if given[option] is not None
+    ]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def require_ready(recipe: Recipe, spec: RunSpec) -> None:
@@ -234,14 +250,14 @@ def typed(run: Path, on: str, wanted: Wanted, hosts: Path | None, site: Path | N
         "--gpus": None if wanted.processes or (on == "local" and not wanted.gpus) else wanted.gpus,
         "--processes": wanted.processes,
         "--hosts": hosts.absolute() if hosts else None,
-        "--site": site.absolute() if site else None,
+        "--site": Path(named).absolute() if (named := site or os.environ.get(SITE)) else None,
         "--from": wanted.stages[0],
         "--until": wanted.stages[-1],
         "--generators": wanted.generators,
         "--generator-gpus": wanted.generator_gpus,
         "--generator-python": wanted.generator_python,
         "--reward-server": wanted.reward_server,
-        "--retries": wanted.retries,
+        "--retries": None if on == "local" else wanted.retries,
         "--hours": wanted.hours,
         "--cpus": wanted.cpus,
         "--memory": wanted.memory,
