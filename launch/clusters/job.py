@@ -85,6 +85,7 @@ class RunSpec:
     secrets: tuple[str, ...] = SECRETS  # names of environment variables
     command: tuple[str, ...] = ()  # the arguments of `rlhf launch` that submit it once more
     hosts: tuple[Host, ...] = ()  # of schedulers that reach them by ssh: trainers first, then servers
+    recipe: str | None = None  # resolved, where nodes may not have it yet as run/recipe.yaml
 
     def job(self, stage: str) -> JobSpec:
         """That of a stage."""

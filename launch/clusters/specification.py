@@ -14,6 +14,7 @@ from launch.clusters.job import JobSpec, Role, RunSpec
 from launch.clusters.site import Site
 from rlhf.config import Recipe
 from rlhf.errors import ConfigError
+from rlhf.recipe import resolved_yaml
 from rlhf.references import kind_of
 from stages.lineage import STAGES, used_by
 
@@ -62,7 +63,7 @@ def specify(recipe: Recipe, run: Path, directory: Path, wanted: Wanted, site: Si
         problems += _problems_of_processes(recipe, stage, trainer)
     if problems:
         raise ConfigError(*problems)
-    return RunSpec(recipe.name, run, directory, tuple(jobs), hosts=wanted.hosts)
+    return RunSpec(recipe.name, run, directory, tuple(jobs), hosts=wanted.hosts, recipe=resolved_yaml(recipe))
 
 
 def with_generators(recipe: Recipe, wanted: Wanted) -> Recipe:
