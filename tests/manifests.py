@@ -195,9 +195,10 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "baselines" / "kubernetes"
 GOLDEN_CASES = {"jobset-large": "ppo", "jobset-queued": "ppo", "trainjob-large": "ppo", "pytorchjob-beside": "ppo"}
-EXAMPLES = Path(__file__).resolve().parents[1] / "launch" / "examples" / "kubernetes"
+EXAMPLES = ROOT / "launch" / "examples" / "kubernetes"
 
 
 def golden(case: str) -> str:

@@ -21,7 +21,9 @@ from launch.clusters.job import SECRETS
 from launch.clusters.kubernetes import SCHEDULER
 from launch.clusters.manifests.objects import name_of
 from launch.clusters.site import read_site
+from launch.clusters.specification import Wanted, specify, with_generators
 from rlhf.errors import ConfigError
+from rlhf.recipe import load_recipe
 
 INVALID = (jsonschema.ValidationError, kubernetes_validate.ValidationError)
 # Of these every key is somebody's own.
@@ -43,6 +45,30 @@ def test_examples_are_what_is_rendered(kind: str) -> None:
 def test_manifests_are_valid(case: str) -> None:
     found = documents(*CASES[case])
     assert len(found) >= 4
+    for document in found:
+        manifests.validate(document)
+
+
+WANTED = {
+    "four nodes": (Wanted(nodes="sft=1,ppo=4", gpus=8, hours=4.0), ()),
+    "cpus": (Wanted(processes=2, cpus=4, memory=16), ()),
+    "generators": (Wanted(nodes="2", gpus=8, generators="2", generator_gpus=4), ()),
+    "colocated": (Wanted(gpus=8, generators="colocated", generator_gpus=2), ()),
+    "reward server": (Wanted(gpus=8, reward_server="serve"), ("reward.use=http://127.0.0.1:8100/score",)),
+}
+
+
+# A PyTorchJob has no pods for generators.
+ASKED = [(case, kind) for case in WANTED for kind in KINDS if (case, kind) != ("generators", "pytorchjob")]
+
+
+@pytest.mark.parametrize(("case", "kind"), ASKED)
+def test_what_the_command_line_asks_for_is_valid(case: str, kind: str) -> None:
+    wanted, overrides = WANTED[case]
+    of = site(kind=kind, secret="rlhf")
+    recipe = with_generators(load_recipe(manifests.ROOT / "stages" / "recipes" / "demo.yaml", overrides), wanted)
+    found = documents(specify(recipe, manifests.RUN, Path("/runs"), wanted, of), of)
+    assert [each["kind"].lower() for each in found].count(kind) == 4
     for document in found:
         manifests.validate(document)
 

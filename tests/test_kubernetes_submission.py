@@ -189,6 +189,8 @@ def test_without_kubectl_that_is_told_in_a_line(tmp_path: Path, monkeypatch: pyt
         SCHEDULER.check(chain(), site())
 
 
+@pytest.mark.services
+@pytest.mark.beside
 @with_kubectl
 def test_the_command_line_submits_a_run_tells_of_it_and_ends_it(cluster: Cluster, tmp_path: Path) -> None:
     of = {"kubernetes": {"image": "any", "claims": [{"name": "runs", "path": str(tmp_path)}]}}
