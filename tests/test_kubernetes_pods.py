@@ -122,6 +122,13 @@ def test_a_server_that_ends_is_told_in_a_line(run: Path) -> None:
     assert (code, errors) == (1, "error: http://127.0.0.1:1/health: its server has ended with exit code 3\n")
 
 
+def test_a_stage_whose_server_has_died_is_worth_another_try(run: Path) -> None:
+    """The stage itself says 2: that its server does not answer."""
+    server = {"command": ["sh", "-c", "exit 9"]}
+    code, _, errors = outcome(node(run, "--beside", json.dumps(server), command=["sh", "-c", "sleep 1; exit 2"]))
+    assert (code, errors) == (1, "error: sft: a server beside it has ended with exit code 9\n")
+
+
 def test_the_recipe_that_was_submitted_is_brought_into_the_run(run: Path, tmp_path: Path) -> None:
     submitted = tmp_path / "submitted.yaml"
     submitted.write_text(TINY.read_text(encoding="utf-8") + "# as submitted\n", encoding="utf-8")

@@ -29,7 +29,7 @@ import httpx
 
 from launch.clusters.due import due
 from launch.clusters.recipe import bring_recipe
-from launch.local import LocalStage, Meeting, follow_parent
+from launch.local import BAD_INPUT, LocalStage, Meeting, follow_parent
 from rlhf.errors import ConfigError, RLHFError
 from stages.lineage import STAGES
 from stages.signals import RESUMABLE
@@ -89,7 +89,7 @@ def await_name(host: str, seconds: float) -> None:
 
 
 @contextmanager
-def serving(servers: Sequence[Beside], seconds: float = SERVER_SECONDS) -> Iterator[None]:
+def serving(servers: Sequence[Beside], seconds: float = SERVER_SECONDS) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
     """Servers, ready before the processes start, and gone after them. Raises OSError where one does not come up."""
     running: list[subprocess.Popen[bytes]] = []
     try:
@@ -99,7 +99,7 @@ def serving(servers: Sequence[Beside], seconds: float = SERVER_SECONDS) -> Itera
             running.append(process)
             if server.health:
                 await_health(server.health, process, seconds)
-        yield
+        yield running
     finally:
         for process in running:
             end(process)
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"{options.stage}: complete, nothing to do")
         return 0
     meeting = meeting_of(options.nodes, options.address, options.port)
-    with serving(options.beside):
+    with serving(options.beside) as servers:
         # One that comes while they start would leave them behind: it is seen to once they have.
         came: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
@@ -152,8 +152,11 @@ def run(options: argparse.Namespace) -> int:
             stage.kill()
             return RESUMABLE
         outcome = stage.wait(options.grace, say)
+        lost = [server.returncode for server in servers if server.poll() is not None]
     for problem in outcome.problems:
         print(f"error: {problem}", file=sys.stderr)
+    if outcome.code == BAD_INPUT and lost:  # what the user need not mend
+        raise OSError(f"{options.stage}: a server beside it has ended with exit code {lost[0]}")
     return outcome.code
 
 

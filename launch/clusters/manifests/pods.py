@@ -10,6 +10,8 @@ from launch.clusters.manifests.objects import RECIPE, Object, Place, literal, ne
 from launch.clusters.network import network_environment
 
 GENERATION_TOKEN = "RLHF_GENERATION_TOKEN"
+# The image may know no user of the pod's number: torch asks for a name, and libraries keep what they fetch at home.
+NOBODY = {"HOME": "/tmp", "USER": "rlhf"}
 START_SECONDS, LOOK_SECONDS = 3600, 10  # that a server may take to load its model; between two looks at it
 
 
@@ -54,7 +56,7 @@ def small_container(place: Place, name: str, command: list[str]) -> Object:
         "image": place.cluster.image,
         "command": command,
         "workingDir": place.directory,
-        "env": variables({"HOME": "/tmp", **place.site.environment}),
+        "env": variables(NOBODY | place.site.environment),
         "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
         "volumeMounts": mounts(place, shared_memory=False),
         "securityContext": container_security(place, None),
@@ -91,8 +93,7 @@ def template(place: Place, role: str, container: Object, seconds: float, anywher
 
 def environment(place: Place, role: Role) -> list[Object]:
     """Variables of a role's container, those that hold secrets by reference."""
-    plain = {"HOME": "/tmp"}  # of whichever user the pod runs as, and what libraries keep there is only a cache
-    plain |= place.site.environment | network_environment(place.site) | dict(role.environment)
+    plain = NOBODY | place.site.environment | network_environment(place.site) | dict(role.environment)
     return variables(plain) + [
         secret(place.cluster.secret, name, optional=not (name == GENERATION_TOKEN and place.apart))
         for name in place.spec.secrets
