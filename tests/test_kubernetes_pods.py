@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from launch.clusters import gate
-from launch.clusters.pod import await_name
-from launch.local import free_port
+from launch.clusters.pod import await_name, meeting_of
+from launch.local import Meeting, free_port
 from rlhf.errors import ConfigError
 from rlhf.store.artifact import find_artifact
 
@@ -97,6 +97,21 @@ def test_a_node_without_a_number_is_told_in_a_line(run: Path) -> None:
     assert code == 2
     assert errors.startswith("error: this node's number: none of JOB_COMPLETION_INDEX")
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"PET_NODE_RANK": "1", "PET_MASTER_ADDR": "localhost", "MASTER_ADDR": "elsewhere.invalid"},  # Kubeflow Trainer
+        {"RANK": "1", "MASTER_ADDR": "localhost", "WORLD_SIZE": "2"},  # Training Operator
+    ],
+)
+def test_operators_tell_a_pod_its_number_and_the_first_one(
+    told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert meeting_of(2, None, 29400) == Meeting(2, 1, "localhost", 29400)
 
 
 def test_a_first_node_that_never_comes_is_worth_another_try() -> None:

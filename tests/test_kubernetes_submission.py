@@ -20,6 +20,7 @@ from launch.clusters.job import RunSpec
 from launch.clusters.kubernetes import SCHEDULER
 from launch.clusters.scheduler import Submission
 from launch.clusters.site import Site
+from launch.clusters.submission import FOLDER, SUBMISSION, read_submission, write_rendered
 from rlhf.errors import ConfigError
 
 with_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl")
@@ -34,9 +35,11 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         yield found
 
 
-def submit(spec: RunSpec, of: Site, folder: Path) -> Submission:
+def submit(spec: RunSpec, of: Site, run: Path) -> Submission:
+    """As `rlhf launch` does, but that what is kept of it here lies in a folder of the test's."""
     SCHEDULER.check(spec, of)
-    return SCHEDULER.submit(spec, of, SCHEDULER.render(spec, of), folder)
+    rendered = SCHEDULER.render(spec, of)
+    return SCHEDULER.submit(replace(spec, run=run), of, rendered, write_rendered(run, rendered))
 
 
 def add_pod(cluster: Cluster, node: int) -> None:
@@ -66,6 +69,7 @@ def test_what_is_rendered_arrives(cluster: Cluster, tmp_path: Path) -> None:
             assert found == document
     assert (submission.scheduler, submission.stages) == ("kubernetes", stages)
     assert submission.ids == {stage: f"rlhf-demo-{stage}" for stage in stages}
+    assert read_submission(tmp_path) == submission
 
 
 @with_kubectl
@@ -87,6 +91,7 @@ def test_a_stage_that_is_refused_leaves_nothing_behind(cluster: Cluster, tmp_pat
         submit(chain(), site(), tmp_path)
     assert "rlhf-demo-ppo may not be" in str(raised.value)
     assert not cluster.objects
+    assert not (tmp_path / FOLDER / SUBMISSION).exists()
 
 
 @with_kubectl

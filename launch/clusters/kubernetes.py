@@ -33,6 +33,7 @@ from launch.clusters.manifests.states import chain_states
 from launch.clusters.manifests.trainjob import trainjob
 from launch.clusters.scheduler import Rendered, StageState, Submission
 from launch.clusters.site import Site
+from launch.clusters.submission import SUBMISSION, write_submission
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
 from rlhf.store.artifact import find_artifact
@@ -97,21 +98,26 @@ class Kubernetes:
         manifests = "".join(each.text for each in rendered if each.name.removesuffix(".yaml") not in stand)
         # A workload that has ended is not started again by applying it once more.
         delete(kubectl, [job.stage for job in spec.jobs], name_of(spec), cluster.kind, wait=True)
-        try:
-            if manifests:
-                kubectl.ask("apply", "--filename", "-", given=manifests)
-        except ConfigError as error:
-            try:
-                kubectl.ask("delete", "--ignore-not-found", "--wait=false", "--filename", "-", given=manifests)
-            except ConfigError as left:
-                raise ConfigError(*error.problems, *left.problems) from error
-            raise
         ids = {job.stage: name_of(spec, job.stage) for job in spec.jobs if job.stage not in stand}
         facts = {"namespace": cluster.namespace, "kind": cluster.kind, "instance": name_of(spec)}
         facts |= {f"{job.stage}.processes": str(job.trainer.processes) for job in spec.jobs}
         facts |= {"context": cluster.context} if cluster.context else {}
         stages = tuple(job.stage for job in spec.jobs)
-        return Submission(self.name, spec.name, str(spec.directory), stages, time.time(), (), ids, facts)
+        submission = Submission(
+            self.name, spec.name, str(spec.directory), stages, time.time(), spec.command, ids=ids, facts=facts
+        )
+        write_submission(spec.run, submission)  # first: who is killed behind this has a run that others can find
+        try:
+            if manifests:
+                kubectl.ask("apply", "--filename", "-", given=manifests)
+        except BaseException as error:  # Ctrl-C as well
+            (folder / SUBMISSION).unlink(missing_ok=True)
+            try:
+                kubectl.ask("delete", "--ignore-not-found", "--wait=false", "--filename", "-", given=manifests)
+            except ConfigError as left:
+                raise ConfigError(*getattr(error, "problems", ("interrupted",)), *left.problems) from error
+            raise
+        return submission
 
     def states(self, submission: Submission, run: Path) -> list[StageState]:
         """Where each stage is, by the cluster; by its files where the cluster has forgotten it."""
