@@ -15,6 +15,8 @@ from launch.commands.check import check
 from launch.commands.curves import curves
 from launch.commands.doctor import doctor
 from launch.commands.init import init
+from launch.commands.launch import launch
+from launch.commands.launched import cancel, logs, resume, status
 from launch.commands.plan import plan_command
 from launch.commands.run import run, stage_command
 from launch.commands.scaling import scaling
@@ -37,6 +39,11 @@ app.command("evaluate")(stage_command("evaluate", "The aligned policy against th
 app.command()(init)
 app.command()(schema)
 app.command("plan")(plan_command)
+app.command()(launch)
+app.command()(status)
+app.command()(logs)
+app.command()(cancel)
+app.command()(resume)
 app.command()(chat)
 app.command()(sync)
 app.command()(curves)

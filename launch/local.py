@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -63,6 +63,16 @@ def stage_environment(processes: int) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Meeting:
+    """Where the processes of a stage meet, and which of its nodes this is."""
+
+    nodes: int = 1
+    node: int = 0
+    address: str = "127.0.0.1"  # of the first node
+    port: int | None = None  # on it; None: one that is free here
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a stage ended."""
 
@@ -78,17 +88,21 @@ class LocalStage:
     exit code of a stage nor lets it finish a checkpoint before it ends itself.
     """
 
-    def __init__(self, command: Sequence[str], processes: int, held: Sequence[int] = ()) -> None:
+    def __init__(
+        self, command: Sequence[str], processes: int, held: Sequence[int] = (), meeting: Meeting | None = None
+    ) -> None:
         self.signal: signal.Signals | None = None
         self.killed = False
         self.deadline = float("inf")
         self.folder = Path(tempfile.mkdtemp(prefix="rlhf-"))
         environment = {**stage_environment(processes), "RLHF_ERRORS": str(self.folder / "errors")}
         environment[RECEIVED] = str(self.folder / "signal")
-        port = free_port()
+        meeting = meeting or Meeting()
+        meeting = meeting if meeting.port else replace(meeting, port=free_port())
         self.workers: list[subprocess.Popen[bytes]] = []
         for rank in range(processes):
-            own = environment if processes == 1 else {**environment, **rank_environment(rank, processes, port)}
+            alone = processes * meeting.nodes == 1
+            own = environment if alone else {**environment, **rank_environment(rank, processes, meeting)}
             self.workers.append(
                 subprocess.Popen(command, env=own, start_new_session=True, pass_fds=held, preexec_fn=follow_parent())
             )
@@ -184,15 +198,16 @@ def stage_command(stage: str, recipe: Path, run: Path, *options: str) -> list[st
     return [sys.executable, "-m", f"stages.{stage}", "--recipe", str(recipe), "--run-dir", str(run), *options]
 
 
-def rank_environment(rank: int, processes: int, port: int) -> dict[str, str]:
-    """What tells one process of several who it is and where the others are."""
+def rank_environment(rank: int, processes: int, meeting: Meeting) -> dict[str, str]:
+    """What tells one process of several who it is and where the others are. rank: among the processes of its node."""
     return {
-        "RANK": str(rank),
+        "RANK": str(meeting.node * processes + rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
+        "WORLD_SIZE": str(meeting.nodes * processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "GROUP_RANK": str(meeting.node),
+        "MASTER_ADDR": meeting.address,
+        "MASTER_PORT": str(meeting.port),
     }
 
 

@@ -19,7 +19,7 @@ from rlhf.randomness import seed_everything
 from rlhf.recipe import load_recipe
 from stages.adoption import adopt_missing
 from stages.context import StageContext, StageOptions
-from stages.problems import report, reported
+from stages.problems import report, reported, tell_code
 from stages.signals import Signals, Stopped
 from stages.watching import Consequence
 
@@ -76,6 +76,7 @@ def several() -> bool:
 
 def leave(code: int) -> None:
     """End this process. One of several ends at once: what gloo does at the interpreter's end may wait for ever."""
+    tell_code(code)
     if several():
         sys.stdout.flush()
         sys.stderr.flush()

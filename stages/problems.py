@@ -6,10 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # Where the launcher wants the problems of each rank, to show each of them once.
 ERRORS = "RLHF_ERRORS"
+# The folder in which the launcher wants each rank's exit code: agents such as torchrun's keep it to themselves.
+CODES = "RLHF_CODES"
 
 
 def report(problems: Sequence[str]) -> None:
@@ -21,6 +24,13 @@ def report(problems: Sequence[str]) -> None:
     else:
         sys.stderr.writelines(lines)
         sys.stderr.flush()
+
+
+def tell_code(code: int) -> None:
+    """Leave a process's exit code to the launcher, if there is one that asks."""
+    if folder := os.environ.get(CODES):
+        with suppress(OSError):  # it ends one way or the other
+            Path(folder, os.environ.get("RANK", "0")).write_text(str(code), encoding="utf-8")
 
 
 def reported(seconds: float = 1.0) -> bool:

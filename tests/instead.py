@@ -97,6 +97,13 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf generation serve --help",
         "vLLM has an environment of its own; tests/soak/test_vllm_server.py makes it",
     ),
+    "rlhf launch my.yaml": (
+        "rlhf launch my.yaml --dry-run",
+        "goes on behind its end; tests/test_launch_here.py waits for it",
+    ),
+    "rlhf status demo": ("rlhf status --help", "the run of the tests was not launched"),
+    "rlhf logs demo ppo": ("rlhf logs --help", "the run of the tests was not launched"),
+    "rlhf cancel demo": ("rlhf cancel --help", "the run of the tests was not launched"),
     "rlhf run demo": ("rlhf run demo --dry-run", "takes five minutes"),
     "sysctl -w net.ipv4.tcp_retries2=7": ("cat /proc/sys/net/ipv4/tcp_retries2", "is a setting of the machine"),
     "export GLOO_SOCKET_IFNAME=eth0 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1": ("true", "there may be no eth0"),

@@ -142,11 +142,13 @@ def test_commands_of_one_machine_and_of_several(tmp_path: Path) -> None:
     (command,) = one.commands
     done = rlhf(*shlex.split(command)[1:], "--dry-run", folder=tmp_path)
     assert done.returncode == 0 and "seed: 3" in done.stdout, done.stderr
-    several = of_llama(overrides=['data.directory="/a b"']).commands
-    assert [shlex.split(each)[shlex.split(each).index("-m") + 1] for each in several] == [f"stages.{s}" for s in STAGES]
-    words = shlex.split(several[2])
-    assert words[:5] == ["torchrun", "--nnodes", "4", "--nproc-per-node", "8"]
-    assert words[-1] == 'data.directory="/a b"' and f"runs/{LLAMA}" in words
+    two = plan(load_recipe(TINY), shape_of_size(10**8), cluster(2, 4, "24GB"), called=str(TINY), overrides=["seed=3"])
+    (command,) = two.commands
+    (tmp_path / "HOSTS").write_text("node-1 slots=4\nnode-2 slots=4\n")
+    done = rlhf(*shlex.split(command)[1:], "--dry-run", folder=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("--nnodes 2 --nproc-per-node 4") == 2 * len(STAGES), done.stderr
+    (command,) = of_llama(overrides=['data.directory="/a b"']).commands
+    assert 'data.directory="/a b"' in shlex.split(command)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_the_command(tmp_path: Path) -> None:
     with Image.open(tmp_path / "memory.png") as picture:
         assert picture.size[0] > 500
     shown = rlhf(*asked, folder=tmp_path)
-    assert "recipe" in shown.stdout and "torchrun --nnodes 4" in shown.stdout
+    assert "recipe" in shown.stdout and "--on torchrun --hosts HOSTS --nodes 4" in shown.stdout
 
 
 def test_a_bench_gives_the_time(tmp_path: Path) -> None:

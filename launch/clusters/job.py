@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from launch.clusters.hosts import Host
 from rlhf.beacons.keeper import HUNG
 from stages.signals import RESUMABLE
 
@@ -82,6 +83,9 @@ class RunSpec:
     directory: Path  # where commands are started: relative paths of the recipe begin here
     jobs: tuple[JobSpec, ...]
     secrets: tuple[str, ...] = SECRETS  # names of environment variables
+    command: tuple[str, ...] = ()  # the arguments of `rlhf launch` that submit it once more
+    hosts: tuple[Host, ...] = ()  # of schedulers that reach them by ssh: trainers first, then servers
+    recipe: str | None = None  # resolved, where nodes may not have it yet as run/recipe.yaml
 
     def job(self, stage: str) -> JobSpec:
         """That of a stage."""

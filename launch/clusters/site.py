@@ -12,6 +12,7 @@ from typing import Annotated
 import yaml
 from pydantic import Field, ValidationError
 
+from launch.clusters.manifests.settings import KubernetesSite
 from rlhf.config import Section
 from rlhf.errors import ConfigError
 from rlhf.recipe_yaml import Loader
@@ -39,6 +40,8 @@ class Site(Section):
     setup: list[str] = []  # shell lines before anything else on a node: module load cuda, source env/bin/activate
     environment: dict[str, str] = {}  # of every process; no secrets: they come from the environment
     network: Network = Network()
+    ssh: list[str] = []  # options of ssh: [-i, key], [-F, config]; torchrun and deepspeed over hosts
+    kubernetes: KubernetesSite = KubernetesSite()
 
 
 def read_site(path: Path | None) -> Site:

@@ -151,7 +151,8 @@ def show(found: Plan, console: Console) -> None:
         style="dim",
         highlight=False,
     )
-    console.print("\ncommands" + (", on each node:" if found.cluster.nodes > 1 else ":"))
+    several = ", which torchrun, deepspeed, slurm or kubernetes carries out" if found.cluster.nodes > 1 else ""
+    console.print(f"\ncommands{several}:")
     for command in found.commands:
         console.print(f"  {command}", highlight=False, soft_wrap=True, markup=False)
     for problem in found.problems:

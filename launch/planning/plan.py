@@ -103,7 +103,7 @@ def plan(
         work = None if tokens is None else operations(recipe, stage, shape, tokens)
         seconds = work / (measured * cluster.processes) if work is not None and measured else None
         stages[stage] = StagePlan(batch, found, own, work, seconds)
-    typed = commands(called, recipe.name, wanted, cluster, overrides)
+    typed = commands(called, cluster, overrides)
     return Plan(shape, cluster, stages, disk(recipe, shape), typed, list(dict.fromkeys(problems)))
 
 

@@ -1,0 +1,145 @@
+"""`rlhf launch` and its companions as somebody types them, mistakes included; only what ends at once is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from launch.cli import app
+from launch.clusters.scheduler import Submission
+from launch.clusters.submission import write_submission
+from rlhf.errors import RLHFError
+from rlhf.store.artifact import write_text
+from rlhf.store.unfinished import hold
+
+TINY = str(Path(__file__).parent / "recipes" / "tiny.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RLHF_SITE", str(tmp_path / "site.yaml"))
+    (tmp_path / "site.yaml").write_text("network: {interface: eth0}\n")
+
+
+def rlhf(*arguments: str) -> None:
+    app(list(arguments), standalone_mode=False)
+
+
+def problem(*arguments: str) -> str:
+    """The one line with which a command ends."""
+    with pytest.raises(RLHFError) as raised:
+        rlhf(*arguments)
+    (line,) = raised.value.problems
+    return line
+
+
+@pytest.mark.parametrize("on", ["local", "torchrun", "deepspeed"])
+def test_a_dry_run_touches_nothing(on: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    processes = [] if on == "local" else ["--processes", "2"]
+    rlhf("launch", TINY, "--on", on, *processes, "--dry-run")
+    assert "python" in capsys.readouterr().out
+    rlhf("launch", TINY, "--on", on, *processes, "--dry-run", "--json")
+    texts = json.loads(capsys.readouterr().out)["rendered"]
+    assert all(isinstance(text, str) and text for text in texts.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["site.yaml"]
+
+
+def test_a_host_that_cannot_be_reached_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        port = closed.getsockname()[1]
+        (tmp_path / "hosts").write_text(f"127.0.0.1:{port} slots=1\n")
+        line = problem("launch", TINY, "--on", "torchrun", "--hosts", "hosts", "--processes", "1")
+    if shutil.which("ssh"):
+        assert line.startswith("127.0.0.1: cannot be reached by ssh (") and "refused" in line
+    else:
+        assert "install an ssh client" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hosts", "site.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--on", "sge"], "--on=sge: is no scheduler; use one of local"),
+        (["--on", "torchrun"], "--gpus: this machine has none, so say how many each node has"),
+        (["--on", "torchrun", "--gpus", "8", "--processes", "2"], "--processes=2 with --gpus=8: each GPU has one"),
+        (["--on", "torchrun", "--processes", "2", "--nodes", "2"], "sft: 2 nodes, and there are 1 hosts; name more"),
+        (["--processes", "2"], "--processes=2: a local run has as many as parallelism.processes says"),
+        (["--gpus", "4"], "--gpus=4: this machine has 0"),
+        (["--nodes", "2"], "--nodes: local is one machine, and sft, reward, ppo, evaluate asks for more"),
+        (["--from", "ppo"], "ppo: needs sft and reward, not complete in"),
+        (["--from", "ppo", "--until", "sft"], "--from ppo comes after --until sft"),
+        (["--on", "torchrun", "--processes", "1", "--hosts", "no"], "--hosts=no: cannot be read"),
+        (["--hosts", "hosts"], "--hosts=hosts: local reaches no hosts; leave it out, or use --on torchrun"),
+        (["--hours", "2"], "--hours=2.0: local has no use for it; leave it out"),
+        (["--on", "torchrun", "--processes", "1", "--memory", "64"], "--memory=64: torchrun has no use for it"),
+        (["--site", "no.yaml"], "site no.yaml: cannot be read"),
+        (["--on", "torchrun", "--processes", "5"], "sft.batch_size=32"),
+        (["--on", "torchrun", "--processes", "1", "--hosts", "hosts", "--generators", "1"], "RLHF_GENERATION_TOKEN"),
+    ],
+)
+def test_a_mistake_is_a_line(arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("RLHF_GENERATION_TOKEN", raising=False)
+    (tmp_path / "hosts").write_text("node-1\nnode-2\n")
+    with pytest.raises(RLHFError) as raised:
+        rlhf("launch", TINY, *arguments)
+    assert said in raised.value.problems[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_that_are_not_there_are_said_before_anything_is_submitted(tmp_path: Path) -> None:
+    with pytest.raises(RLHFError, match="nothing.jsonl"):
+        rlhf("launch", TINY, "data.prompts=[{path: nothing.jsonl}]")
+    assert not (tmp_path / "runs").exists()
+
+
+def submitted(folder: Path, **facts: str) -> Path:
+    """A run directory from which something was submitted to this machine."""
+    run = folder / "runs" / "tiny"
+    (run / "launch").mkdir(parents=True)
+    write_text(run / "recipe.yaml", Path(TINY).read_text())
+    given = {"host": socket.gethostname(), "pid": str(os.getpid()), "born": "0.0", **facts}
+    stages = ("sft", "reward", "ppo", "evaluate")
+    write_submission(run, Submission("local", "tiny", str(folder), stages, 0.0, (TINY,), facts=given))
+    return run
+
+
+def test_a_run_under_way_is_not_launched_again(tmp_path: Path) -> None:
+    run = submitted(tmp_path)
+    with hold(run):
+        line = problem("launch", TINY)
+    assert line.startswith(f"{run}: sft is running on local (pid ") and f"rlhf cancel {run} ends it" in line
+
+
+def test_a_run_of_somebody_else_is_not_launched_over(tmp_path: Path) -> None:
+    with hold(tmp_path / "runs" / "tiny"):
+        assert "in use by another rlhf process" in problem("launch", TINY)
+
+
+def test_status_of_what_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = submitted(tmp_path)
+    assert app(["status", "tiny", "--json"], standalone_mode=False) == 1
+    states = [each["state"] for each in json.loads(capsys.readouterr().out)["states"]]
+    assert states == ["lost", "stopped", "stopped", "stopped"]
+    rlhf("cancel", str(run))
+    assert capsys.readouterr().out == "nothing to stop\n"
+
+
+def test_what_was_not_launched_is_a_line(tmp_path: Path) -> None:
+    assert problem("status", "nothing").startswith("nothing: no such run")
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    for command in ("status", "logs", "cancel", "resume"):
+        assert "nothing was submitted from here; rlhf launch RECIPE --on ... does" in problem(command, "tiny")
+
+
+def test_logs_know_the_stages_of_the_run(tmp_path: Path) -> None:
+    submitted(tmp_path)
+    assert problem("logs", "tiny", "pp").startswith("pp is not a stage of this run; it has sft, reward")
+    assert problem("logs", "tiny", "ppo", "--rank", "1").startswith("--rank: ranks of a local run write to one file")
