@@ -85,6 +85,11 @@ class RunSpec:
     secrets: tuple[str, ...] = SECRETS  # names of environment variables
     command: tuple[str, ...] = ()  # the arguments of `rlhf launch` that submit it once more
     hosts: tuple[Host, ...] = ()  # of schedulers that reach them by ssh: trainers first, then servers
+    seeds: tuple[int, ...] = ()  # one run for each of them, in RUN-seed-N; none: the recipe's, in RUN
+
+    def seeded(self, seed: int) -> Path:
+        """The run directory of a seed."""
+        return self.run.with_name(f"{self.run.name}-seed-{seed}")
 
     def job(self, stage: str) -> JobSpec:
         """That of a stage."""

@@ -12,6 +12,7 @@ from typing import Annotated
 import yaml
 from pydantic import Field, ValidationError
 
+from launch.clusters.slurm_settings import SlurmSite
 from rlhf.config import Section
 from rlhf.errors import ConfigError
 from rlhf.recipe_yaml import Loader
@@ -40,6 +41,7 @@ class Site(Section):
     environment: dict[str, str] = {}  # of every process; no secrets: they come from the environment
     network: Network = Network()
     ssh: list[str] = []  # options of ssh: [-i, key], [-F, config]; torchrun and deepspeed over hosts
+    slurm: SlurmSite = SlurmSite()
 
 
 def read_site(path: Path | None) -> Site:
