@@ -4,7 +4,7 @@
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 try=${SLURM_RESTART_COUNT:-0}
-asked= trainer= servers=()
+asked= trainer= servers=() stage=batch log=/dev/stdout
 
 # What each process of a stage does: it takes its name from Slurm's, hands SIGUSR1 on as one SIGTERM, and writes down
 # how it ended, which srun does not hand on reliably. The others get five seconds for their last words.
@@ -30,6 +30,7 @@ say() { echo "$(date +%H:%M:%S) $stage: $*" >>"$log"; }
 
 ask() { # somebody, or the end of the time, wants this to stop behind a checkpoint
     asked=1
+    say "asked to stop behind a checkpoint"
     [ -z "$trainer" ] || kill -USR1 "$trainer" 2>/dev/null
 }
 trap ask USR1 TERM

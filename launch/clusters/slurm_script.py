@@ -27,7 +27,7 @@ LAST_PORT = 65535
 
 def render(spec: RunSpec, site: Site) -> list[Rendered]:
     """One script for each stage, or one for all."""
-    if site.slurm.one_allocation:
+    if spec.one_allocation or site.slurm.one_allocation:
         return [Rendered(f"{CHAIN}.sbatch", script(spec, spec.jobs, CHAIN, site))]
     return [Rendered(f"{job.stage}.sbatch", script(spec, [job], job.stage, site)) for job in spec.jobs]
 
@@ -111,28 +111,28 @@ def run_stage(spec: RunSpec, job: JobSpec, heterogeneous: bool, site: Site) -> I
     trainer = job.trainer
     yield f"begin {job.stage} {trainer.nodes} && {{"
     for role in job.servers:
-        own = [*group(1 if not role.colocated else 0, heterogeneous), f"--nodes={role.nodes}"]
-        own += [] if not role.colocated else ["--overlap"]
-        own += cpus(role, site)
-        health, field = shlex.quote(role.health or ""), shlex.quote(role.announced or "")
-        where = "127.0.0.1" if role.colocated else f"$(apart {role.nodes})"
-        own += srun(site, spec)
-        yield f"    serve {role.name} {role.port} {health} {field} {where} -- {shlex.join(own)} -- \\"
-        yield f"        {command(role, spec, site)}"
+        own = [*group(0 if role.colocated else 1, heterogeneous), f"--nodes={role.nodes}", *cpus(role, site)]
+        own += ["--overlap"] if role.colocated else []
+        there = "127.0.0.1" if role.colocated else f"$(apart {role.nodes})"
+        what = f"{role.name} {role.port} {shlex.quote(role.health or '')} {shlex.quote(role.announced or '')} {there}"
+        yield from call(f"serve {what} --", [*own, *srun(site, spec)], role, spec, site)
     own = [*group(0, heterogeneous), f"--nodes={trainer.nodes}", f"--ntasks={trainer.nodes * trainer.processes}"]
     own += [f"--ntasks-per-node={trainer.processes}", *cpus(trainer, site)]
     own += ["--overlap"] if any(role.colocated for role in job.servers) else []
-    yield f"    train {shlex.join([*own, *srun(site, spec)])} -- \\"
-    yield f"        {command(trainer, spec, site)}"
+    yield from call("train", [*own, *srun(site, spec)], trainer, spec, site)
     yield "}"
 
 
-def command(role: Role, spec: RunSpec, site: Site) -> str:
-    """What each process is, with its role's environment, which must come behind what Slurm sets."""
+def call(function: str, own: Sequence[str], role: Role, spec: RunSpec, site: Site) -> Iterator[str]:
+    """A function of slurm.sh: options of srun, the role's environment behind what Slurm sets, the command itself."""
     container = site.slurm.container
-    before = inside(site, spec, batch=False) if container and container.engine == "apptainer" else []
-    own = ["env", *(f"{name}={value}" for name, value in sorted(role.environment.items()))] if role.environment else []
-    return " ".join(word(part, spec) for part in [*before, *own, *role.command])
+    yield f"    {function} {shlex.join(own)} -- \\"
+    if container and container.engine == "apptainer":
+        yield f"        {shlex.join(inside(site, spec, batch=False))} \\"
+    if role.environment:
+        pairs = [f"{name}={shlex.quote(value)}" for name, value in sorted(role.environment.items())]
+        yield f"        env {' '.join(pairs)} \\"
+    yield f"        {' '.join(word(part, spec) for part in role.command)}"
 
 
 def word(part: str, spec: RunSpec) -> str:

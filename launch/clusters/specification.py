@@ -41,6 +41,8 @@ class Wanted:
     cpus: int | None = None  # of each node
     memory: int | None = None  # GiB of each node
     hosts: tuple[Host, ...] = ()
+    seeds: tuple[int, ...] = ()  # a run of each
+    one_allocation: bool = False
 
 
 def specify(recipe: Recipe, run: Path, directory: Path, wanted: Wanted, site: Site) -> RunSpec:
@@ -62,7 +64,15 @@ def specify(recipe: Recipe, run: Path, directory: Path, wanted: Wanted, site: Si
         problems += _problems_of_processes(recipe, stage, trainer)
     if problems:
         raise ConfigError(*problems)
-    return RunSpec(recipe.name, run, directory, tuple(jobs), hosts=wanted.hosts)
+    return RunSpec(
+        recipe.name,
+        run,
+        directory,
+        tuple(jobs),
+        hosts=wanted.hosts,
+        seeds=wanted.seeds,
+        one_allocation=wanted.one_allocation,
+    )
 
 
 def with_generators(recipe: Recipe, wanted: Wanted) -> Recipe:
