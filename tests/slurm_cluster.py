@@ -121,13 +121,15 @@ class Cluster:
             with suppress(psutil.Error):
                 process.kill()
 
-    def processes(self, node: str) -> list[psutil.Process]:
-        """What runs on a node below its daemon."""
+    def processes(self, node: str, module: str | None = None) -> list[psutil.Process]:
+        """What runs on a node below its daemon; of a module the processes of Python alone."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get("SLURMD_NODENAME") == node and self._ours(process):
                     found.append(process)
+        if module:
+            return [each for each in found if "python" in each.name() and module in each.cmdline()]
         watchers = []
         for process in found:
             with suppress(psutil.Error):

@@ -56,7 +56,7 @@ def time_over(launched: Launched) -> Times:
     workers = [launched.worker(node) for node in launched.nodes()]
     for worker in workers:
         worker.send_signal(signal.SIGSTOP)
-    launched.until(lambda: "asked to stop" in launched.said(), 150)
+    launched.until(lambda: "asked to stop" in launched.said(), 240)
     for worker in workers:
         worker.send_signal(signal.SIGCONT)
     times = {"next step": next_step(launched)}
@@ -97,7 +97,7 @@ def went_on(launched: Launched) -> bool:
 
 def carried_out(case: str, cluster: Cluster, inputs: Path, folder: Path, reference: Path) -> Times:
     """One case, up to the figures of the run that nobody disturbed."""
-    options = ["--hours", "0.03"] if case == "time_over" else []
+    options = ["--hours", "0.04"] if case == "time_over" else []
     launched = ppo_of(cluster, inputs, folder, PATIENT, *options)
     launched.reach()
     times = CASES[case](launched)

@@ -51,11 +51,7 @@ class Launched:
 
     def step(self, stage: str = "ppo") -> int:
         """The last step that stands in a stage's figures."""
-        path = self.run / stage / "metrics.jsonl"
-        try:
-            return int(json.loads(path.read_text().splitlines()[-1])["step"])
-        except (OSError, IndexError, ValueError):
-            return 0
+        return last_step(self.run / stage)
 
     def reach(self, step: int = AT) -> None:
         """Wait until PPO has made a step."""
@@ -87,7 +83,7 @@ class Launched:
 
     def worker(self, node: str, stage: str = "ppo") -> psutil.Process:
         """The process of a stage on a node."""
-        (found,) = [each for each in self.cluster.processes(node) if f"stages.{stage}" in _line(each)]
+        (found,) = self.cluster.processes(node, f"stages.{stage}")
         return found
 
 
@@ -95,11 +91,12 @@ def _plain(listed: Sequence[str]) -> list[str]:
     return [name.partition("_")[0].partition("+")[0] for name in listed]
 
 
-def _line(process: psutil.Process) -> list[str]:
+def last_step(stage: Path) -> int:
+    """The last step that stands in a stage's figures."""
     try:
-        return [] if process.name() == "bash" else process.cmdline()
-    except psutil.Error:
-        return []
+        return int(json.loads((stage / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def ppo_of(cluster: Cluster, inputs: Path, folder: Path, *options: str) -> Launched:

@@ -5,6 +5,7 @@ Scripts are rendered by `slurm_script`, Slurm's commands are in `slurm_queue`, w
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -24,6 +25,7 @@ from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe, resolved_yaml
 from rlhf.store.artifact import write_text
 
+TOKEN = "RLHF_GENERATION_TOKEN"
 ACTIVE = ("running", "waiting")
 WORST = ("lost", "failed", "stopped", "running", "waiting", "complete")
 
@@ -41,6 +43,13 @@ class Slurm:
         jobs = list(spec.jobs)
         servers = slurm_script.apart(jobs)
         problems = [problem for job in jobs for problem in unfit(job.trainer, job.stage, where, site, job.hours)]
+        for job in jobs:
+            hours, told = job.hours or site.slurm.hours, job.grace_seconds + site.slurm.signal_seconds
+            if hours and hours * 3600 <= told + 60:
+                problems.append(
+                    f"{job.stage}: --hours {hours:g}; is over before the {told:g} s in which it stops behind a "
+                    "checkpoint, and as much as a minute by which Slurm tells it sooner; use more"
+                )
         own = next((option for option in reversed(site.slurm.servers) if option.startswith("--partition=")), None)
         theirs = slurm_queue.partition(own.partition("=")[2]) if own and servers else where
         problems += [problem for role in servers for problem in unfit(role, role.name, theirs, site, None)]
@@ -50,6 +59,10 @@ class Slurm:
                 problems.append(
                     f"--nodes with --generators: {wanted} nodes; partition {where.name} has {len(where.nodes)}"
                 )
+        if any(role.name == "generator" for role in servers) and not os.environ.get(TOKEN):
+            problems.append(
+                f"--generators: they are open to other machines; set {TOKEN} to something that is hard to guess"
+            )
         if spec.seeds:
             problems += self._problems_of_seeds(spec.seeds)
         if problems:
@@ -81,7 +94,7 @@ class Slurm:
             for each in rendered:
                 name = each.name.removesuffix(".sbatch")
                 after = [] if name == slurm_script.CHAIN else [ids[stage] for stage in spec.job(name).after]
-                found = slurm_queue.submit(each.text, after, bool(spec.seeds))
+                found = slurm_queue.submit(each.text, slurm_script.dependency(spec, after) if after else None)
                 ids |= dict.fromkeys(stages if name == slurm_script.CHAIN else [name], found)
                 for seed, run in runs.items():
                     own = {stage: f"{job}_{seed}" if seed is not None else job for stage, job in ids.items()}

@@ -150,7 +150,8 @@ finish() { # CODE [WHY]: the end of this try, and of the job unless it is requeu
         say "exit code $1: Slurm ends this job" # cancelled: a requeue would bring it back to life
     else
         say "exit code $1: requeued, to go on from checkpoint $(newest)"
-        trap '' USR1 TERM
+        trap '' USR1
+        trap - TERM # by which the requeue ends this script
         scontrol requeue "$SLURM_JOB_ID" >>"$log" 2>&1 && sleep 600
     fi
     exit "$1"

@@ -66,11 +66,10 @@ def in_a_line(words: str) -> str:
     return "; ".join(dict.fromkeys(UNFIT.sub("", line.strip()) for line in words.splitlines() if line.strip()))
 
 
-def submit(text: str, after: Sequence[str], array: bool) -> str:
-    """The id of a new job. after: those that must be complete before; of an array, task by task."""
-    kind = "aftercorr" if array else "afterok"
-    dependency = [f"--dependency={kind}:{':'.join(after)}"] if after else []
-    return asked("sbatch", "--parsable", *dependency, text=text).strip().partition(";")[0]
+def submit(text: str, dependency: str | None) -> str:
+    """The id of a new job. dependency: see `slurm_script.dependency`."""
+    options = [f"--dependency={dependency}"] if dependency else []
+    return asked("sbatch", "--parsable", *options, text=text).strip().partition(";")[0]
 
 
 def queued(ids: Sequence[str]) -> dict[str, QueuedJob]:

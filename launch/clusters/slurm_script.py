@@ -38,7 +38,8 @@ def script(spec: RunSpec, jobs: Sequence[JobSpec], name: str, site: Site) -> str
     if servers := apart(jobs):
         head += ["#SBATCH hetjob", *(f"#SBATCH {option}" for option in server_options(servers, jobs, site))]
     stages = " and ".join(filter(None, [", ".join(job.stage for job in jobs[:-1]), jobs[-1].stage]))
-    lines = ["#!/bin/bash", *head, f"# rlhf: {stages} of {spec.name}", "", *settings(spec, jobs, site)]
+    after = f"; sbatch --dependency={dependency(spec, jobs[0].after)}" if len(jobs) == 1 and jobs[0].after else ""
+    lines = ["#!/bin/bash", *head, f"# rlhf: {stages} of {spec.name}{after}", "", *settings(spec, jobs, site)]
     body = [line for job in jobs for line in run_stage(spec, job, bool(servers), site)]
     return "\n".join(lines) + "\n" + SHARED.read_text(encoding="utf-8") + "\n" + "\n".join([*body, "exit 0"]) + "\n"
 
@@ -57,6 +58,11 @@ def options(spec: RunSpec, jobs: Sequence[JobSpec], name: str, site: Site) -> It
         yield f"--array={','.join(map(str, spec.seeds))}"
     yield from resources([job.trainer for job in jobs], beside(jobs), jobs, site)
     yield from site.slurm.options
+
+
+def dependency(spec: RunSpec, jobs: Sequence[str]) -> str:
+    """What holds a job until others are complete, task by task of an array; jobs: their ids, or their stages' names."""
+    return ":".join(["aftercorr" if spec.seeds else "afterok", *jobs])
 
 
 def server_options(servers: Sequence[Role], jobs: Sequence[JobSpec], site: Site) -> Iterator[str]:
