@@ -24,6 +24,7 @@ from documentation import ROOT, Block, commands, split
 from safetensors.numpy import save_file
 
 from data import toy
+from launch.clusters.site import Site
 
 PROMPTS = toy.prompts()[:200]
 # What makes a documented recipe small enough to run here; everything else stays as the page has it.
@@ -123,9 +124,14 @@ def furnish(folder: Path, page: Path, tiny_run: Path | None = None) -> None:
 
 
 def is_recipe(block: Block) -> bool:
-    """Whether a block is a recipe or a part of one: all yaml is, but for lm-eval's tasks and lines of comments."""
+    """Whether a block is a recipe or a part of one: all yaml is, but for tasks, manifests, sites and mere comments."""
     values = yaml.safe_load(block.text) if block.language == "yaml" else None
-    return isinstance(values, dict) and "task" not in values
+    return isinstance(values, dict) and not {"task", "apiVersion"} & values.keys() and not is_site(values)
+
+
+def is_site(values: dict[str, object]) -> bool:
+    """Whether a block of yaml is about a cluster."""
+    return values.keys() <= Site.model_fields.keys()
 
 
 @dataclass(frozen=True)

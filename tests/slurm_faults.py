@@ -83,16 +83,12 @@ CASES: dict[str, Callable[[Launched], Times]] = {
 
 def next_step(launched: Launched) -> float:
     """Seconds until a try after this one has begun and made a step."""
-    before = len([event for event, _ in launched.tries() if event == "began"])
+    before = len(launched.began())
 
     def made() -> bool:
-        return len([event for event, _ in launched.tries() if event == "began"]) > before and went_on(launched)
+        return len(launched.began()) > before and "going on from" in launched.said()
 
     return launched.until(made, 2 * LOST_SECONDS + AGAIN_SECONDS)
-
-
-def went_on(launched: Launched) -> bool:
-    return launched.said().count("going on from") > 0
 
 
 def carried_out(case: str, cluster: Cluster, inputs: Path, folder: Path, reference: Path) -> Times:

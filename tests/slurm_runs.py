@@ -73,13 +73,17 @@ class Launched:
 
     def nodes(self, stage: str = "ppo") -> list[str]:
         """On which a stage began last."""
-        lines = (self.run / "launch" / f"{stage}.tries").read_text().splitlines()
-        return next(line for line in reversed(lines) if line.startswith("began")).split()[-1].split(",")
+        return self.began(stage)[-1].split()[-1].split(",")
 
-    def tries(self, stage: str = "ppo") -> list[tuple[str, str]]:
-        """(event, its code) of what the tries of a stage have left."""
-        lines = (self.run / "launch" / f"{stage}.tries").read_text().splitlines()
-        return [(line.split()[0], line.split()[-1]) for line in lines]
+    def began(self, stage: str = "ppo") -> list[str]:
+        """A line for each try that has begun."""
+        path = self.run / "launch" / f"{stage}.tries"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if line.startswith("began")]
+
+    def alive(self, stage: str = "ppo") -> bool:
+        """Whether the stage's processes run on the nodes of its last try."""
+        return all(self.cluster.processes(node, f"stages.{stage}") for node in self.nodes(stage))
 
     def worker(self, node: str, stage: str = "ppo") -> psutil.Process:
         """The process of a stage on a node."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from launch.clusters import slurm_queue, slurm_script, slurm_states
 from launch.clusters.job import Role, RunSpec
 from launch.clusters.logs import Source, read_logs
-from launch.clusters.scheduler import Rendered, StageState, Submission
+from launch.clusters.scheduler import Rendered, Scheduler, StageState, Submission
 from launch.clusters.site import Site
 from launch.clusters.slurm_queue import Partition, asked
 from launch.clusters.submission import FOLDER, LOGS, read_submission, write_submission
@@ -207,4 +207,4 @@ def seeds_of(submission: Submission, run: Path) -> dict[str, Path]:
     return {seed: run.with_name(f"{run.name}-seed-{seed}") for seed in seeds.split(",")} if seeds else {}
 
 
-SCHEDULER = Slurm()
+SCHEDULER: Scheduler = Slurm()
