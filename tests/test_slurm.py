@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -89,6 +92,45 @@ def test_what_is_refused_leaves_nothing(cluster: Cluster, tmp_path: Path) -> Non
     done = rlhf("launch", str(TINY), *options, folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def sbatch_that(does: str, folder: Path) -> str:
+    """PATH with an sbatch before Slurm's own that does something else when it is given a second job."""
+    folder.mkdir()
+    real, calls = shutil.which("sbatch"), folder / "calls"
+    own = folder / "sbatch"
+    own.write_text(
+        f'#!/bin/sh\ncase "$*" in *--test-only*) exec {real} "$@";; esac\n'
+        f'echo >>{calls}; [ $(wc -l <{calls}) = 2 ] && {{ {does}; }}\nexec {real} "$@"\n'
+    )
+    own.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_what_is_refused_in_the_middle_leaves_nothing(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", sbatch_that("echo 'sbatch: error: no more for you' >&2; exit 1", tmp_path / "bin"))
+    done = rlhf("launch", str(TINY), "--on", "slurm", "--processes", "1", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: sbatch: no more for you\n")
+    assert not (tmp_path / "runs" / "tiny").exists()
+    seconds_until(lambda: not cluster.said("squeue", "--noheader"), 60, lambda: cluster.said("squeue"))
+
+
+def test_a_launcher_that_is_killed_has_left_what_it_submitted(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", sbatch_that("kill -KILL $PPID; exit 1", tmp_path / "bin"))
+        done = rlhf("launch", str(TINY), "--on", "slurm", "--processes", "1", folder=tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    states = json.loads(rlhf("status", "tiny", "--json", folder=tmp_path).stdout)["states"]
+    assert [each["state"] for each in states][1:] == ["lost", "lost", "lost"], states
+    assert states[0]["state"] in ("running", "waiting")
+    again = rlhf("resume", "tiny", folder=tmp_path)
+    assert again.returncode == 2 and "rlhf cancel what it did" in again.stderr
+    rlhf("cancel", "tiny", folder=tmp_path)
+    seconds_until(lambda: not cluster.said("squeue", "--noheader"), 60, lambda: cluster.said("squeue"))
 
 
 def test_a_controller_that_is_away_is_a_line(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from launch.clusters.logs import Source, read_logs
 from launch.clusters.scheduler import Rendered, Scheduler, StageState, Submission
 from launch.clusters.site import Site
 from launch.clusters.slurm_queue import Partition, asked
-from launch.clusters.submission import FOLDER, LOGS, read_submission, write_submission
+from launch.clusters.submission import FOLDER, LOGS, SUBMISSION, read_submission, write_submission
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe, resolved_yaml
 from rlhf.store.artifact import write_text
 
 TOKEN = "RLHF_GENERATION_TOKEN"
+LOOK_SECONDS = 5.0  # between two questions to Slurm's controller while logs are followed
 ACTIVE = ("running", "waiting")
 WORST = ("lost", "failed", "stopped", "running", "waiting", "complete")
 
@@ -86,29 +87,32 @@ class Slurm:
         stages = tuple(job.stage for job in spec.jobs)
         facts = {f"processes.{job.stage}": str(job.trainer.nodes * job.trainer.processes) for job in spec.jobs}
         made = Submission(self.name, spec.name, str(spec.directory), stages, time.time(), (), {}, facts)
-        runs = prepare_seeds(spec) if spec.seeds else {None: spec.run}
-        for run in runs.values():
-            (run / FOLDER / slurm_states.STOP).unlink(missing_ok=True)
+        runs = {seed: spec.seeded(seed) for seed in spec.seeds} or {None: spec.run}
+        new = [run for run in runs.values() if not run.exists()]
+        before = {path: path.read_bytes() for run in runs.values() if (path := run / FOLDER / SUBMISSION).is_file()}
         ids: dict[str, str] = {}
         try:
+            for seed, run in runs.items():
+                prepare(spec, seed, run)
             for each in rendered:
                 name = each.name.removesuffix(".sbatch")
-                after = [] if name == slurm_script.CHAIN else [ids[stage] for stage in spec.job(name).after]
+                whole = name == slurm_script.CHAIN
+                after = [] if whole else [ids[stage] for stage in spec.job(name).after]
                 found = slurm_queue.submit(each.text, slurm_script.dependency(spec, after) if after else None)
-                ids |= dict.fromkeys(stages if name == slurm_script.CHAIN else [name], found)
+                ids |= dict.fromkeys(stages if whole else [name], found)
                 for seed, run in runs.items():
                     own = {stage: f"{job}_{seed}" if seed is not None else job for stage, job in ids.items()}
-                    write_submission(
-                        run, replace(made, ids=own, facts={k: v for k, v in facts.items() if k != "seeds"})
-                    )
+                    write_submission(run, replace(made, ids=own))
         except BaseException:
-            with suppress(ConfigError):
-                for job in ids.values():
+            for job in dict.fromkeys(reversed(ids.values())):
+                with suppress(ConfigError):
                     asked("scancel", job)
-            for seed, run in runs.items():
-                (run / FOLDER / "submission.json").unlink(missing_ok=True)
-                if seed is not None and not any(run.glob("*/manifest.json")):
-                    shutil.rmtree(run / FOLDER, ignore_errors=True)
+            for run in runs.values():
+                (run / FOLDER / SUBMISSION).unlink(missing_ok=True)
+                if run in new:
+                    shutil.rmtree(run, ignore_errors=True)
+            for path, content in before.items():
+                path.write_bytes(content)
             raise
         seeds = {"seeds": ",".join(map(str, spec.seeds))} if spec.seeds else {}
         return replace(made, ids=ids, facts=facts | seeds)
@@ -142,10 +146,7 @@ class Slurm:
                 found.append(Source(own / FOLDER / LOGS / f"{stage}-{job}.log", prefix, begins))
             return found
 
-        def runs_still() -> bool:
-            return any(each.stage == stage and each.state in ACTIVE for each in self.states(submission, run))
-
-        return read_logs(sources, follow, runs_still)
+        return read_logs(sources, follow, Active(list(submission.ids.get(stage, "").split())))
 
     def cancel(self, submission: Submission, run: Path) -> list[str]:
         """Those that wait are cancelled, then those that run are asked to stop behind a checkpoint; twice: at once."""
@@ -161,13 +162,32 @@ class Slurm:
         done = []
         jobs = {submission.ids[each.stage]: each for each in reversed(states)}  # of a chain in one job, the first
         for job, each in jobs.items():
-            if each.state == "running" and not again:
-                asked("scancel", "--batch", "--signal=USR1", job)
-                done.append(f"{each.stage}: job {job} was asked to stop behind a checkpoint; once more ends it at once")
-            else:
-                asked("scancel", job)
-                done.append(f"{each.stage}: job {job} cancelled")
+            gently = each.state == "running" and not again
+            try:
+                asked("scancel", *(["--batch", "--signal=USR1"] if gently else []), job)
+            except ConfigError as error:  # it ends this very moment
+                done.append(f"{each.stage}: job {job}: {error}")
+                continue
+            told = "was asked to stop behind a checkpoint; once more ends it at once" if gently else "cancelled"
+            done.append(f"{each.stage}: job {job} {told}")
         return done
+
+
+class Active:
+    """Whether Slurm still has something to do for jobs; it is asked every few seconds, however often we are."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+        self.at = float("-inf")
+        self.found = False
+
+    def __call__(self) -> bool:
+        """See the class."""
+        if time.monotonic() - self.at > LOOK_SECONDS:
+            states = [job.state for job in slurm_queue.queued(self.ids).values()] if self.ids else []
+            self.found = any(state in (*slurm_states.RUNS, *slurm_states.WAITS) for state in states)
+            self.at = time.monotonic()
+        return self.found
 
 
 def unfit(role: Role, what: str, where: Partition, site: Site, hours: float | None) -> Iterator[str]:
@@ -190,15 +210,12 @@ def unfit(role: Role, what: str, where: Partition, site: Site, hours: float | No
         yield f"{what}: --hours {asked_for:g}; partition {name} ends jobs after {where.hours:g}, use fewer"
 
 
-def prepare_seeds(spec: RunSpec) -> dict[int | None, Path]:
-    """A run directory for each seed, with its recipe."""
-    found: dict[int | None, Path] = {}
-    for seed in spec.seeds:
-        run = spec.seeded(seed)
-        (run / FOLDER / LOGS).mkdir(parents=True, exist_ok=True)
+def prepare(spec: RunSpec, seed: int | None, run: Path) -> None:
+    """A run directory, with the recipe of its seed, in which nobody has cancelled anything."""
+    (run / FOLDER / LOGS).mkdir(parents=True, exist_ok=True)
+    (run / FOLDER / slurm_states.STOP).unlink(missing_ok=True)
+    if seed is not None:
         write_text(run / "recipe.yaml", resolved_yaml(load_recipe(spec.run / "recipe.yaml", [f"seed={seed}"])))
-        found[seed] = run
-    return found
 
 
 def seeds_of(submission: Submission, run: Path) -> dict[str, Path]:

@@ -89,7 +89,7 @@ def queued(ids: Sequence[str]) -> dict[str, QueuedJob]:
         first, plus, component = name.partition("+")
         if not plus or component == "0":
             found[first] = QueuedJob(state, "" if reason == "None" else reason, nodes)
-    return {name: found[name] for name in wanted if name in found}
+    return found
 
 
 def accounted(ids: Sequence[str]) -> dict[str, QueuedJob]:
