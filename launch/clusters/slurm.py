@@ -69,7 +69,7 @@ class Slurm:
         if problems:
             raise ConfigError(*problems)
         for each in slurm_script.render(spec, site):
-            asked("sbatch", "--test-only", "--output=/dev/null", text=each.text)
+            asked("sbatch", "--test-only", text=each.text)
 
     def _problems_of_seeds(self, seeds: Sequence[int]) -> list[str]:
         found = re.search(r"MaxArraySize\s*=\s*(\d+)", asked("scontrol", "show", "config"))
