@@ -56,6 +56,7 @@ spent() { # tries of this job, counted from the last, that began with what is no
 }
 
 begin() { # STAGE NODES: whether it has to run
+    local code
     stage=$1
     log=$run/launch/logs/$stage-$job.log tries=$run/launch/$stage.tries marks=$run/launch/.$stage-$job-$try
     touch "$tries" || exit 1
@@ -63,16 +64,13 @@ begin() { # STAGE NODES: whether it has to run
     [ "$(spent)" -le "$retries" ] || give_up 1 "Slurm has requeued it"
     mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST_HET_GROUP_0:-$SLURM_JOB_NODELIST}" | head -n "$2")
     "${inside[@]}" "$python" -P -m launch.clusters.due --run "$run" --wait 60 "$stage" >>"$log" 2>&1 & ended $!
-    case $? in
-        0) ;;
-        10) say "complete, nothing to do"; return 1 ;;
-        *) finish 2 ;;
-    esac
+    code=$?
+    [ $code != 10 ] || { say "complete, nothing to do"; return 1; }
+    [ $code = 0 ] || finish $code
     echo "began $job $try $(newest) $(date +%s) $(IFS=,; echo "${nodes[*]}")" >>"$tries"
     say "job $job, try $((try + 1)), on ${nodes[*]}, from checkpoint $(newest)"
     mkdir -p "$marks"
-    port=$((ports + (SLURM_JOB_ID * 7 + try) % 1000))
-    export MASTER_PORT=$port
+    export MASTER_PORT=$((ports + (SLURM_JOB_ID * 7 + try) % 1000))
     MASTER_ADDR=$(address "${nodes[0]}")
     export MASTER_ADDR
     extra=()
