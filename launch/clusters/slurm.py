@@ -87,7 +87,8 @@ class Slurm:
         stages = tuple(job.stage for job in spec.jobs)
         facts = {f"processes.{job.stage}": str(job.trainer.nodes * job.trainer.processes) for job in spec.jobs}
         made = Submission(self.name, spec.name, str(spec.directory), stages, time.time(), (), {}, facts)
-        runs = {seed: spec.seeded(seed) for seed in spec.seeds} or {None: spec.run}
+        runs: dict[int | None, Path] = {seed: spec.seeded(seed) for seed in spec.seeds}
+        runs = runs or {None: spec.run}
         new = [run for run in runs.values() if not run.exists()]
         before = {path: path.read_bytes() for run in runs.values() if (path := run / FOLDER / SUBMISSION).is_file()}
         ids: dict[str, str] = {}
