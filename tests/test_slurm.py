@@ -127,8 +127,8 @@ def test_a_launcher_that_is_killed_has_left_what_it_submitted(
     states = json.loads(rlhf("status", "tiny", "--json", folder=tmp_path).stdout)["states"]
     assert [each["state"] for each in states][1:] == ["lost", "lost", "lost"], states
     assert states[0]["state"] in ("running", "waiting")
-    again = rlhf("resume", "tiny", folder=tmp_path)
-    assert again.returncode == 2 and "rlhf cancel what it did" in again.stderr
+    early = rlhf("resume", "tiny", folder=tmp_path)
+    assert early.returncode == 2 and "rlhf cancel" in early.stderr, early.stderr
     rlhf("cancel", "tiny", folder=tmp_path)
     seconds_until(lambda: not cluster.said("squeue", "--noheader"), 60, lambda: cluster.said("squeue"))
 

@@ -86,7 +86,7 @@ class Slurm:
         """Submit the jobs, each held until those before it are complete; what is submitted is kept as it comes."""
         stages = tuple(job.stage for job in spec.jobs)
         facts = {f"processes.{job.stage}": str(job.trainer.nodes * job.trainer.processes) for job in spec.jobs}
-        made = Submission(self.name, spec.name, str(spec.directory), stages, time.time(), (), {}, facts)
+        made = Submission(self.name, spec.name, str(spec.directory), stages, time.time(), spec.command, {}, facts)
         runs: dict[int | None, Path] = {seed: spec.seeded(seed) for seed in spec.seeds}
         runs = runs or {None: spec.run}
         new = [run for run in runs.values() if not run.exists()]

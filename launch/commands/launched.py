@@ -109,8 +109,6 @@ def resume(run: RunArgument, as_json: AsJson = False) -> None:
     """
     directory = find_run(run)
     submission = read_submission(directory)
-    if not submission.command:
-        raise ArtifactError(f"{directory}: its launch was cut off; rlhf cancel what it did, and launch it again")
     if not Path(submission.directory).is_dir():
         raise ArtifactError(f"{submission.directory}: not there any more; the run was launched from that folder")
     os.chdir(submission.directory)
