@@ -11,7 +11,7 @@ asked= trainer= servers=() stage=batch log=/dev/stdout
 process='
 marks=$1 grace=$2; shift 2
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
-export LOCAL_WORLD_SIZE=$((SLURM_STEP_NUM_TASKS / SLURM_STEP_NUM_NODES))
+export LOCAL_WORLD_SIZE=$((SLURM_STEP_NUM_TASKS / SLURM_STEP_NUM_NODES)) RLHF_ERRORS=$marks/errors
 asked= timer=
 stop() { [ "$asked" ] || { asked=1; kill -TERM $child; { sleep $grace; kill -KILL $child; } & timer=$!; }; }
 trap "" USR1
@@ -69,6 +69,7 @@ begin() { # STAGE NODES: whether it has to run
     [ $code = 0 ] || finish $code
     echo "began $job $try $(newest) $(date +%s) $(IFS=,; echo "${nodes[*]}")" >>"$tries"
     say "job $job, try $((try + 1)), on ${nodes[*]}, from checkpoint $(newest)"
+    rm -rf "$run/launch/.$stage-$job-"*
     mkdir -p "$marks"
     export MASTER_PORT=$((ports + (SLURM_JOB_ID * 7 + try) % 1000))
     MASTER_ADDR=$(address "${nodes[0]}")
@@ -121,6 +122,7 @@ train() { # SRUN OPTIONS -- COMMAND: run the stage; returns where it is complete
     trainer=$!
     ended $trainer
     code=$? trainer=
+    [ ! -f "$marks/errors" ] || awk '!seen[$0]++' "$marks/errors" >>"$log" # what several have to say, once
     for found in 75 70 2; do # the last that some process ended with counts
         grep -qsx "$found" "$marks"/* && code=$found
     done
