@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +44,11 @@ def test_one_allocation_has_undisturbed_figures(cluster: Cluster, tiny_run_of_tw
     launched = Launched(cluster, tmp_path, EVERY_STEP, "--one-allocation")
     assert len(set(launched.submitted["ids"].values())) == 1
     launched.until(lambda: launched.step("ppo") >= 1, END_SECONDS)
+    worker = launched.worker(launched.nodes("ppo")[1])
+    worker.send_signal(signal.SIGSTOP)  # or it would be complete before it is asked about
     states = launched.states()
     assert (states["ppo"]["state"], states["evaluate"]["state"]) == ("running", "waiting"), states
-    launched.worker(launched.nodes("ppo")[1]).kill()
+    worker.kill()
     states = launched.end()
     assert {each["state"] for each in states.values()} == {"complete"}, launched.said()
     assert "sft: complete, nothing to do" in launched.said()
