@@ -10,8 +10,11 @@ asked= trainer= servers=() stage=batch log=/dev/stdout
 # how it ended, which srun does not hand on reliably. The others get five seconds for their last words.
 process='
 marks=$1 grace=$2; shift 2
-export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
-export LOCAL_WORLD_SIZE=$((SLURM_STEP_NUM_TASKS / SLURM_STEP_NUM_NODES)) RLHF_ERRORS=$marks/errors
+export RLHF_ERRORS=$marks/errors
+if [ $SLURM_STEP_NUM_TASKS -gt 1 ]; then # libraries take a single process that has a rank for one of several
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
+    export LOCAL_WORLD_SIZE=$((SLURM_STEP_NUM_TASKS / SLURM_STEP_NUM_NODES))
+fi
 asked= timer=
 stop() { [ "$asked" ] || { asked=1; kill -TERM $child; { sleep $grace; kill -KILL $child; } & timer=$!; }; }
 trap "" USR1
@@ -22,7 +25,7 @@ while wait $child; code=$?; kill -0 $child 2>/dev/null; do :; done
 wait $child 2>/dev/null; last=$?
 [ $last = 127 ] || code=$last
 [ "$timer" ] && kill $timer
-[ $code = 0 ] || { echo $code >$marks/$RANK; sleep 5; }
+[ $code = 0 ] || { echo $code >$marks/$SLURM_PROCID; sleep 5; }
 exit $code
 '
 

@@ -74,7 +74,7 @@ def test_an_array_runs_each_seed(cluster: Cluster, tmp_path: Path) -> None:
 def test_bad_input_is_final(cluster: Cluster, tiny_run_of_two: Path, tmp_path: Path) -> None:
     """What PPO starts from is gone when its turn comes: no other try, and nothing behind it."""
     own_copy(tiny_run_of_two, tmp_path, ["sft", "reward"])
-    cluster.said("scontrol", "update", "PartitionName=main", "State=INACTIVE")  # nothing starts yet
+    cluster.said("scontrol", "update", "PartitionName=main", "State=DOWN")  # nothing starts yet
     launched = Launched(cluster, tmp_path, "--from", "ppo")
     shutil.rmtree(launched.run / "sft")
     cluster.said("scontrol", "update", "PartitionName=main", "State=UP")
