@@ -53,6 +53,10 @@ class Launched:
         """The last step that stands in a stage's figures."""
         return last_step(self.run / stage)
 
+    def kept(self, stage: str) -> bool:
+        """Whether a stage has a checkpoint."""
+        return any((self.run / stage / "checkpoints").glob("step-*"))
+
     def reach(self, step: int = AT) -> None:
         """Wait until PPO has made a step."""
         self.until(lambda: self.step() >= step, AGAIN_SECONDS)

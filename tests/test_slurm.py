@@ -44,7 +44,7 @@ def test_a_chain_that_loses_a_node_has_undisturbed_figures(
     launched = Launched(cluster, tmp_path, EVERY_STEP)
     waiting = launched.states()
     assert waiting["ppo"]["state"] == "waiting" and "Dependency" in waiting["ppo"]["told"], waiting
-    launched.until(lambda: launched.step("ppo") >= 1, END_SECONDS)
+    launched.until(lambda: launched.kept("ppo"), END_SECONDS)
     node = launched.nodes("ppo")[1]
     launched.worker(node).send_signal(signal.SIGSTOP)  # or it would be complete before it is lost
     cluster.lose(node)

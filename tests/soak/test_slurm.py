@@ -43,7 +43,7 @@ def test_one_allocation_has_undisturbed_figures(cluster: Cluster, tiny_run_of_tw
     """The whole chain in one job, of which a process is killed in PPO."""
     launched = Launched(cluster, tmp_path, EVERY_STEP, "--one-allocation")
     assert len(set(launched.submitted["ids"].values())) == 1
-    launched.until(lambda: launched.step("ppo") >= 1, END_SECONDS)
+    launched.until(lambda: launched.kept("ppo"), END_SECONDS)
     worker = launched.worker(launched.nodes("ppo")[1])
     worker.send_signal(signal.SIGSTOP)  # or it would be complete before it is asked about
     states = launched.states()
