@@ -62,7 +62,7 @@ def test_a_chain_that_loses_a_node_has_undisturbed_figures(
 @pytest.mark.parametrize(
     ("slurm", "wanted", "told"),
     [
-        ({"partition": "gpu"}, {}, "slurm.partition=gpu: no such partition; there are main, high"),
+        ({"partition": "gpu"}, {}, "slurm.partition=gpu: no such partition; there are high, main"),
         ({}, {"nodes": "ppo=4"}, "ppo: 4 nodes; partition main has 3, use --nodes 3 or fewer"),
         ({}, {"nodes": "2", "generators": "2"}, "4 nodes; partition main has 3"),
         ({}, {"gpus": 2}, "sft: --gpus 2 on 1 nodes; of partition main a node has 0 at most"),

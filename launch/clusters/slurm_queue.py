@@ -112,7 +112,7 @@ def partition(name: str | None) -> Partition:
     """One or several, with commas, or the default one. Raises ConfigError where there is none of that name."""
     form = "%P|%N|%c|%m|%G|%l"
     lines = [line.split("|", 5) for line in asked("sinfo", "--noheader", "--Node", "--format", form).splitlines()]
-    there = list(dict.fromkeys(line[0].rstrip("*") for line in lines))
+    there = sorted({line[0].rstrip("*") for line in lines})
     wanted = name.split(",") if name else [line[0].rstrip("*") for line in lines if line[0].endswith("*")][:1]
     if unknown := [each for each in wanted if each not in there]:
         raise ConfigError(f"slurm.partition={unknown[0]}: no such partition; there are {', '.join(there) or 'none'}")
