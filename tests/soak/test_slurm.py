@@ -82,7 +82,7 @@ def test_bad_input_is_final(cluster: Cluster, tiny_run_of_two: Path, tmp_path: P
     assert states["ppo"]["state"] == "failed" and "exit code 2" in states["ppo"]["told"], states
     assert states["evaluate"]["told"].endswith("never began, for ppo is not complete"), states
     said = rlhf("logs", "tiny", "ppo", folder=tmp_path)
-    assert "error: ppo: needs sft, not complete" in said.stdout, said.stdout + said.stderr
+    assert "error: ppo: needs sft and reward, not complete" in said.stdout, said.stdout + said.stderr
 
 
 def test_a_stage_that_always_dies_is_given_up(cluster: Cluster, tiny_run_of_two: Path, tmp_path: Path) -> None:
