@@ -86,6 +86,12 @@ class RunSpec:
     command: tuple[str, ...] = ()  # the arguments of `rlhf launch` that submit it once more
     hosts: tuple[Host, ...] = ()  # of schedulers that reach them by ssh: trainers first, then servers
     recipe: str | None = None  # resolved, where nodes may not have it yet as run/recipe.yaml
+    seeds: tuple[int, ...] = ()  # one run for each of them, in RUN-seed-N; none: the recipe's, in RUN
+    one_allocation: bool = False  # one job for the whole chain, where the scheduler has jobs
+
+    def seeded(self, seed: int) -> Path:
+        """The run directory of a seed."""
+        return self.run.with_name(f"{self.run.name}-seed-{seed}")
 
     def job(self, stage: str) -> JobSpec:
         """That of a stage."""

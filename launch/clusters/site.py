@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from launch.clusters.manifests.settings import KubernetesSite
+from launch.clusters.slurm_settings import SlurmSite
 from rlhf.config import Section
 from rlhf.errors import ConfigError
 from rlhf.recipe_yaml import Loader
@@ -42,6 +43,7 @@ class Site(Section):
     network: Network = Network()
     ssh: list[str] = []  # options of ssh: [-i, key], [-F, config]; torchrun and deepspeed over hosts
     kubernetes: KubernetesSite = KubernetesSite()
+    slurm: SlurmSite = SlurmSite()
 
 
 def read_site(path: Path | None) -> Site:

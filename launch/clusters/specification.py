@@ -42,6 +42,8 @@ class Wanted:
     cpus: int | None = None  # of each node
     memory: int | None = None  # GiB of each node
     hosts: tuple[Host, ...] = ()
+    seeds: tuple[int, ...] = ()  # a run of each
+    one_allocation: bool = False
 
 
 def specify(recipe: Recipe, run: Path, directory: Path, wanted: Wanted, site: Site) -> RunSpec:
@@ -63,7 +65,16 @@ def specify(recipe: Recipe, run: Path, directory: Path, wanted: Wanted, site: Si
         problems += _problems_of_processes(recipe, stage, trainer)
     if problems:
         raise ConfigError(*problems)
-    return RunSpec(recipe.name, run, directory, tuple(jobs), hosts=wanted.hosts, recipe=resolved_yaml(recipe))
+    return RunSpec(
+        recipe.name,
+        run,
+        directory,
+        tuple(jobs),
+        hosts=wanted.hosts,
+        seeds=wanted.seeds,
+        one_allocation=wanted.one_allocation,
+        recipe=resolved_yaml(recipe),
+    )
 
 
 def with_generators(recipe: Recipe, wanted: Wanted) -> Recipe:

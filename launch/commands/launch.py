@@ -20,6 +20,7 @@ from launch.clusters.schedulers import MODULES, find_scheduler
 from launch.clusters.site import SITE, Site, read_site
 from launch.clusters.specification import Wanted, specify, with_generators
 from launch.clusters.submission import FOLDER, SUBMISSION, read_submission, write_rendered, write_submission
+from launch.commands.options import numbers
 from launch.commands.run import DataDirectory, Overrides, RecipeArgument, RunDirectory, resolve
 from launch.local import visible_gpus
 from launch.pipeline import Selection, require_own
@@ -69,6 +70,12 @@ def launch(
     hours: Annotated[float | None, typer.Option("--hours", min=0.01, help="Of a stage, until it is ended.")] = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="Of each node.")] = None,
     memory: Annotated[int | None, typer.Option("--memory", min=1, help="Of each node, GiB.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="slurm: a run of each, as an array, in RUN-seed-N: 1,2,3.")
+    ] = None,
+    one_allocation: Annotated[
+        bool, typer.Option("--one-allocation", help="slurm: one job for the whole chain, not one for each stage.")
+    ] = False,
     run_directory: RunDirectory = None,
     data_directory: DataDirectory = None,
     dry_run: Annotated[
@@ -94,6 +101,8 @@ def launch(
         rlhf launch my.yaml --on slurm --nodes 4 --gpus 8 --site cluster.yaml
     """
     scheduler, its_site = find_scheduler(on), read_site(site)
+    if on != "slurm" and (seeds or one_allocation):
+        raise ConfigError(f"--on={on}: takes no {'--seeds' if seeds else '--one-allocation'}; use --on slurm")
     stages = Selection(first, last).stages
     if hosts and on not in BY_SSH:
         raise ConfigError(f"--hosts={hosts}: {on} reaches no hosts; leave it out, or use --on torchrun")
@@ -111,6 +120,8 @@ def launch(
         hours=hours,
         cpus=cpus,
         memory=memory,
+        seeds=tuple(int(seed) for seed in numbers("--seeds", seeds, whole=True)) if seeds else (),
+        one_allocation=one_allocation,
         hosts=read_hosts(hosts) if hosts else (HERE,),
     )
     resolved = with_generators(resolve(recipe, overrides, data_directory), wanted)
@@ -261,6 +272,8 @@ def typed(run: Path, on: str, wanted: Wanted, hosts: Path | None, site: Path | N
         "--hours": wanted.hours,
         "--cpus": wanted.cpus,
         "--memory": wanted.memory,
+        "--seeds": ",".join(map(str, wanted.seeds)) or None,
     }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return [str(run / "recipe.yaml"), *given]
+    flags = ["--one-allocation"] if wanted.one_allocation else []
+    return [str(run / "recipe.yaml"), *given, *flags]
