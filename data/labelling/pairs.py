@@ -78,27 +78,43 @@ def read_pairs(
     names: Sequence[str], directory: str | None = None, kind_field: str = KIND, drop_bad: bool = False
 ) -> Pairs:
     """The pairs of files. Raises DataError where none is good, and for bad records unless they are dropped."""
+    pairs = _read(names, directory, kind_field)
+    pairs.found = {number: replace(pair, answer=None) for number, pair in pairs.found.items()}
+    if not drop_bad:
+        _require_good(pairs, "mend or remove it, or give --drop-bad")
+    return _require_some(pairs, names)
+
+
+def read_gold(names: Sequence[str], directory: str | None = None, kind_field: str = KIND) -> Pairs:
+    """Pairs with a known answer, which is what comparisons say. Raises DataError where they say none, or two."""
+    pairs = _read(names, directory, kind_field)
+    _require_good(pairs, "mend or remove it")
+    without = [pair.origin for pair in pairs.found.values() if pair.answer is None]
+    if without:
+        problem = "a gold pair needs one answer; give chosen and rejected, or tie, and no vote against it"
+        raise DataError(*(f"{origin}: {problem}" for origin in without[:NAMED]))
+    return _require_some(pairs, names)
+
+
+def _read(names: Sequence[str], directory: str | None, kind_field: str) -> Pairs:
     pairs = Pairs()
     for name in names:
         for file in files_of(name, directory):
             for pair in _pairs_of_file(file, kind_field, pairs):
                 pairs.add(pair)
-    if pairs.bad and not drop_bad:
-        lines = [f"{bad}; mend or remove it, or give --drop-bad" for bad in pairs.bad[:NAMED]]
-        more = len(pairs.bad) - NAMED
-        raise DataError(*lines, *([f"{more:,} more records cannot be used"] if more > 0 else []))
-    if not pairs.found:
-        raise DataError(f"{', '.join(names)}: no pair of two different responses; give comparisons or responses")
     return pairs
 
 
-def read_gold(names: Sequence[str], directory: str | None = None, kind_field: str = KIND) -> Pairs:
-    """Pairs with a known answer, which is what comparisons say. Raises DataError where they say none, or two."""
-    pairs = read_pairs(names, directory, kind_field)
-    without = [pair.origin for pair in pairs.found.values() if pair.answer is None]
-    if without:
-        problem = "a gold pair needs one answer; give chosen and rejected, or tie, and no vote against it"
-        raise DataError(*(f"{origin}: {problem}" for origin in without[:NAMED]))
+def _require_good(pairs: Pairs, remedy: str) -> None:
+    if pairs.bad:
+        more = len(pairs.bad) - NAMED
+        rest = [f"{more:,} more records cannot be used"] if more > 0 else []
+        raise DataError(*(f"{bad}; {remedy}" for bad in pairs.bad[:NAMED]), *rest)
+
+
+def _require_some(pairs: Pairs, names: Sequence[str]) -> Pairs:
+    if not pairs.found:
+        raise DataError(f"{', '.join(names)}: no pair of two different responses; give comparisons or responses")
     return pairs
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from data.labelling.ledger import IN_FLIGHT, Entry, Ledger, Project, require_same
 from data.labelling.page import QUESTION, missing_controls, page
 from data.labelling.server import Away, LabelStudio, Unsent
-from rlhf.errors import LabellingError
+from rlhf.errors import ConfigError, LabellingError
 from rlhf.store.artifact import write_json
 
 BATCH = 500
@@ -39,6 +39,11 @@ class Settings:
     instructions: str = ""  # shown before labelling
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a title that the server would not take."""
+        if len(self.title) not in TITLE or self.title != self.title.strip():
+            raise ConfigError(f"--project {self.title!r}: a title has {TITLE.start} to {TITLE.stop - 1} characters")
+
 
 @dataclass(frozen=True)
 class Pushed:
@@ -53,8 +58,6 @@ class Pushed:
 
 def find_project(server: LabelStudio, ledger: Ledger, settings: Settings, kind_field: str | None = None) -> Project:
     """The project of a title, made if there is none. Raises LabellingError where it is not, or not ours."""
-    if len(settings.title) not in TITLE:
-        raise LabellingError(f"--project {settings.title}: a title has {TITLE.start} to {TITLE.stop - 1} characters")
     found = server.projects(settings.title)
     if len(found) > 1:
         raise LabellingError(f"--project {settings.title}: {server.url} has {len(found)} of this title; rename others")
