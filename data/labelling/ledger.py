@@ -63,9 +63,9 @@ class Project:
     url: str
     id: int
     title: str
+    created_at: str  # with the number, what tells it from projects of other servers, whatever their addresses
     seed: int
     dimensions: tuple[str, ...] = ()  # rated from 1 to 5 for each response, beside the preference
-    kind_field: str | None = None
 
 
 @dataclass
@@ -214,10 +214,10 @@ def damaged(path: Path, error: Exception) -> ArtifactError:
     return ArtifactError(f"{path}: damaged ({' '.join(str(error).split()) or type(error).__name__}); {remedy}")
 
 
-def require_same(project: Project, url: str, project_id: int) -> None:
-    """Raise LabellingError where a directory belongs to another project than the one that is meant."""
-    if (project.url, project.id) != (url, project_id):
+def require_same(project: Project, found: Mapping[str, Any], url: str) -> None:
+    """Raise LabellingError where a directory belongs to another project than what a server has."""
+    if (project.id, project.created_at) != (found["id"], found["created_at"]):
         raise LabellingError(
-            f"{project.title}: its directory belongs to project {project.id} of {project.url}, not to {project_id} of "
-            f"{url}; give another --directory, or remove what it holds"
+            f"{project.title}: its directory belongs to another project (number {project.id} of {project.url}) than "
+            f"number {found['id']} of {url}; give another --directory, or remove what it holds"
         )

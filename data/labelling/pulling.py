@@ -21,7 +21,6 @@ from data.labelling.ledger import (
     VOTES,
     Ledger,
     Project,
-    require_same,
     write_lines,
 )
 from data.labelling.server import EXPORTED, LabelStudio
@@ -52,7 +51,6 @@ class Puller:
         self.server = server
         self.ledger = ledger
         self.project: Project = ledger.require_project()
-        require_same(self.project, server.url, self.project.id)
         self.state = State()
         self.versions: list[object] = []  # of ledger and state, as they are in memory
 

@@ -12,7 +12,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,25 +56,30 @@ class Pushed:
     turned: int  # that the server shows the other way round than this side would have
 
 
-def find_project(server: LabelStudio, ledger: Ledger, settings: Settings, kind_field: str | None = None) -> Project:
+def find_project(server: LabelStudio, ledger: Ledger, settings: Settings) -> Project:
     """The project of a title, made if there is none. Raises LabellingError where it is not, or not ours."""
     found = server.projects(settings.title)
     if len(found) > 1:
         raise LabellingError(f"--project {settings.title}: {server.url} has {len(found)} of this title; rename others")
     known = ledger.project
-    if not found and known is not None and known.url == server.url:
-        raise LabellingError(
-            f"{settings.title}: project {known.id} is gone from {server.url}; give another --project or --directory"
-        )
-    if found and known is not None:
-        require_same(known, server.url, found[0]["id"])
-    if known is not None and known.dimensions != settings.dimensions:
-        rated = ", ".join(known.dimensions) or "nothing"
-        raise LabellingError(f"{settings.title}: its page rates {rated}; give the same --rate, or another --project")
-    made = _updated(server, found[0], settings) if found else _created(server, settings)
-    project = Project(server.url, made["id"], settings.title, settings.seed, settings.dimensions, kind_field)
     if known is not None:
-        project = known
+        if not found:
+            raise LabellingError(
+                f"{settings.title}: its project (number {known.id} of {known.url}) is not at {server.url}; give its "
+                "--url, or another --directory"
+            )
+        require_same(known, found[0], server.url)
+        if known.dimensions != settings.dimensions:
+            rated = " ".join(f"--rate {name}" for name in known.dimensions) or "no --rate"
+            raise LabellingError(
+                f"{settings.title}: its page was made with {rated}; give the same, or another --project"
+            )
+    made = _updated(server, found[0], settings) if found else _created(server, settings)
+    if known is not None:
+        project = replace(known, url=server.url)
+    else:
+        first = (server.url, made["id"], settings.title, made["created_at"])
+        project = Project(*first, settings.seed, settings.dimensions)
     ledger.keep_project(project)
     return project
 

@@ -65,7 +65,8 @@ class LabelStudio:
         """The projects of exactly this title."""
         found, page = [], 1
         while True:
-            answer = self.get("/api/projects/", {"title": title, "page": page, "page_size": 100})
+            asked = {"title": title, "page": page, "page_size": 100, "include": "id,title,created_at"}
+            answer = self.get("/api/projects/", asked)
             found += [project for project in answer["results"] if project["title"] == title]
             if not answer.get("next"):
                 return found

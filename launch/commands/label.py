@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.labelling.annotations import CLASSES
-from data.labelling.ledger import Ledger, directory_of
+from data.labelling.ledger import Ledger, directory_of, require_same
 from data.labelling.order import ordered
 from data.labelling.page import check_dimensions
 from data.labelling.pairs import KIND, Pair, Pairs, read_gold, read_pairs
@@ -24,7 +24,7 @@ from data.labelling.server import PATIENCE_SECONDS, URL, LabelStudio, connect
 from launch.commands.generation import is_run
 from launch.commands.label_up import up
 from launch.commands.run import DataDirectory
-from rlhf.errors import ConfigError, DataError, LabellingError
+from rlhf.errors import ConfigError, DataError
 from rlhf.tracking.console import StageProgress, wide_console
 from stages.targets import RUNS
 
@@ -103,7 +103,7 @@ def push_command(
         ledger = Ledger(directory_of(title, directory))
         with ledger.held():
             ledger = Ledger.open(ledger.directory)
-            project = find_project(server, ledger, settings, kind_field)
+            project = find_project(server, ledger, settings)
             entries = ledger.add(chosen, project.seed)
             with StageProgress("push", len(entries), enabled=not as_json) as bar:
                 pushed = push(server, ledger, project, entries, batch, lambda done, _: bar.update(done, {}))
@@ -172,10 +172,8 @@ def connect_to(ledger: Ledger, url: str | None, patience: float) -> LabelStudio:
     """The server that was pushed to, which may have moved to another address since."""
     project = ledger.require_project()
     server = connect(url or project.url, patience)
+    require_same(project, server.project(project.id), server.url)
     if server.url != project.url:
-        title = server.project(project.id)["title"]
-        if title != project.title:
-            raise LabellingError(f"--url {url}: its project {project.id} is {title}, not {project.title}; give another")
         ledger.keep_project(replace(project, url=server.url))
     return server
 
