@@ -146,6 +146,10 @@ class Watch:
                 whole = False
             else:
                 whole = True
+        self.end(warn)
+
+    def end(self, warn: Callable[[str], None]) -> None:
+        """Be told no more."""
         if self.registered:
             try:
                 unregister(self.puller.server, self.puller.project.id, self.address)

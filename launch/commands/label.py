@@ -22,7 +22,9 @@ from data.labelling.pushing import BATCH, Settings, find_project, push
 from data.labelling.sampled import pairs_of_run
 from data.labelling.server import PATIENCE_SECONDS, URL, LabelStudio, connect
 from launch.commands.generation import is_run
+from launch.commands.label_report import report
 from launch.commands.label_up import up
+from launch.commands.label_watch import watch
 from launch.commands.run import DataDirectory
 from rlhf.errors import ConfigError, DataError
 from rlhf.tracking.console import StageProgress, wide_console
@@ -42,6 +44,8 @@ PatienceOption = Annotated[
     float, typer.Option("--patience", min=0, help="Seconds for which a server that is away is asked again.")
 ]
 app.command()(up)
+app.command()(watch)
+app.command()(report)
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 MEANING = {
     "valid": "one response is better",
