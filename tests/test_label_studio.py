@@ -8,27 +8,40 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import chdir, redirect_stdout, suppress
+from contextlib import chdir, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
 from typing import Any
 from unittest import mock
 
+import httpx
 import pytest
-from label_studio_server import Between, Person, Studio, chosen, environment, running, tasks_of
+from label_studio_server import (
+    Between,
+    Person,
+    Studio,
+    chosen,
+    environment,
+    free_port,
+    running,
+    tasks_of,
+    template,
+)
 
 from data.labelling.ledger import Entry, Ledger
 from data.labelling.server import Refused
 from data.locations import files_of
 from data.reading import Reading
 from launch.cli import app
+from launch.label_studio import environment_folder, is_free
 from rlhf.config import SourceConfig
 from rlhf.types import Comparison
 
@@ -363,3 +376,119 @@ def test_a_pull_whose_server_is_killed_goes_on_when_it_is_back(studio: Studio, t
     assert code == 0 and "asking again" in said, said
     assert len(exported) >= 4
     assert len(lines(ledger.directory / "votes.jsonl")) == 1000
+
+
+def test_votes_appear_as_they_are_cast(studio: Studio, tmp_path: Path) -> None:
+    """By real webhooks; through a server that restarts, and a watch that is killed and comes back."""
+    number, ledger, tasks = pushed(studio, tmp_path, "watched", 12)
+    pairs, ann = list(tasks), studio.person("ann")
+    path = ledger.directory / "votes.jsonl"
+
+    def votes() -> int:
+        return len(lines(path)) if path.is_file() else 0
+
+    def cast(pair: str, wanted: int, seconds: float) -> float:
+        ann.vote(tasks[pair], "A")
+        started = time.monotonic()
+        wait_for(lambda: votes() == wanted, seconds)
+        return time.monotonic() - started
+
+    ann.vote(tasks[pairs[0]], "A")
+    watch = ("watch", "--project", "watched", "--port", str(free_port()))
+    with watching(studio, tmp_path, *watch) as process:  # what came before is there, though the next whole pull is far
+        wait_for(lambda: votes() == 1)
+        with studio.owner as owner:
+            (hook,) = wait_for(lambda: owner.webhooks(number))
+        assert hook["url"].startswith("http://127.0.0.1:") and len(hook["headers"]["X-RLHF-Label-Token"]) > 30
+        for wrong in ({}, {"X-RLHF-Label-Token": "guessed"}):
+            assert httpx.post(hook["url"], headers=wrong, trust_env=False).status_code == 403
+        for wanted, pair in enumerate(pairs[1:4], start=2):
+            assert cast(pair, wanted, 20) < 20
+        studio.kill()
+        time.sleep(1)
+        studio.restart()
+        cast(pairs[4], 5, 60)
+        process.send_signal(signal.SIGKILL)
+    ann.vote(tasks[pairs[5]], "A")  # nobody listens: the hook is lost, the vote is not
+    with watching(studio, tmp_path, *watch) as process:
+        wait_for(lambda: votes() == 6)
+        cast(pairs[6], 7, 20)
+        label(studio, tmp_path, "push", "pairs.jsonl", "--project", "watched")  # beside a watch
+        process.send_signal(signal.SIGINT)
+        code, said = ended(process)
+    assert code == 0 and "Traceback" not in said, said
+    with studio.owner as owner:
+        assert owner.webhooks(number) == []
+
+
+@contextmanager
+def watching(studio: Studio, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = begun(studio, folder, *arguments, PYTHONUNBUFFERED="1")
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        with suppress(ValueError):  # its ends are read already
+            process.communicate(timeout=30)
+
+
+def test_the_report_finds_who_votes_at_random(studio: Studio, tmp_path: Path) -> None:
+    """The answers are right to four in five; another says what stands on the left, and one votes against."""
+    _, ledger, tasks = pushed(studio, tmp_path, "report", 60, "--gold", "gold.jsonl", "--gold-share", "0.1")
+    people = [studio.person(name) for name in ("ann", "bob", "left", "against")]
+    for number, (pair, task) in enumerate(tasks.items()):
+        entry = ledger.entries[pair]
+        right = "A" if entry.first_is_a else "B"
+        wrong = {"A": "B", "B": "A"}[right]
+        for person, choice in zip(people, (right, right if number % 5 else "tie", "A", wrong), strict=True):
+            person.vote(task, choice, lead_time=1.0 if person.name == "left" else 9.0)
+    label(studio, tmp_path, "pull", "--project", "report")
+    found = json.loads(label(studio, tmp_path, "report", "--project", "report", "--json"))
+    assert found["pairs_with_votes"] == 63 and found["classes"]["valid"] == 4 * 63 - 13
+    by_name = {person["name"].partition("@")[0]: person for person in found["annotators"]}
+    assert by_name["ann"]["gold"]["share"] == 1.0 and by_name["against"]["gold"]["share"] == 0.0
+    assert by_name["left"]["first"]["share"] == 1.0 and by_name["bob"]["tie"]["share"] == pytest.approx(13 / 63)
+    about = {line.partition("@")[0] for line in found["attention"] if "@" in line}
+    assert about == {"left", "against"}
+    assert any("left@" in line and "takes 1.0 s for a vote" in line for line in found["attention"])
+    page = Path(tmp_path / found["page"]).read_text()
+    assert "data:image/png;base64," in page and "src=http" not in page and "<script" not in page
+    assert "needs attention:" in label(studio, tmp_path, "report", "--project", "report")
+
+
+def test_the_official_client_reads_what_was_pushed(studio: Studio, tmp_path: Path) -> None:
+    """The server's own environment has it; ours cannot, for it holds numpy back."""
+    number, ledger, tasks = pushed(studio, tmp_path, "by the sdk", 10)
+    studio.person("ann").vote(next(iter(tasks.values())), "tie")
+    code = (
+        "import json, sys; from label_studio_sdk import LabelStudio\n"
+        "client = LabelStudio(base_url=sys.argv[1], api_key=sys.argv[2])\n"
+        "tasks = client.projects.exports.as_json(int(sys.argv[3]))\n"
+        "print(json.dumps([[task['data'], len(task['annotations'])] for task in tasks]))"
+    )
+    python = str(environment_folder() / "bin" / "python")
+    words = [python, "-c", code, studio.url, studio.server.owner.token, str(number)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    ((data, count),) = json.loads(done.stdout)
+    assert data == ledger.entries[data["pair_id"]].data() and count == 1
+
+
+def test_up_starts_a_server_and_stops_it(tmp_path: Path) -> None:
+    folder, port = tmp_path / "own", free_port()
+    shutil.copytree(template(), folder)
+    command = [sys.executable, "-P", "-m", "launch.cli", "label", "up", "--directory", str(folder), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(4)]
+    assert f"Label Studio 1.23.2 at http://127.0.0.1:{port}" in said[0] and str(folder / "token") in said[2]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (
+        again.returncode == 2
+        and again.stderr == f"error: --port {port}: is in use; give another, or stop what listens there\n"
+    )
+    process.send_signal(signal.SIGINT)
+    code, rest = ended(process)
+    assert code == 0 and "stopping" in rest and is_free(port), rest
+    assert "Traceback" not in rest
