@@ -23,14 +23,15 @@ from data.labelling.ledger import (
     Project,
     write_lines,
 )
-from data.labelling.server import EXPORTED, LabelStudio
+from data.labelling.server import EXPORTED, IDS, LabelStudio
 from data.labelling.state import State
 from data.labelling.votes import Account, account_of, reject_record, vote_record
 from rlhf.errors import LabellingError
 from rlhf.store.artifact import write_json
 
 SLACK_SECONDS = 120.0  # by which the server's clock may have been set back
-FIELDS = "id,updated_at,total_annotations,cancelled_annotations"
+FIELDS = f"id,updated_at,{IDS}"
+LISTED_IDS = 40  # of a task's annotations, which the server lists with certainty
 LISTINGS = 5  # attempts to see all tasks while others come and go
 Progress = Callable[[int, int], None]  # of how many tasks
 
@@ -95,8 +96,9 @@ class Puller:
     def _has_changed(self, number: int, fields: dict[str, Any]) -> bool:
         known = self.state.tasks.get(number)
         if known is None:
-            return bool(fields["total_annotations"] or fields["cancelled_annotations"])
-        return bool(known.updated_at != fields["updated_at"])
+            return bool(fields[IDS])
+        numbers = sorted(record["id"] for record in known.annotations)
+        return bool(known.updated_at != fields["updated_at"] or (numbers != fields[IDS] and len(numbers) <= LISTED_IDS))
 
     def _listed(self, whole: bool) -> tuple[dict[int, dict[str, Any]], str, bool]:
         """Tasks by number, the newest change among them, and whether these are all that there are."""

@@ -18,13 +18,13 @@ from typing import Any
 
 from data.labelling.ledger import IN_FLIGHT, Entry, Ledger, Project, require_same
 from data.labelling.page import QUESTION, missing_controls, page
-from data.labelling.server import Away, LabelStudio, Unsent
+from data.labelling.server import IDS, Away, LabelStudio, Unsent
 from rlhf.errors import ConfigError, LabellingError
 from rlhf.store.artifact import write_json
 
 BATCH = 500
 SETTLE_SECONDS = 10.0  # for which a batch of a push that was killed may still be on its way
-FIELDS = "id,total_annotations,cancelled_annotations,data"
+FIELDS = f"id,data,{IDS}"
 TITLE = range(3, 51)  # characters that the server takes
 Progress = Callable[[int, int], None]
 
@@ -170,8 +170,7 @@ def pairs_on(server: LabelStudio, project: Project) -> dict[str, list[Present]]:
         for task in tasks:
             pair = task["data"].get("pair_id")
             if isinstance(pair, str):
-                annotated = bool(task["total_annotations"] or task["cancelled_annotations"])
-                found[pair][task["id"]] = Present(task["id"], annotated, task["data"])
+                found[pair][task["id"]] = Present(task["id"], bool(task[IDS]), task["data"])
     return {pair: list(tasks.values()) for pair, tasks in found.items()}
 
 
