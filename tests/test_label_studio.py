@@ -86,7 +86,13 @@ def begun(studio: Studio, folder: Path, *arguments: str, **more: str) -> subproc
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,
     )
+
+
+def hear_interrupts() -> None:
+    """Whoever runs the tests in the background has had Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str]:
@@ -479,7 +485,9 @@ def test_up_starts_a_server_and_stops_it(tmp_path: Path) -> None:
     folder, port = tmp_path / "own", free_port()
     shutil.copytree(template(), folder)
     command = [sys.executable, "-P", "-m", "launch.cli", "label", "up", "--directory", str(folder), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=hear_interrupts
+    )
     assert process.stdout is not None
     said = [process.stdout.readline() for _ in range(4)]
     assert f"Label Studio 1.23.2 at http://127.0.0.1:{port}" in said[0] and str(folder / "token") in said[2]
