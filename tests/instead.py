@@ -98,4 +98,12 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "torchrun --nproc-per-node 2 -m stages.ppo --recipe my.yaml --run-dir runs/my --restart",
         "has two cores, and the stage is complete",
     ),
+    "rlhf label up": ("rlhf label up --help", "runs until Ctrl-C; tests/test_label_studio.py starts one"),
+    'rlhf label push demo --project "round 1" --overlap 2 --gold gold.jsonl': (
+        "rlhf label push --help",
+        "needs a server; tests/test_label_studio.py has one",
+    ),
+    'rlhf label watch --project "round 1"': ("rlhf label watch --help", "needs a server"),
+    'rlhf label pull --project "round 1"': ("rlhf label pull --help", "needs a server"),
+    'rlhf label report --project "round 1"': ("rlhf label report --help", "needs votes"),
 }
