@@ -400,7 +400,7 @@ def test_votes_appear_as_they_are_cast(studio: Studio, tmp_path: Path) -> None:
         return time.monotonic() - started
 
     ann.vote(tasks[pairs[0]], "A")
-    watch = ("watch", "--project", "watched", "--port", str(free_port()))
+    watch = ("watch", "--project", "watched")
     with watching(studio, tmp_path, *watch) as process:  # what came before is there, though the next whole pull is far
         wait_for(lambda: votes() == 1)
         with studio.owner as owner:

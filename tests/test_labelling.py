@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import httpx
 import pytest
 
 from data.labelling.annotations import Annotation, parse
@@ -22,6 +23,7 @@ from data.labelling.sampled import pairs_of_run
 from data.labelling.server import LabelStudio, checked_url, is_loopback
 from data.labelling.state import State
 from data.labelling.votes import account_of, vote_record
+from data.labelling.watching import HEADER, PATH, Listener
 from data.locations import files_of
 from data.reading import Reading
 from launch.cli import app
@@ -411,3 +413,28 @@ def test_wrong_input_ends_before_anything_is_written(
         app(["label", *arguments], standalone_mode=False)
     assert problem in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"] and read_lines(tmp_path / "none") == []
+
+
+# Who tells us of votes.
+
+
+def test_a_listener_answers_at_once_who_knows_the_secret() -> None:
+    with Listener("127.0.0.1", 0, None) as listener, httpx.Client(trust_env=False, timeout=5) as client:
+        url = f"http://127.0.0.1:{listener.port}"
+        for path, headers in ((PATH, {}), (PATH, {HEADER: "guessed"}), ("/", {HEADER: listener.secret})):
+            assert client.post(url + path, headers=headers, json={"action": "x"}).status_code == 403
+        assert client.post(url + PATH, headers={HEADER: "é".encode()}).status_code == 403
+        assert client.get(url + PATH, headers={HEADER: listener.secret}).status_code == 501
+        assert not listener.told.is_set() and listener.refused == 4
+        assert client.post(url + PATH, headers={HEADER: listener.secret}, content=b"no JSON").status_code == 204
+        assert listener.told.is_set() and len(listener.secret) > 30
+
+
+def test_a_listener_is_open_to_others_with_a_token_alone() -> None:
+    for host in ("0.0.0.0", "::", "10.1.2.3", "node-7"):
+        with pytest.raises(ConfigError, match=f"--host {host}: is open to others; set RLHF_LABEL_TOKEN"):
+            Listener(host, 0, None)
+    with Listener("0.0.0.0", 0, "mine") as listener:
+        assert listener.secret == "mine"
+        with pytest.raises(ConfigError, match="cannot listen at 127.0.0.1"):
+            Listener("127.0.0.1", listener.port, None)

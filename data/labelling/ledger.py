@@ -5,6 +5,7 @@
     in-flight.json     the batch that was being sent, while it is
     state.jsonl        what the server last said, a line for each task with annotations
     annotators.json    who the numbers in `annotator` are
+    watch.json         the webhook of a watch, while there is one
     votes.jsonl        the votes, as comparisons: what a recipe reads
     calibration.jsonl  the votes on gold pairs, likewise
     rejects.jsonl      every annotation that gives no vote, and why
@@ -34,7 +35,7 @@ from rlhf.store.unfinished import hold
 LABELS = Path("labels")
 PROJECT, LEDGER, IN_FLIGHT, STATE = "project.json", "ledger.jsonl", "in-flight.json", "state.jsonl"
 VOTES, CALIBRATION, REJECTS, SUMMARY = "votes.jsonl", "calibration.jsonl", "rejects.jsonl", "summary.json"
-ANNOTATORS = "annotators.json"
+ANNOTATORS, WATCH = "annotators.json", "watch.json"
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ class LabelStudio:
             # behind where the server fails in the middle.
             asked = {"project": number, "page": page, "page_size": PAGE, "fields": "all", "include": fields}
             asked["query"] = query
-            answer = self.get("/api/tasks", asked, missing={"total": seen, "tasks": []})
+            # Behind the last page there is none; but a project that is gone is no empty one.
+            answer = self.get("/api/tasks", asked, missing={"total": seen, "tasks": []} if page > 1 else None)
             for task in answer["tasks"]:
                 task[IDS] = sorted(map(int, re.findall(r"\d+", task.get(IDS) or "")))
             if answer["tasks"]:
@@ -174,7 +175,7 @@ class LabelStudio:
             raise kind(f"Label Studio at {self.url}: no answer ({said}); start it, or give another --url") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise LabellingError(f"Label Studio at {self.url}: {error}; check --url") from error
-        if answer.status_code in BUSY:
+        if answer.status_code in BUSY or (answer.status_code == 500 and "database is locked" in answer.text):
             raise Away(f"Label Studio at {self.url}: {answer.status_code} {answer.reason_phrase}; give it time")
         if answer.status_code == 404 and missing is not None:
             return missing
@@ -242,7 +243,11 @@ def checked_url(url: str) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether an address is this machine's alone."""
-    host = urlsplit(url).hostname or ""
+    return is_local(urlsplit(url).hostname or "")
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is this machine, seen from itself alone."""
     if host == "localhost":
         return True
     try:

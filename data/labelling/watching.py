@@ -8,16 +8,19 @@ what hooks have missed. Who calls must know a secret that only the server was to
 from __future__ import annotations
 
 import hmac
-import ipaddress
+import json
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+from data.labelling.ledger import WATCH
 from data.labelling.pulling import Pulled, Puller
-from data.labelling.server import LabelStudio, Refused
+from data.labelling.server import LabelStudio, Refused, is_local
 from rlhf.errors import ArtifactError, ConfigError, LabellingError
+from rlhf.store.artifact import write_json
 
 HEADER = "X-RLHF-Label-Token"
 PATH = "/rlhf-label"
@@ -31,7 +34,7 @@ class Listener:
 
     def __init__(self, host: str, port: int, token: str | None) -> None:
         self.secret = token or secrets.token_urlsafe(32)
-        if token is None and not ipaddress.ip_address(host).is_loopback:
+        if token is None and not is_local(host):
             raise ConfigError(f"--host {host}: is open to others; set RLHF_LABEL_TOKEN, or use --host 127.0.0.1")
         self.told = threading.Event()
         self.calls = 0
@@ -91,20 +94,24 @@ def _handler(listener: Listener) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def register(server: LabelStudio, project: int, address: str, secret: str) -> None:
-    """Have the server tell us of annotations; what an execution before us has left at the same address goes."""
+def register(server: LabelStudio, directory: Path, project: int, address: str, secret: str) -> None:
+    """Have the server tell us of annotations; the hook of an execution that could not remove its own goes."""
+    unregister(server, directory, project)
     url = f"{address.rstrip('/')}{PATH}"
-    for hook in server.webhooks(project):
-        if hook["url"] == url:
-            server.delete_webhook(hook["id"])
+    write_json(directory / WATCH, {"url": url})  # before the hook is there, so that it is always found again
     server.add_webhook(project, url, {HEADER: secret})
 
 
-def unregister(server: LabelStudio, project: int, address: str) -> None:
-    """Be told no more, as far as the server can be reached."""
+def unregister(server: LabelStudio, directory: Path, project: int) -> None:
+    """Be told no more."""
+    try:
+        url = json.loads((directory / WATCH).read_text(encoding="utf-8"))["url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
     for hook in server.webhooks(project):
-        if hook["url"] == f"{address.rstrip('/')}{PATH}":
+        if hook["url"] == url:
             server.delete_webhook(hook["id"])
+    (directory / WATCH).unlink(missing_ok=True)
 
 
 class Watch:
@@ -152,13 +159,17 @@ class Watch:
         """Be told no more."""
         if self.registered:
             try:
-                unregister(self.puller.server, self.puller.project.id, self.address)
+                unregister(self.puller.server, self._directory, self.puller.project.id)
             except LabellingError as error:
                 warn(str(error))
 
+    @property
+    def _directory(self) -> Path:
+        return self.puller.ledger.directory
+
     def _register(self, warn: Callable[[str], None]) -> None:
         try:
-            register(self.puller.server, self.puller.project.id, self.address, self.listener.secret)
+            register(self.puller.server, self._directory, self.puller.project.id, self.address, self.listener.secret)
         except Refused as error:
             warn(f"{error}; without webhooks there is a pull every {self.every:g} s")
         self.registered = True
