@@ -16,7 +16,6 @@ from label_studio_server import PASSWORD, Studio, running
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 from test_label_studio import label, lines, pushed
 
 pytestmark = pytest.mark.services
@@ -109,12 +108,20 @@ class Page:
         """The next prompt, once it is there."""
         return str(self.wait(lambda: self.prompt() if self.prompt() not in ("", before) else None))
 
-    def button(self, name: str) -> WebElement:
-        return self.browser.find_element(By.CSS_SELECTOR, f'button[aria-label="{name}"]')
+    def press(self, name: str) -> None:
+        """Click a button, once nothing lies over it."""
+
+        def click() -> bool:
+            button = self.browser.find_element(By.CSS_SELECTOR, f'button[aria-label="{name}"]')
+            if button.is_enabled():
+                button.click()
+                return True
+            return False
+
+        self.wait(click)
 
     def submit(self) -> None:
-        self.wait(lambda: self.button("Submit current annotation").is_enabled())
-        self.button("Submit current annotation").click()
+        self.press("Submit current annotation")
 
     def key(self, key: str) -> None:
         self.browser.find_element(By.TAG_NAME, "body").send_keys(key)
@@ -149,7 +156,7 @@ def test_people_click_press_keys_give_reasons_and_skip(
     page.submit()
     asked.append(page.next(asked[-1]))
 
-    page.button("skip-task").click()
+    page.press("skip-task")
     asked.append(page.next(asked[-1]))
 
     page.key("1")
