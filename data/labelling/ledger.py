@@ -168,10 +168,10 @@ def first_is_a(pair_id: str, seed: int) -> bool:
 
 
 def rendered(pair: Pair) -> str:
-    """A prompt as people read it: of a conversation, who says what."""
+    """A prompt as people read it: of a conversation of several turns, who says what."""
     content = pair.prompt.content
-    if isinstance(content, str):
-        return content
+    if isinstance(content, str) or [message.role for message in content] == ["user"]:
+        return pair.prompt.text
     return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in content)
 
 

@@ -32,4 +32,4 @@ def conversations(prompts: Sequence[Prompt]) -> dict[str, list[str | None]]:
 
 
 def _written(prompt: Prompt) -> str:
-    return json.dumps([vars(message) for message in prompt.content], ensure_ascii=False)  # type: ignore[arg-type]
+    return json.dumps([vars(message) for message in prompt.content], ensure_ascii=False)
