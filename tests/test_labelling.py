@@ -400,6 +400,7 @@ def test_a_server_s_secrets_are_for_its_owner_alone(tmp_path: Path) -> None:
         (["push", "pairs.jsonl", "--project", "abc"], "LABEL_STUDIO_API_KEY is not set"),
         (["pull", "--project", "abc"], "labels/abc: no labelling project (there: none)"),
         (["watch", "--project", "abc"], "labels/abc: no labelling project"),
+        (["watch", "--project", "abc", "--host", "0.0.0.0"], "--host 0.0.0.0: is no address that others can call"),
         (["report", "--project", "abc"], "labels/abc: no labelling project"),
     ],
 )

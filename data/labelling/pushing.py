@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def _created(server: LabelStudio, settings: Settings) -> dict[str, Any]:
         "enable_empty_annotation": False,
         "show_collab_predictions": False,  # what a model thinks is not for people to see first
         "sampling": "Sequential sampling",
-        "expert_instruction": settings.instructions,
+        "expert_instruction": as_html(settings.instructions),
         "show_instruction": bool(settings.instructions),
     }
     try:
@@ -113,10 +114,15 @@ def _updated(server: LabelStudio, found: dict[str, Any], settings: Settings) -> 
         )
     wanted: dict[str, Any] = {} if settings.overlap is None else {"maximum_annotations": settings.overlap}
     if settings.instructions:
-        wanted |= {"expert_instruction": settings.instructions, "show_instruction": True}
+        wanted |= {"expert_instruction": as_html(settings.instructions), "show_instruction": True}
     if changes := {name: value for name, value in wanted.items() if whole.get(name) != value}:
         server.change_project(whole["id"], changes)
     return whole
+
+
+def as_html(text: str) -> str:
+    """A text as the server shows instructions."""
+    return escape(text).replace("\n", "<br>")
 
 
 @dataclass(frozen=True)

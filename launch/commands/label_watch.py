@@ -15,6 +15,7 @@ from data.labelling.ledger import Ledger, directory_of, require_same
 from data.labelling.pulling import Pulled, Puller
 from data.labelling.server import connect, is_loopback
 from data.labelling.watching import Listener, Watch
+from rlhf.errors import ConfigError
 
 TOKEN = "RLHF_LABEL_TOKEN"
 PATIENCE = 5.0  # seconds with one request; the watch itself has no end of it
@@ -42,6 +43,8 @@ def watch(
 
         rlhf label watch --project helpful --host 0.0.0.0 --port 9000 --address http://trainer.local:9000
     """
+    if address is None and host in ("0.0.0.0", "::"):
+        raise ConfigError(f"--host {host}: is no address that others can call; give --address http://NAME:PORT as well")
     ledger = Ledger(directory_of(title, directory))
     project = ledger.require_project()
     for name in (signal.SIGTERM, signal.SIGHUP):
