@@ -413,7 +413,7 @@ def test_wrong_input_ends_before_anything_is_written(
     with pytest.raises((ConfigError, DataError, ArtifactError)) as raised:
         app(["label", *arguments], standalone_mode=False)
     assert problem in str(raised.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"] and read_lines(tmp_path / "none") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"] and list(read_lines(tmp_path / "none")) == []
 
 
 # Who tells us of votes.

@@ -56,6 +56,10 @@ class Entry:
         a, b = self.responses
         return {"prompt": rendered(self.pair), "response_a": a, "response_b": b, "pair_id": self.pair.id}
 
+    def shows(self, seen: str) -> bool:
+        """Whether a task, as `digest_of` tells it, shows what was pushed."""
+        return seen == digest_of(self.data())
+
 
 @dataclass(frozen=True)
 class Project:
@@ -167,6 +171,11 @@ def first_is_a(pair_id: str, seed: int) -> bool:
     return hashlib.sha256(f"{seed}/sides/{pair_id}".encode()).digest()[0] % 2 == 0
 
 
+def digest_of(data: Mapping[str, Any]) -> str:
+    """What a task shows, in 32 characters."""
+    return digest([data.get(name) for name in ("prompt", "response_a", "response_b", "pair_id")])[:32]
+
+
 def rendered(pair: Pair) -> str:
     """A prompt as people read it: of a conversation of several turns, who says what."""
     content = pair.prompt.content
@@ -191,15 +200,20 @@ def _entry_of(record: Mapping[str, Any]) -> Entry:
     return Entry(pair, record["first_is_a"])
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file of ours; none where there is no file. Raises ArtifactError where it is damaged."""
     if not path.is_file():
-        return []
-    try:
-        with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except ValueError as error:
-        raise damaged(path, error) from error
+        return
+    with path.open(encoding="utf-8") as file:
+        while True:
+            try:
+                line = next(file, None)
+                record = None if line is None else json.loads(line)
+            except ValueError as error:
+                raise damaged(path, error) from error
+            if record is None:
+                return
+            yield record
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.labelling.ledger import STATE, damaged, read_lines, write_lines
+from data.labelling.ledger import STATE, damaged, digest_of, read_lines, write_lines
 
 KEPT = ("id", "completed_by", "updated_by", "created_at", "updated_at", "lead_time", "was_cancelled", "result")
-SHOWN = ("prompt", "response_a", "response_b", "pair_id")
 
 
 @dataclass
@@ -20,7 +19,7 @@ class TaskState:
     id: int
     pair: str  # the id of its pair; empty where it has none
     updated_at: str
-    shown: Mapping[str, Any]  # what people saw
+    shown: str  # what people saw, as `ledger.digest_of` tells it
     annotations: list[dict[str, Any]]
     deleted: list[dict[str, Any]] = field(default_factory=list)  # those that the server had once
 
@@ -37,8 +36,8 @@ class State:
         """What stands in a directory. Raises ArtifactError where it is damaged."""
         lines = read_lines(directory / STATE)
         try:
-            tasks = [TaskState(**line) for line in lines[1:]]
-            return cls({task.id: task for task in tasks}, lines[0]["newest"] if lines else "")
+            newest = next(lines, {"newest": ""})["newest"]
+            return cls({line["id"]: TaskState(**line) for line in lines}, newest)
         except (TypeError, KeyError) as error:
             raise damaged(directory / STATE, error) from error
 
@@ -50,10 +49,10 @@ class State:
         """Take up a task of the server's export, and keep what it held before and holds no more."""
         number: int = task["id"]
         known = self.tasks.get(number)
-        shown = {name: task["data"].get(name) for name in SHOWN}
+        shown, pair = digest_of(task["data"]), task["data"].get("pair_id")
         found = [{name: record.get(name) for name in KEPT} for record in task["annotations"]]
-        pair = shown["pair_id"] if isinstance(shown["pair_id"], str) else ""
-        made = TaskState(number, pair, task["updated_at"], shown, found, list(known.deleted) if known else [])
+        made = TaskState(number, pair if isinstance(pair, str) else "", task["updated_at"], shown, found)
+        made.deleted += known.deleted if known else []
         if known is not None:
             now = {record["id"]: record for record in found}
             for old in known.annotations:

@@ -66,10 +66,11 @@ def account_of(tasks: Iterable[TaskState], entries: Mapping[str, Entry], dimensi
     said: dict[tuple[str, str], list[Judged]] = defaultdict(list)
     for task in tasks:
         entry = entries.get(task.pair)
+        problem = "" if entry is not None and entry.shows(task.shown) else _foreign(task, entry)
         for record in task.annotations:
-            one = _judged(record, task, entry, dimensions)
+            one = _judged(record, task, entry, (dimensions, problem))
             before = record.get("before") if one.annotation.kind == "edited" else None
-            for each in (one, _judged(before, task, entry, dimensions) if before else None):
+            for each in (one, _judged(before, task, entry, (dimensions, problem)) if before else None):
                 if each is None:
                     continue
                 if entry is not None and each.annotation.kind in USABLE:
@@ -86,17 +87,23 @@ def account_of(tasks: Iterable[TaskState], entries: Mapping[str, Entry], dimensi
     return account
 
 
-def _judged(record: Mapping[str, Any], task: TaskState, entry: Entry | None, dimensions: Sequence[str]) -> Judged:
+def _foreign(task: TaskState, entry: Entry | None) -> str:
+    if entry is None:
+        return f"its task ({task.pair or 'no pair_id'}) was not pushed from here"
+    return "its task shows other texts than were pushed"
+
+
+def _judged(
+    record: Mapping[str, Any], task: TaskState, entry: Entry | None, about: tuple[Sequence[str], str]
+) -> Judged:
+    """about: the dimensions of the page, and what is wrong with the task."""
+    dimensions, problem = about
     try:
         annotation = parse(record, dimensions)
     except ValueError as error:
         return Judged(Annotation(_number(record), "", "malformed", str(error)), task.id, entry, record)
     found = Judged(annotation, task.id, entry, record)
-    if entry is None:
-        return _rejected(found, "malformed", f"its task ({task.pair or 'no pair_id'}) was not pushed from here")
-    if task.shown != entry.data():
-        return _rejected(found, "malformed", "its task shows other texts than were pushed")
-    return found
+    return _rejected(found, "malformed", problem) if problem else found
 
 
 def _deleted(record: Mapping[str, Any], task: TaskState, entry: Entry | None) -> Judged:
