@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from data.records import shown
@@ -11,6 +12,8 @@ from rlhf.types import Message, Prompt, Role
 
 # Names of roles, as data sets write them. Open Assistant's people are prompters.
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "prompter": "user"}
+
+LATEST = 1e11  # seconds since 1970: the year 5138, and less than any recent moment in milliseconds
 
 
 class EmptyText(ValueError):
@@ -81,6 +84,25 @@ def number_of(value: Any, name: str, least: float = -math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
         raise ValueError(f"{name}={shown(value)} is not a number{'' if least == -math.inf else f' from {least:g} up'}")
     return float(value)
+
+
+def moment_of(value: Any, name: str) -> float:
+    """A moment in seconds since 1970: such a number, or a text in ISO 8601 with its zone."""
+    seconds = value
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+            seconds = moment.timestamp() if moment.tzinfo else None
+        except ValueError:
+            seconds = None
+    if not isinstance(seconds, bool) and isinstance(seconds, int | float) and 0 <= seconds < LATEST:
+        return float(seconds)
+    raise ValueError(f"{name}={shown(value)} is no time: give ISO 8601 with its zone, or seconds since 1970")
+
+
+def written_moment(seconds: float) -> str:
+    """A moment as `moment_of` reads it: ISO 8601 in UTC, to the microsecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def flag_of(value: Any, name: str) -> bool:

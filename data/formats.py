@@ -186,6 +186,7 @@ def as_record(example: Example) -> dict[str, Any]:
 
 
 _OPTIONAL = {"tie", "annotator", "weight", "chosen_shown_first", "seconds", "chosen_finished", "rejected_finished"}
+_OPTIONAL |= {"time"}
 
 
 def _turns(prompt: Prompt) -> str | list[dict[str, str]]:

@@ -12,6 +12,7 @@ from data.fields import (
     answer_of,
     flag_of,
     messages_of,
+    moment_of,
     name_of,
     need,
     number_of,
@@ -125,10 +126,11 @@ def _vote(pair: Comparison, vote: Any) -> Comparison:
 
 def _circumstances(record: Mapping[str, Any]) -> dict[str, Any]:
     """How a vote came about, as far as it was recorded. Of `votes`, the order shown speaks of the record's texts."""
-    order, seconds = record.get("chosen_shown_first"), record.get("seconds")
+    order, seconds, time = (record.get(name) for name in ("chosen_shown_first", "seconds", "time"))
     return {
         "chosen_shown_first": None if order is None else flag_of(order, "chosen_shown_first"),
         "seconds": None if seconds is None else number_of(seconds, "seconds", 0),
+        "time": None if time is None else moment_of(time, "time"),
     }
 
 

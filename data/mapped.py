@@ -127,8 +127,9 @@ def pack(example: Example) -> list[Any]:
         turns = None if example.prompt is None else _turns(example.prompt)
         return [example.text, example.score, turns, example.group, example.annotator]
     votes = [example.tie, example.annotator, example.weight, example.chosen_shown_first, example.seconds]
-    finished = [example.chosen_finished, example.rejected_finished]
-    return [_turns(example.prompt), example.chosen, example.rejected, *votes, *finished]
+    votes += [example.chosen_finished, example.rejected_finished]
+    votes += [] if example.time is None else [example.time]
+    return [_turns(example.prompt), example.chosen, example.rejected, *votes]
 
 
 def _turns(prompt: Prompt) -> Any:

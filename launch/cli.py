@@ -9,7 +9,7 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from launch.commands import bench, data, generation, study
+from launch.commands import bench, data, generation, label, study
 from launch.commands.chat import chat
 from launch.commands.check import check
 from launch.commands.curves import curves
@@ -53,6 +53,7 @@ data.app.command()(check)
 app.add_typer(bench.app)
 app.add_typer(data.app)
 app.add_typer(generation.app)
+app.add_typer(label.app)
 app.add_typer(study.app)
 
 

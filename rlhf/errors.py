@@ -7,6 +7,7 @@
     ├── ArtifactError   a model directory or manifest that is missing, damaged or of another run
     ├── RewardError     a reward of one's own that does not answer, or whose answer is no score
     ├── GenerationError a generation server that does not answer, or whose answer is no response
+    ├── LabellingError  a labelling server that does not answer, refuses, or holds something else
     └── FaultError      figures that are not finite, step after step
 
 The command line turns each of these into its lines on standard error and exit code 2, never into a traceback.
@@ -52,6 +53,10 @@ class RewardError(RLHFError):
 
 class GenerationError(RLHFError):
     """A generation server that a recipe names does not answer, or what it answers is no response."""
+
+
+class LabellingError(RLHFError):
+    """A labelling server does not answer, refuses, or holds something else than was put there."""
 
 
 class FaultError(RLHFError):

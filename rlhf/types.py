@@ -64,6 +64,7 @@ class Comparison:
     seconds: float | None = None  # time the annotator took
     chosen_finished: bool = True  # False: cut off by a length limit, so no stop token ends it
     rejected_finished: bool = True
+    time: float | None = None  # when it was cast: seconds since 1970, UTC
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rlhf.config import Recipe
 from rlhf.engine.options import require_ddp
 from rlhf.models import context_at, load_policy
 from rlhf.ppo.experience import Actors
+from rlhf.store.samples import conversations
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Completion, Prompt
 from stages.benchmarks import check_benchmarks, run_benchmarks
@@ -139,6 +140,9 @@ def show(
         "before": [c.response for c in before],
         "after": [c.response for c in after],
         **figures,
+        "before_finished": [c.finished for c in before],
+        "after_finished": [c.finished for c in after],
+        **conversations([c.prompt for c in before]),
     }
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     context.tracker.table(0, "side-by-side", rows)

@@ -15,6 +15,7 @@ from typing import Any
 from rlhf.analysis.statistics import mean, standard_error
 from rlhf.beacons import at_step, enter, phase
 from rlhf.errors import RewardError
+from rlhf.store.samples import conversations
 from stages.cast import Cast
 from stages.context import StageContext
 from stages.rewards import named_reward
@@ -108,12 +109,14 @@ class HeldOut:
 
     def _rows(self, step: int, answers: Sequence[Answer]) -> list[dict[str, object]]:
         rows: list[dict[str, object]] = []
+        turns = conversations([answer.completion.prompt for answer in answers])
         for index, answer in enumerate(answers):
             completion = answer.completion
             row = {"step": step, "index": index, "prompt": completion.prompt.text, "response": completion.response}
             judged = {"judge": answer.judged} if self.judge else {}
             tokens = {"tokens": len(completion.response_tokens), "finished": completion.finished}
             rows.append({**row, "score": answer.score, **judged, "kl": answer.kl, **tokens})
+            rows[-1] |= {name: column[index] for name, column in turns.items()}
         return rows
 
     def results(self, step: int, kept: Evaluation | None) -> dict[str, Any]:

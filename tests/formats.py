@@ -96,6 +96,8 @@ GOOD: list[tuple[str, dict[str, Any], list[Example]]] = [
         | {"chosen_finished": False, "rejected_finished": True},
         [both(P, tie=True, annotator="7", weight=2.0, chosen_shown_first=False, seconds=1.5, chosen_finished=False)],
     ),
+    ("preference", VOTE | {"time": "2026-11-28T13:00:00.25+01:00"}, [both(P, time=1795867200.25)]),
+    ("preference", VOTE | {"votes": [{"prefers": "chosen", "time": 0}]}, [both(P, time=0.0)]),
     ("preference", VOTE | {"annotators": ["x", "y"]}, [both(P, annotator="x"), both(P, annotator="y")]),
     (
         "preference",

@@ -142,4 +142,12 @@ INSTEAD: dict[str, tuple[str, str]] = {
     "rlhf logs runs/demo ppo --rank 3 -f": ("rlhf logs --help", "nothing was submitted; tests/test_slurm.py does"),
     "rlhf cancel runs/demo": ("rlhf cancel --help", "nothing was submitted; tests/soak/test_slurm.py does"),
     "rlhf resume runs/demo": ("rlhf resume --help", "nothing was submitted; tests/soak/test_slurm.py does"),
+    "rlhf label up": ("rlhf label up --help", "runs until Ctrl-C; tests/test_label_studio.py starts one"),
+    'rlhf label push demo --project "round 1" --overlap 2 --gold gold.jsonl': (
+        "rlhf label push --help",
+        "needs a server; tests/test_label_studio.py has one",
+    ),
+    'rlhf label watch --project "round 1"': ("rlhf label watch --help", "needs a server"),
+    'rlhf label pull --project "round 1"': ("rlhf label pull --help", "needs a server"),
+    'rlhf label report --project "round 1"': ("rlhf label report --help", "needs votes"),
 }

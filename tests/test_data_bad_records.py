@@ -38,6 +38,10 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     *[("preference", {"weight": bad}) for bad in (-1, "1", True, None, float("nan"), float("inf"), 10**400)],
     *[("preference", {"tie": bad}) for bad in (1, "true", None)],
     *[("preference", {"seconds": bad}) for bad in (-1, "1", float("nan"))],
+    *[
+        ("preference", {"time": bad})
+        for bad in ("", "today", "2026-11-28T13:00:00", "1969-12-31T00:00Z", -1, 1.8e12, True)
+    ],
     *[("preference", {"chosen_shown_first": bad}) for bad in (1, "true")],
     *[("preference", {"chosen_finished": bad}) for bad in (1, None)],
     *[("preference", {"annotator": bad}) for bad in (True, 1.5, ["x"], {"id": 1}, "\udc00")],

@@ -280,7 +280,7 @@ def test_texts_that_read_the_same_are_not_paired() -> None:
 def test_records_of_every_kind_pass_through_a_source(tmp_path: Path) -> None:
     made: dict[str, list[Example]] = {
         "demonstrations": [Demonstration(Prompt(f"{i}"), "c") for i in range(50)],
-        "comparisons": [Comparison(Prompt(f"{i}"), "a", "b", seconds=float(i)) for i in range(50)],
+        "comparisons": [Comparison(Prompt(f"{i}"), "a", "b", time=i / 4 if i % 2 else None) for i in range(50)],
     }
     for kind, examples in made.items():
         (tmp_path / f"{kind}.jsonl").write_text("\n".join(json.dumps(as_record(example)) for example in examples))

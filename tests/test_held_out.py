@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from saved import saved_weights
 from transformers import AutoModelForCausalLM
 
+from data import toy
+from data.labelling.sampled import pairs_of_run
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
 from rlhf.store.artifact import load_artifact
@@ -190,6 +192,14 @@ def test_one_prompt_can_be_followed_through_the_steps(tiny_run: Path) -> None:
         assert line["eval/finished"] == pytest.approx(sum(columns["finished"]) / len(scores))
     assert seen[0][0] == list(range(64))
     assert seen[0] == seen[1] == seen[2]
+
+
+def test_what_a_run_has_sampled_can_be_labelled(tiny_run: Path) -> None:
+    """Pairs with the very prompts that were answered, not only their texts."""
+    for name in ("evaluate", "ppo"):
+        pairs = pairs_of_run(tiny_run, name).found.values()
+        assert pairs and {pair.prompt for pair in pairs} <= set(toy.prompts())
+        assert not all(pair.first_finished and pair.second_finished for pair in pairs)
 
 
 def test_a_policy_that_does_not_move_answers_the_same(tiny_run: Path, tmp_path: Path) -> None:
