@@ -31,8 +31,10 @@ def net() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-def cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> SSHCluster:
-    return SSHCluster(net, tmp_path_factory.mktemp("ssh"))
+def cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHCluster]:
+    made = SSHCluster(net, tmp_path_factory.mktemp("ssh"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
