@@ -15,6 +15,8 @@ import pytest
 from interruption import EVERY_STEP, assert_same, own_copy, seconds_until
 from running import TINY, rlhf
 
+from rlhf.beacons.record import BEACONS, read
+
 pytestmark = [pytest.mark.services, pytest.mark.beside]
 STEPS = 60  # so many that it has not ended before somebody has typed a command or two
 PPO = [str(TINY), f"ppo.steps={STEPS}", EVERY_STEP, "--run", "runs/tiny"]
@@ -73,8 +75,9 @@ def test_a_process_that_is_killed_is_started_again(tiny_run: Path, reference: Pa
     run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
     typed(tmp_path, "launch", *PPO, *ONLY, "--on", "torchrun", "--processes", "1")
     seconds_until(lambda: steps(run) >= 2, 180, lambda: said(tmp_path))
-    beacon = json.loads((run / "ppo" / ".beacons" / "rank-0.json").read_text())
-    os.kill(beacon["pid"], signal.SIGKILL)
+    beacon = read(run / "ppo" / BEACONS, 0)
+    assert beacon
+    os.kill(beacon.pid, signal.SIGKILL)
     seconds_until(lambda: state(tmp_path) == "complete", 180, lambda: said(tmp_path))
     assert "ppo, attempt 2" in said(tmp_path)
     assert_same(run / "ppo", reference)
