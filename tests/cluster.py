@@ -57,15 +57,24 @@ class SSHCluster:
         own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         settings = {"environment": own, "network": {"interface": "eth0"}, "ssh": ["-F", str(self.ssh_config)]}
         self.site.write_text(yaml.safe_dump(settings))
+        self.daemons: list[subprocess.Popen[bytes]] = []
         for node in net.nodes:
             self.boot(node)
+
+    def close(self) -> None:
+        """End everything on both nodes."""
+        for node in self.net.nodes:
+            self.net.kill(node)
+        for daemon in self.daemons:
+            daemon.wait(30)
 
     def boot(self, node: Node) -> None:
         """Start a node's sshd, as after a reboot."""
         with (self.folder / f"sshd.{node.host}.log").open("ab") as log:
             command = [SSHD, "-D", "-e", "-f", str(self.sshd_config)]
             clean = {name: value for name, value in os.environ.items() if not name.startswith(("RLHF_", "PYTHON"))}
-            self.net.start(node, command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=clean)
+            options = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, "env": clean}
+            self.daemons.append(self.net.start(node, command, **options))
 
     def rlhf(self, *arguments: str, folder: Path, seconds: float = 120) -> subprocess.CompletedProcess[str]:
         """The command line on the first node."""

@@ -8,12 +8,22 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster import SSHCluster
-from interruption import seconds_until
-from running import rlhf
+from interruption import EVERY_STEP, own_copy, seconds_until
+from running import TINY, rlhf
 
 from launch.clusters.records import Records
 
+STEPS = 60  # so many that it has not ended before somebody has typed a command or two
+SETTINGS = ["ppo.parallelism={strategy: ddp, processes: 2}", f"ppo.steps={STEPS}", EVERY_STEP]
 AGAIN_SECONDS = 240.0  # until a node is missed, started again, and its stage has loaded; on a busy machine
+
+
+def undisturbed(inputs: Path, folder: Path) -> Path:
+    """PPO of these settings by `rlhf` on this machine, two processes."""
+    copy = own_copy(inputs, folder, ["sft", "reward"])
+    done = rlhf("ppo", str(TINY), *SETTINGS, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return copy / "ppo"
 
 
 class Launched:

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from cluster import SSHCluster
 from interruption import assert_same, own_copy
-from launched import Launched
+from launched import SETTINGS, STEPS, Launched, undisturbed
 from network import Network, network
-from network_faults import settings, undisturbed
 from running import TINY
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
@@ -26,14 +25,16 @@ def net() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-def cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> SSHCluster:
-    return SSHCluster(net, tmp_path_factory.mktemp("ssh"))
+def cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHCluster]:
+    made = SSHCluster(net, tmp_path_factory.mktemp("ssh"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
 def reference(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """PPO of twelve steps by two processes of this machine."""
-    return undisturbed(tiny_run, tmp_path_factory.mktemp("undisturbed"), "ddp")
+    """PPO by two processes of this machine."""
+    return undisturbed(tiny_run, tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_a_chain_over_two_nodes(cluster: SSHCluster, tiny_run_of_two: Path, tmp_path: Path) -> None:
@@ -54,8 +55,8 @@ def test_a_node_that_dies_comes_back_and_a_run_that_is_cancelled_goes_on(
 ) -> None:
     own_copy(tiny_run, tmp_path, ["sft", "reward"])
     run = Launched(cluster, on, tmp_path)
-    run.launch(TINY, *settings("ddp"), "--from", "ppo", "--until", "ppo")
-    assert "ppo is running on" in run.refused(TINY, *settings("ddp"), "--from", "ppo", "--until", "ppo")
+    run.launch(TINY, *SETTINGS, "--from", "ppo", "--until", "ppo")
+    assert "ppo is running on" in run.refused(TINY, *SETTINGS, "--from", "ppo", "--until", "ppo")
     run.reach(2)
     assert run.states() == {"ppo": "running"}
     two = cluster.net.nodes[1]
@@ -68,7 +69,7 @@ def test_a_node_that_dies_comes_back_and_a_run_that_is_cancelled_goes_on(
     run.resume()
     run.until_ended()
     assert run.states() == {"ppo": "complete"}, run.said()
-    assert at < 12 and "going on from" in run.logs("ppo")
+    assert at < STEPS and "going on from" in run.logs("ppo")
     assert_same(run.run / "ppo", reference)
     assert not run.processes()
 

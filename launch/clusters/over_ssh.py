@@ -149,7 +149,8 @@ class OverSSH:
         while time.monotonic() < deadline:
             if records.order().do == "end" or not records.living(len(plan.hosts)):
                 order = records.order()
-                return [f"{order.stage}: stopped ({order.told})" if order.stage else "stopped"]
+                told = f" ({order.told})" if order.told else ""
+                return [f"{order.stage or 'the run'}: {order.result or 'stopped'}{told}"]
             time.sleep(LOOK_SECONDS)
         raise ConfigError(f"{run}: asked to stop, and still running after {grace + ENDS_SECONDS:g} s; see rlhf status")
 

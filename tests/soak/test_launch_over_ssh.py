@@ -15,9 +15,8 @@ import psutil
 import pytest
 from cluster import SSHCluster, line_of
 from interruption import assert_same, own_copy
-from launched import Launched
+from launched import SETTINGS, Launched, undisturbed
 from network import Network, network
-from network_faults import settings, undisturbed
 from running import TINY
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -31,13 +30,15 @@ def net() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-def cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> SSHCluster:
-    return SSHCluster(net, tmp_path_factory.mktemp("ssh"))
+def cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHCluster]:
+    made = SSHCluster(net, tmp_path_factory.mktemp("ssh"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
 def reference(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return undisturbed(tiny_run, tmp_path_factory.mktemp("undisturbed"), "ddp")
+    return undisturbed(tiny_run, tmp_path_factory.mktemp("undisturbed"))
 
 
 def worker_killed(run: Launched) -> None:
@@ -94,7 +95,7 @@ def test_a_run_comes_back(
 ) -> None:
     own_copy(tiny_run, tmp_path, ["sft", "reward"])
     run = Launched(cluster, on, tmp_path)
-    run.launch(TINY, *settings("ddp"), *ONLY)
+    run.launch(TINY, *SETTINGS, *ONLY)
     run.reach(3)
     started = time.monotonic()
     fault(run)
