@@ -25,7 +25,7 @@ from rlhf.types import Comparison, Demonstration, Message, Prompt
 T = TypeVar("T")
 
 ROWS = 1024  # in a batch; all are equal but the last, so that a row's batch is known without a search
-FORMAT = 1  # raised when rows are written in another way
+FORMAT = 2  # raised when rows are written in another way
 _SCHEMA = pa.schema([("example", pa.large_binary()), ("side", pa.uint64()), ("identity", pa.binary(16))])
 
 
@@ -128,7 +128,7 @@ def pack(example: Example) -> list[Any]:
         return [example.text, example.score, turns, example.group, example.annotator]
     votes = [example.tie, example.annotator, example.weight, example.chosen_shown_first, example.seconds]
     finished = [example.chosen_finished, example.rejected_finished]
-    return [_turns(example.prompt), example.chosen, example.rejected, *votes, *finished]
+    return [_turns(example.prompt), example.chosen, example.rejected, *votes, *finished, example.target]
 
 
 def _turns(prompt: Prompt) -> Any:
