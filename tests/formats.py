@@ -96,6 +96,9 @@ GOOD: list[tuple[str, dict[str, Any], list[Example]]] = [
         | {"chosen_finished": False, "rejected_finished": True},
         [both(P, tie=True, annotator="7", weight=2.0, chosen_shown_first=False, seconds=1.5, chosen_finished=False)],
     ),
+    ("preference", VOTE | {"target": 0.75, "weight": 0.5}, [both(P, target=0.75, weight=0.5)]),
+    ("preference", VOTE | {"target": 1}, [both(P)]),
+    ("preference", VOTE | {"target": 0.5}, [both(P, tie=True)]),
     ("preference", VOTE | {"annotators": ["x", "y"]}, [both(P, annotator="x"), both(P, annotator="y")]),
     (
         "preference",
