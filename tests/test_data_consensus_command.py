@@ -113,7 +113,7 @@ def test_no_torch_is_loaded_and_an_error_is_one_line(votes: Path, tmp_path: Path
         "import sys\nfrom launch.cli import main\ntry:\n    main()\nexcept SystemExit as end:\n"
         "    print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules], end.code)"
     )
-    for output, expected in (("c.jsonl", "[] 0"), ("c.csv", "[] 2")):
+    for output, expected in (("c.jsonl", "[] None"), ("c.csv", "[] 2")):
         command = [sys.executable, "-c", code, "data", "consensus", str(votes), "--output", output]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

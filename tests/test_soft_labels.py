@@ -26,7 +26,7 @@ SOFT = Comparison(Prompt("p"), "a", "b", target=0.75, weight=0.5)
         ({"target": 0.25}, "target=0.25 says that rejected is better; swap both and give 0.75"),
         ({"target": 1.5}, "target=1.5 is no probability; give P"),
         ({"target": -1}, "target=-1 is not a number from 0 up"),
-        ({"target": "0.7"}, "target=0.7 is not a number"),
+        ({"target": "high"}, "target='high' is not a number"),
         ({"target": 0.75, "tie": True}, "tie and target=0.75 cannot both say who wins"),
         ({"target": 0.75, "votes": [{"prefers": "tie"}]}, "votes and target cannot both say"),
     ],
