@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import warnings
 from dataclasses import replace
 
@@ -306,6 +307,17 @@ def test_no_votes_make_an_empty_table() -> None:
 
 PANDALM = "pairs/pandalm_testset_3annot.jsonl.gz"
 SQUALITY = "ratings/squality_human_eval_long.jsonl.gz"
+
+
+@pytest.fixture(scope="module")
+def real_data() -> str:
+    """The directory with the published files."""
+    directory = Path(os.environ.get("RLHF_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (directory / HH).exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{directory / HH} is absent, and continuous integration must have it")
+        pytest.skip(f"{directory / HH} is absent; set RLHF_TEST_DATA to the data directory")
+    return str(directory)
 
 
 @pytest.mark.parametrize(("name", "form"), [(PANDALM, "pandalm"), (SQUALITY, "squality")])

@@ -116,7 +116,7 @@ def records(found: Consensus, votes: Iterable[Comparison]) -> Iterator[Compariso
             )
         target = round(float(max(chosen_wins, 1 - chosen_wins)), PLACES)
         soft = {"tie": True} if target == 0.5 else {"target": target}
-        yield replace(known, weight=round(float(found.weights[pair]), PLACES), **soft)  # type: ignore[arg-type]
+        yield replace(known, weight=round(float(found.weights[pair]), PLACES), **soft)
 
 
 def write_consensus(output: Path, made: Iterable[Comparison]) -> int:

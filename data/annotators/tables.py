@@ -1,4 +1,4 @@
-"""Votes as arrays: who said what of which pair. Texts stay where they are; memory holds some 100 bytes of a vote."""
+"""Votes as arrays: who said what of which pair. Texts stay where they are."""
 
 from __future__ import annotations
 
