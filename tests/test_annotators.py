@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import krippendorff
 import numpy as np
@@ -312,11 +313,11 @@ SQUALITY = "ratings/squality_human_eval_long.jsonl.gz"
 @pytest.fixture(scope="module")
 def real_data() -> str:
     """The directory with the published files."""
-    directory = Path(os.environ.get("RLHF_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if not (directory / HH).exists():
+    directory = Path(os.environ.get("RLHF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (directory / PANDALM).exists():
         if os.environ.get("CI") == "true":
-            pytest.fail(f"{directory / HH} is absent, and continuous integration must have it")
-        pytest.skip(f"{directory / HH} is absent; set RLHF_TEST_DATA to the data directory")
+            pytest.fail(f"{directory / PANDALM} is absent, and continuous integration must have it")
+        pytest.skip(f"{directory / PANDALM} is absent; set RLHF_TEST_DATA to the data directory")
     return str(directory)
 
 
