@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
-import krippendorff
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,9 +17,6 @@ from data.annotators.dawid_skene import Assumptions, Labels, rates
 from data.annotators.opinions import Opinion, majority
 from data.annotators.reliability import reliabilities
 from data.annotators.tables import FIRST, TIE, UNNAMED, VoteTable, tabulate
-from data.quality.votes import votes_of_files
-from rlhf.analysis.agreement import agreement, tallied
-from rlhf.config import DataConfig, SourceConfig
 from rlhf.types import Comparison, Prompt
 from tests.crowd import RELIABILITIES, Crowd, measured, simulate
 
@@ -302,48 +295,3 @@ def test_weights_count_the_votes_that_are_worth_something() -> None:
 
 def test_no_votes_make_an_empty_table() -> None:
     assert tabulate([]).pairs == 0
-
-
-# Published votes
-
-PANDALM = "pairs/pandalm_testset_3annot.jsonl.gz"
-SQUALITY = "ratings/squality_human_eval_long.jsonl.gz"
-
-
-@pytest.fixture(scope="module")
-def real_data() -> str:
-    """The directory with the published files."""
-    directory = Path(os.environ.get("RLHF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (directory / PANDALM).exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{directory / PANDALM} is absent, and continuous integration must have it")
-        pytest.skip(f"{directory / PANDALM} is absent; set RLHF_TEST_DATA to the data directory")
-    return str(directory)
-
-
-@pytest.mark.parametrize(("name", "form"), [(PANDALM, "pandalm"), (SQUALITY, "squality")])
-def test_agreement_on_published_votes_is_that_of_another_implementation(real_data: str, name: str, form: str) -> None:
-    source = SourceConfig(path=name, format=form, bad_records="drop", prompt="Answer.")  # type: ignore[arg-type]
-    votes = [vote.comparison for vote in votes_of_files([name], source, DataConfig(directory=real_data)).read()]
-    table = tabulate(votes)
-    found = agreement(tallied(zip(table.pair.tolist(), table.answer.tolist(), strict=True)))
-    grid: dict[str, dict[tuple[str, ...], str]] = {}
-    for vote in votes:
-        one, other = sorted((vote.chosen, vote.rejected))
-        answer = "tie" if vote.tie else "one" if vote.chosen == one else "other"
-        grid.setdefault(str(vote.annotator), {})[(vote.prompt.text, one, other)] = answer
-    units = sorted({unit for answers in grid.values() for unit in answers})
-    codes = {"one": 0.0, "other": 1.0, "tie": 2.0}
-    rows = [[codes[answers[unit]] if unit in answers else np.nan for unit in units] for answers in grid.values()]
-    expected = krippendorff.alpha(reliability_data=np.array(rows), level_of_measurement="nominal")
-    assert found is not None and found.alpha is not None
-    # Which of the two is called first differs, and so does how often each code was given: alpha hardly does.
-    assert found.alpha == pytest.approx(expected, abs=5e-3)
-    coded = np.full((len(table.names), table.pairs), np.nan)
-    coded[table.annotator, table.pair] = table.answer
-    assert found.alpha == pytest.approx(krippendorff.alpha(reliability_data=coded, level_of_measurement="nominal"))
-    pairs = [
-        list(itertools.combinations([row[i] for row in rows if not np.isnan(row[i])], 2)) for i in range(len(units))
-    ]
-    equal = [a == b for unit in pairs for a, b in unit]
-    assert found.share == pytest.approx(np.mean(equal))
