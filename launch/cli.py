@@ -20,6 +20,7 @@ from launch.commands.plan import plan_command
 from launch.commands.run import run, stage_command
 from launch.commands.scaling import scaling
 from launch.commands.schema import schema
+from launch.commands.select import select_command
 from launch.commands.sync import sync
 from rlhf.errors import RLHFError
 
@@ -45,6 +46,7 @@ app.command()(doctor)
 bench.app.command()(scaling)
 data.app.command()(check)
 data.app.command("consensus")(consensus_command)
+data.app.command("select")(select_command)
 app.add_typer(bench.app)
 app.add_typer(data.app)
 app.add_typer(generation.app)

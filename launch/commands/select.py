@@ -1,4 +1,4 @@
-"""`rlhf label select`: which pairs of responses people should label next. Loads no torch."""
+"""`rlhf data select`: which pairs of responses people should label next. Loads no torch."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def select_command(
 
     Examples:
 
-        rlhf label select demo --budget 200 --output next.jsonl
+        rlhf data select demo --budget 200 --output next.jsonl
 
-        rlhf label select responses.jsonl --budget 500 --by diverse --output next.jsonl
+        rlhf data select responses.jsonl --budget 500 --by diverse --output next.jsonl
     """
     if by not in BY:
         raise ConfigError(f"--by={by}: not known; choose from {', '.join(BY)}")
