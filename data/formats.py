@@ -185,8 +185,8 @@ def as_record(example: Example) -> dict[str, Any]:
     return record
 
 
-_OPTIONAL = {"tie", "annotator", "weight", "chosen_shown_first", "seconds", "chosen_finished", "rejected_finished"}
-_OPTIONAL |= {"time"}
+_OPTIONAL = {"tie", "target", "annotator", "weight", "chosen_shown_first", "seconds", "time"}
+_OPTIONAL |= {"chosen_finished", "rejected_finished"}
 
 
 def _turns(prompt: Prompt) -> str | list[dict[str, str]]:

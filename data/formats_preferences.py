@@ -75,23 +75,26 @@ def parse_pandalm(record: Mapping[str, Any]) -> list[Comparison]:
 
 def votes(record: Mapping[str, Any], prompt: Prompt, chosen: str, rejected: str) -> list[Comparison]:
     """The votes of a record on two responses: one, or those listed under `votes` or `annotators`."""
+    tie = flag_of(record.get("tie", False), "tie")
+    target = _target_of(record, tie)
     one = compared(
         Comparison(
             prompt,
             chosen,
             rejected,
-            tie=flag_of(record.get("tie", False), "tie"),
+            tie=tie or target == 0.5,
             annotator=None if record.get("annotator") is None else name_of(record["annotator"], "annotator"),
             weight=number_of(record.get("weight", 1.0), "weight", 0),
             chosen_finished=flag_of(record.get("chosen_finished", True), "chosen_finished"),
             rejected_finished=flag_of(record.get("rejected_finished", True), "rejected_finished"),
+            target=1.0 if target == 0.5 else target,
             **_circumstances(record),
         )
     )
     lists = [name for name in ("votes", "annotators") if name in record]
     if not lists:
         return [one]
-    alone = [name for name in ("tie", "annotator", *lists[1:]) if name in record]
+    alone = [name for name in ("tie", "annotator", "target", *lists[1:]) if name in record]
     if alone:
         raise ValueError(f"{lists[0]} and {alone[0]} cannot both say who voted for what; remove one of them")
     values = record[lists[0]]
@@ -122,6 +125,18 @@ def _vote(pair: Comparison, vote: Any) -> Comparison:
         rejected_finished=cast.chosen_finished,
         chosen_shown_first=shown_first,
     )
+
+
+def _target_of(record: Mapping[str, Any], tie: bool) -> float:
+    """A soft label, P(chosen wins); even odds are a tie. The likelier one is chosen, so that accuracy has a meaning."""
+    target = number_of(record.get("target", 1.0), "target", 0)
+    if target > 1:
+        raise ValueError(f"target={target:g} is no probability; give P(chosen wins), from 0.5 to 1")
+    if target < 0.5:
+        raise ValueError(f"target={target:g} says that rejected is better; swap both and give {1 - target:g}")
+    if tie and target not in (0.5, 1.0):
+        raise ValueError(f"tie and target={target:g} cannot both say who wins; remove one of them")
+    return target
 
 
 def _circumstances(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def pack(example: Example) -> list[Any]:
         return [example.text, example.score, turns, example.group, example.annotator]
     votes = [example.tie, example.annotator, example.weight, example.chosen_shown_first, example.seconds]
     votes += [example.chosen_finished, example.rejected_finished]
-    votes += [] if example.time is None else [example.time]
+    later = [example.target, example.time]  # rows without them stay as they were
+    votes += later if example.time is not None else later[:1] if example.target != 1 else []
     return [_turns(example.prompt), example.chosen, example.rejected, *votes]
 
 

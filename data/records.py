@@ -222,7 +222,7 @@ def _row(file: DataFile, header: list[str], row: list[str], begin: int, end: int
 
 # Columns whose cells are no texts. In any other column a cell is a text, whatever it looks like.
 _TYPED = {"tie", "weight", "seconds", "mean", "rating", "ratings", "votes", "annotators", "messages", "instances"}
-_TYPED |= {"time", "chosen_shown_first", "chosen_finished", "rejected_finished", "overall-rating", "history"}
+_TYPED |= {"time", "target", "chosen_shown_first", "chosen_finished", "rejected_finished", "overall-rating", "history"}
 
 
 def _cell(name: str, cell: str) -> list[Any]:

@@ -12,6 +12,7 @@ from typer.exceptions import Abort, TyperException
 from launch.commands import bench, data, generation, label, study
 from launch.commands.chat import chat
 from launch.commands.check import check
+from launch.commands.consensus import consensus_command
 from launch.commands.curves import curves
 from launch.commands.doctor import doctor
 from launch.commands.init import init
@@ -50,6 +51,7 @@ app.command()(curves)
 app.command()(doctor)
 bench.app.command()(scaling)
 data.app.command()(check)
+data.app.command("consensus")(consensus_command)
 app.add_typer(bench.app)
 app.add_typer(data.app)
 app.add_typer(generation.app)

@@ -20,7 +20,7 @@ class HeldOut:
     """A reward model against votes it was not trained on; ties are left out of all figures but the score's spread."""
 
     votes: int
-    correct: int  # the chosen response scored higher
+    correct: int  # the chosen response, of a soft label the likelier one, scored higher
     log_loss: float  # nats per vote
     calibration_error: float  # expected calibration error of P(chosen wins), ten bins
     margin: float  # mean of chosen less rejected
@@ -50,36 +50,45 @@ def judge_held_out(model: RewardModel, comparisons: Sequence[Comparison]) -> Hel
     """Score both responses of held-out comparisons and compare with the votes."""
     encoded = [encode_comparison(comparison, model.tokenization) for comparison in comparisons]
     rows = [row["chosen_ids"] for row in encoded] + [row["rejected_ids"] for row in encoded]
-    return held_out_of(model.score_tokens(rows), [comparison.tie for comparison in comparisons])
+    return held_out_of(model.score_tokens(rows), [comparison.wanted for comparison in comparisons])
 
 
-def judge_pairs(reward: Reward, pairs: Sequence[tuple[Completion, Completion]], ties: Sequence[bool]) -> HeldOut:
-    """Any reward's scores of chosen and rejected completions, compared with the votes."""
-    return held_out_of(reward([pair[0] for pair in pairs] + [pair[1] for pair in pairs]), ties)
+def judge_pairs(reward: Reward, pairs: Sequence[tuple[Completion, Completion]], targets: Sequence[float]) -> HeldOut:
+    """Any reward's scores of chosen and rejected completions, compared with the votes; targets as in `held_out_of`."""
+    return held_out_of(reward([pair[0] for pair in pairs] + [pair[1] for pair in pairs]), targets)
 
 
-def held_out_of(scores: Tensor, ties: Sequence[bool]) -> HeldOut:
-    """The figures of scores [2 * votes], those of the chosen responses first."""
+def held_out_of(scores: Tensor, targets: Sequence[float]) -> HeldOut:
+    """The figures of scores [2 * votes], those of the chosen responses first.
+
+    targets [votes]: P(chosen wins), 1 for a vote, 0.5 for a tie, which is left out. Of a soft label between them the
+    response that is likelier to win is to score higher, and the log loss is the cross-entropy.
+    """
     chosen, rejected = scores.chunk(2)
-    difference = (chosen - rejected)[~torch.tensor(list(ties), dtype=torch.bool)]
+    target = torch.tensor(list(targets), dtype=scores.dtype)
+    voted = target != 0.5
+    difference, target = (chosen - rejected)[voted], target[voted]
+    losses = target * nn.functional.softplus(-difference) + (1 - target) * nn.functional.softplus(difference)
     return HeldOut(
         votes=len(difference),
         correct=int((difference > 0).sum()),
-        log_loss=float(nn.functional.softplus(-difference).mean()),
-        calibration_error=calibration_error(difference),
+        log_loss=float(losses.mean()),
+        calibration_error=calibration_error(difference, target),
         margin=float(difference.mean()),
         score_mean=float(scores.mean()),
         score_deviation=float(scores.std()),
     )
 
 
-def calibration_error(difference: Tensor, bins: int = 10) -> float:
+def calibration_error(difference: Tensor, target: Tensor | None = None, bins: int = 10) -> float:
     """Expected calibration error (Naeini et al. 2015) of the favoured response's probability, [0.5, 1] in bins.
 
-    difference [votes]: score of the chosen less that of the rejected response, nats.
+    difference [votes]: score of the chosen less that of the rejected response, nats. target [votes]: P(chosen wins),
+    by default 1: the favoured response is right with that probability, or with the rest.
     """
     confidence = torch.sigmoid(difference.abs())
-    right = (difference > 0).float()
+    target = torch.ones_like(difference) if target is None else target
+    right = torch.where(difference > 0, target, 1 - target)
     index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     error = 0.0
     for b in range(bins):

@@ -16,6 +16,6 @@ def encode_comparison(comparison: Comparison, tokenization: Tokenization) -> dic
     return {
         "chosen_ids": chosen,
         "rejected_ids": rejected,
-        "target": 0.5 if comparison.tie else 1.0,
+        "target": comparison.wanted,
         "weight": comparison.weight,
     }

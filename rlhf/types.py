@@ -64,7 +64,13 @@ class Comparison:
     seconds: float | None = None  # time the annotator took
     chosen_finished: bool = True  # False: cut off by a length limit, so no stop token ends it
     rejected_finished: bool = True
+    target: float = 1.0  # P(chosen wins) to learn, in (0.5, 1]: a soft label where several votes were put together
     time: float | None = None  # when it was cast: seconds since 1970, UTC
+
+    @property
+    def wanted(self) -> float:
+        """P(chosen wins) that a reward model is to learn: the soft label, or even odds for a tie."""
+        return 0.5 if self.tie else self.target
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def held_out_votes(context: StageContext) -> Votes | None:
 def judged(context: StageContext, reward: AnyReward, votes: Votes, tokenization: Tokenization) -> dict[str, Any]:
     """How the reward predicts held-out votes: the figures of a reward stage."""
     pairs = [both(vote, tokenization) for vote in votes.comparisons]
-    held_out = judge_pairs(reward, pairs, [vote.tie for vote in votes.comparisons])
+    held_out = judge_pairs(reward, pairs, [vote.wanted for vote in votes.comparisons])
     results = held_out.figures()
     low, high = results["accuracy_ci"]
     context.say(f"held-out accuracy {held_out.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})")

@@ -98,6 +98,9 @@ GOOD: list[tuple[str, dict[str, Any], list[Example]]] = [
     ),
     ("preference", VOTE | {"time": "2026-11-28T13:00:00.25+01:00"}, [both(P, time=1795867200.25)]),
     ("preference", VOTE | {"votes": [{"prefers": "chosen", "time": 0}]}, [both(P, time=0.0)]),
+    ("preference", VOTE | {"target": 0.75, "weight": 0.5}, [both(P, target=0.75, weight=0.5)]),
+    ("preference", VOTE | {"target": 1}, [both(P)]),
+    ("preference", VOTE | {"target": 0.5}, [both(P, tie=True)]),
     ("preference", VOTE | {"annotators": ["x", "y"]}, [both(P, annotator="x"), both(P, annotator="y")]),
     (
         "preference",

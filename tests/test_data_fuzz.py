@@ -77,6 +77,7 @@ def assert_well_formed(made: Example) -> None:
         assert made.chosen != made.rejected
         assert type(made.tie) is bool and type(made.chosen_finished) is bool and type(made.rejected_finished) is bool
         assert type(made.weight) is float and 0 <= made.weight < math.inf
+        assert type(made.target) is float and 0.5 < made.target <= 1 and (made.target == 1 or not made.tie)
         assert made.seconds is None or 0 <= made.seconds < math.inf
     for text in texts:
         assert isinstance(text, str)

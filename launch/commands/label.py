@@ -26,6 +26,7 @@ from launch.commands.label_report import report
 from launch.commands.label_up import up
 from launch.commands.label_watch import watch
 from launch.commands.run import DataDirectory
+from launch.commands.select import select_command
 from rlhf.errors import ConfigError, DataError
 from rlhf.tracking.console import StageProgress, wide_console
 from stages.targets import RUNS
@@ -46,6 +47,7 @@ PatienceOption = Annotated[
 app.command()(up)
 app.command()(watch)
 app.command()(report)
+app.command("select")(select_command)
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 MEANING = {
     "valid": "one response is better",

@@ -1,0 +1,77 @@
+"""`rlhf label select`: which pairs of responses people should label next. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data.selection import BY, Pool, pool_of_files, pool_of_run, select
+from launch.commands.generation import is_run
+from launch.commands.run import DataDirectory
+from rlhf.errors import ConfigError, DataError
+from rlhf.store.artifact import write_text
+from stages.targets import RUNS
+
+
+def select_command(
+    sources: Annotated[list[str], typer.Argument(metavar="FILES…|RUN", help="Responses with scores, or a run.")],
+    budget: Annotated[int, typer.Option("--budget", min=1, help="How many pairs.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The pairs, for label push (.jsonl).")],
+    by: Annotated[str, typer.Option("--by", metavar="WAY", help=f"One of {', '.join(BY)}.")] = "margin",
+    seed: Annotated[int, typer.Option(help="Of the order of pairs that are equal otherwise.")] = 0,
+    data_directory: DataDirectory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Choose pairs of responses to label: where the reward model is least sure, at random, or of different prompts.
+
+    Of a run the pairs are a prompt's held-out responses at different steps of PPO, with their scores. A file has
+    records {"prompt": "...", "responses": [...], "scores": [...]}, and kind for the stratum of the prompt; scores are a
+    figure for each response, or a list with one of each reward model. Each kind has its share of the budget.
+
+    Examples:
+
+        rlhf label select demo --budget 200 --output next.jsonl
+
+        rlhf label select responses.jsonl --budget 500 --by diverse --output next.jsonl
+    """
+    if by not in BY:
+        raise ConfigError(f"--by={by}: not known; choose from {', '.join(BY)}")
+    if output.suffix != ".jsonl":
+        raise ConfigError(f"--output={output}: its name must end in .jsonl")
+    if output.is_dir() or not output.parent.is_dir():
+        raise ConfigError(f"--output={output}: no file can be there; give one in a directory that exists")
+    if any(Path(source).resolve() == output.resolve() for source in sources):
+        raise ConfigError(f"--output={output}: would replace a file that is read; give another name")
+    pool = _pool(sources, data_directory)
+    if not pool.candidates:
+        raise DataError(f"{', '.join(sources)}: no pair of two different responses; give more responses")
+    chosen = select(pool, budget, by, seed)
+    write_text(output, "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in chosen))
+    chances = [max(p, 1 - p) for one in chosen if (p := one.probability) is not None]
+    figures = {
+        "by": by,
+        "pairs": len(pool.candidates),
+        "alike": pool.alike,
+        "chosen": len(chosen),
+        "prompts": len({one.prompt for one in chosen}),
+        "kinds": len({one.kind for one in chosen}),
+        "mean_confidence": sum(chances) / len(chances) if chances else None,
+        "output": str(output),
+    }
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+        return
+    sure = f"; the reward model is {figures['mean_confidence']:.0%} sure of them on average" if chances else ""
+    left_out = f", {pool.alike:,} of nearly equal responses left out" if pool.alike else ""
+    typer.echo(f"{len(chosen):,} of {len(pool.candidates):,} pairs chosen by {by}{left_out}{sure}")
+    typer.echo(f"wrote {output}: {figures['prompts']:,} prompts; to label: rlhf label push {output} --project TITLE")
+
+
+def _pool(sources: list[str], data_directory: str | None) -> Pool:
+    if len(sources) == 1 and is_run(sources[0]):
+        path = Path(sources[0])
+        return pool_of_run(path if (path / "recipe.yaml").is_file() else RUNS / path)
+    return pool_of_files(sources, data_directory)
