@@ -30,7 +30,7 @@ BUSY = (408, 425, 429, 500, 502, 503, 504, 529)
 FOR_ALL = (429, 503, 529)  # of these: that the server wants fewer requests, whoever sends them
 ONE_QUESTION = (400, 413, 422)  # the server will not have this question, such as one beyond its context
 GARBLED = 3  # answers in a row that are none, until it is taken for another kind of server
-LONGEST_WAIT = 60.0  # seconds between two tries, unless the server names more
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds between two tries, unless the server names some
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Endpoint:
                 raise LabellingError(f"{self.url}: {error}; check --url") from error
             now = time.monotonic()
             failing_since = started if failing_since is None else failing_since
-            wait = min(0.5 * 2**tries, LONGEST_WAIT) * (1 + random.random() / 4)
+            wait = min(FIRST_WAIT * 2 ** min(tries, 10), LONGEST_WAIT) * (1 + random.random() / 4)
             if asked_to_wait is not None:
                 wait = asked_to_wait + random.random() / 4
             if now - failing_since + wait > self.patience:

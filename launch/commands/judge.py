@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -112,6 +113,10 @@ def judge(
     journal = open_journal(output, settings)
     try:
         outcome = asked(questions, journal, settings, show=not as_json)
+    except KeyboardInterrupt:
+        kept = f"{len(journal.answers):,} answers are in {journal.path}"
+        typer.echo(f"interrupted: {kept}, and the same command goes on", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
     finally:  # also after Ctrl-C, and where the endpoint is gone: what is there can be used
         found = verdicts(chosen, journal.answers)
         if found:
