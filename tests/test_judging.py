@@ -428,6 +428,11 @@ def test_no_more_are_in_flight_than_is_said(server: Server) -> None:
     assert server.most_at_once == 3
 
 
+def test_requests_keep_the_distance_that_is_said(server: Server) -> None:
+    judge(pairs(3), "--url", server.url, "--requests-per-minute", "600")
+    assert server.times[-1] - server.times[0] >= 5 * 0.1 - 0.05
+
+
 def test_a_request_holds_what_the_user_wants_in_it(server: Server) -> None:
     wanted = '{"max_tokens": null, "temperature": null, "max_completion_tokens": 99, "top_p": 0.5}'
     judge(pairs(1), "--url", server.url, "--request", wanted)
@@ -449,6 +454,7 @@ def test_a_request_holds_what_the_user_wants_in_it(server: Server) -> None:
         (["--rubric", "empty.txt"], "--rubric empty.txt: is empty"),
         (["--people", "bad.jsonl"], "--people bad.jsonl:1: .*; mend or remove it, or give --drop-bad"),
         (["--stage", "ppo"], "--stage ppo: is for a run"),
+        (["--model", " "], "--model: is empty"),
     ],
 )
 def test_bad_input_is_said_before_anything_is_asked(server: Server, arguments: list[str], problem: str) -> None:

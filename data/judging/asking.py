@@ -49,7 +49,7 @@ async def ask_all(
 ) -> Outcome:
     """Ask what is missing in the journal. Raises LabellingError where the endpoint answers nothing more."""
     missing = [question for question in questions if question.key not in journal.answers]
-    budget = Budget(settings.budget_tokens, sum(answer.tokens for answer in journal.answers.values()))
+    budget = Budget(settings.budget_tokens, journal.tokens)
     pace = Pace(settings.requests_per_minute)
     endpoint = Endpoint(settings.url, settings.token, pace, settings.patience, settings.timeout)
     asking = Asking(iter(missing), journal, settings, budget, endpoint, progress)
@@ -89,11 +89,9 @@ class Asking:
     async def work(self) -> None:
         """Ask one question after another until there is none, or no budget."""
         for question in self.missing:
-            request = request_of(
-                self.settings.model, question.text(self.settings.rubric), self.settings.max_tokens, self.settings.extra
-            )
-            body = json.dumps(request).encode("ascii")
-            size = len(question.text(self.settings.rubric).encode("utf-8", "surrogatepass"))
+            text = question.text(self.settings.rubric)
+            request = request_of(self.settings.model, text, self.settings.max_tokens, self.settings.extra)
+            body, size = json.dumps(request).encode("ascii"), len(text.encode("utf-8", "surrogatepass"))
             reserved = await self.budget.reserve(size, answer_limit(request))
             if reserved is None or self.outcome.out_of_budget:
                 self.outcome.out_of_budget = True

@@ -23,6 +23,7 @@ import httpx
 
 from data.judging.pacing import Pace
 from data.labelling.server import is_loopback
+from data.records import printable
 from rlhf.errors import ConfigError, LabellingError
 
 TOKENS = ("RLHF_JUDGE_TOKEN", "OPENAI_API_KEY")  # the first that is set
@@ -121,7 +122,8 @@ class Endpoint:
         """A status and the server's own words for it, without the token should they hold it."""
         text = answer.text if "json" in answer.headers.get("content-type", "") else answer.reason_phrase
         text = " ".join((message_of(text) or answer.reason_phrase).split())[:300]
-        return f"{self.url}: {answer.status_code} {text.replace(self.token, '...') if self.token else text}".rstrip()
+        text = text.replace(self.token, "...") if self.token else text
+        return f"{self.url}: {answer.status_code} {printable(text)}".rstrip()
 
 
 class Garbled(Exception):
@@ -135,13 +137,13 @@ def read_reply(url: str, answer: httpx.Response, seconds: float) -> Reply:
         choice = record["choices"][0]
         text, finish = choice["message"].get("content"), choice.get("finish_reason")
         usage = record.get("usage") or {}
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        asked, said = usage.get("prompt_tokens"), usage.get("completion_tokens")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Garbled(f"{url}: its answer is no chat completion") from error
     if not isinstance(text, str | None) or not isinstance(finish, str | None):
         raise Garbled(f"{url}: its answer is no chat completion")
-    known = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
-    return Reply(text, finish, *(counts if known else (None, None)), seconds)
+    known = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in (asked, said))
+    return Reply(text, finish, asked if known else None, said if known else None, seconds)
 
 
 def message_of(text: str) -> str:

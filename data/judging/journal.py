@@ -54,6 +54,7 @@ class Journal:
         self.file = file
         self.answers = answers
         self.cut = cut  # bytes of half a line that were cut off
+        self.tokens = 0  # that all answers have used
 
     @classmethod
     def open(cls, path: Path, identity: Mapping[str, Any]) -> Journal:
@@ -91,17 +92,21 @@ class Journal:
                 answer = Answer(**_record(path, number, line))
             except TypeError as error:
                 raise _damaged(path, number) from error
-            journal.answers[answer.pair, answer.swapped] = answer
+            journal._take(answer)
         return journal
 
     def add(self, answer: Answer) -> None:
         """Keep an answer; it is on the disk when this returns."""
         self._write(asdict(answer))
-        self.answers[answer.pair, answer.swapped] = answer
+        self._take(answer)
 
     def close(self) -> None:
         """Let go of the file."""
         self.file.close()
+
+    def _take(self, answer: Answer) -> None:
+        self.answers[answer.pair, answer.swapped] = answer
+        self.tokens += answer.tokens
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = (json.dumps(record) + "\n").encode("ascii")

@@ -90,6 +90,8 @@ def judge(
     """
     from launch.commands.label import find_pairs  # which registers this command
 
+    if not model.strip():
+        raise ConfigError("--model: is empty; give the model's name at the endpoint")
     if output.suffix != ".jsonl":
         raise ConfigError(f"--output {output}: is read as comparisons by its name; give one that ends in .jsonl")
     settings = Settings(
@@ -125,7 +127,7 @@ def judge(
     unparsed = [answer for key, answer in answers_to(questions, journal) if answer.choice is None]
     record = summary(chosen, found, unparsed, outcome)
     record |= {"judge": JUDGES + model, "output": str(output), "answers": str(journal.path)}
-    record |= {"tokens": tokens_of(journal), "identical": pairs.identical, "bad": len(pairs.bad)}
+    record |= {"tokens": journal.tokens, "identical": pairs.identical, "bad": len(pairs.bad)}
     bias = position_bias(found)
     beside = with_people(found, votes) if votes is not None else None
     record |= {"position": asdict(bias) if bias else None, "people": beside.record() if beside else None}
@@ -151,7 +153,7 @@ def asked(questions: Sequence[Question], journal: Journal, settings: Settings, s
         def progress() -> None:
             nonlocal done
             done += 1
-            bar.update(done, {"tokens": float(tokens_of(journal))})
+            bar.update(done, {"tokens": float(journal.tokens)})
 
         return asyncio.run(ask_all(questions, journal, settings, progress))
 
@@ -182,11 +184,6 @@ def answers_to(questions: Sequence[Question], journal: Journal) -> list[tuple[tu
     """The answers that there are, of these questions."""
     keys = [question.key for question in questions]
     return [(key, journal.answers[key]) for key in keys if key in journal.answers]
-
-
-def tokens_of(journal: Journal) -> int:
-    """Tokens that all answers in a journal have used."""
-    return sum(answer.tokens for answer in journal.answers.values())
 
 
 def summary(pairs: Sequence[Pair], found: list[Verdict], unparsed: list[Answer], out: Outcome) -> dict[str, Any]:
