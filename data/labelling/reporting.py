@@ -24,6 +24,7 @@ from rlhf.analysis.agreement import agreement, tallied
 from rlhf.analysis.statistics import bootstrap_interval
 
 DRIFT_FEWEST, PERMUTATIONS = 20, 2000
+FEWEST_RESAMPLES, MOST_RESAMPLES, DRAWS = 400, 2000, 4_000_000
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ def with_others(votes: Sequence[Judged], by_pair: Mapping[str, Sequence[Judged]]
     shares = [share for vote in votes if (share := _shared(vote, by_pair)) is not None]
     if not shares:
         return Share(None, (0.0, 1.0), 0)
-    return Share(sum(shares) / len(shares), bootstrap_interval(shares, seed=0), len(shares))
+    # All resamples are in memory at once; of many pairs, fewer of them tell the same.
+    resamples = min(MOST_RESAMPLES, max(DRAWS // len(shares), FEWEST_RESAMPLES))
+    return Share(sum(shares) / len(shares), bootstrap_interval(shares, 0, resamples), len(shares))
 
 
 def drift_of(votes: Sequence[Judged], by_pair: Mapping[str, Sequence[Judged]]) -> list[Drift]:
