@@ -150,4 +150,14 @@ INSTEAD: dict[str, tuple[str, str]] = {
     'rlhf label watch --project "round 1"': ("rlhf label watch --help", "needs a server"),
     'rlhf label pull --project "round 1"': ("rlhf label pull --help", "needs a server"),
     'rlhf label report --project "round 1"': ("rlhf label report --help", "needs votes"),
+    "transformers serve Qwen/Qwen2.5-7B-Instruct": (
+        "transformers serve --help",
+        "fetches a model; tests/test_judging_served.py starts one",
+    ),
+    "rlhf label judge demo --model Qwen/Qwen2.5-7B-Instruct --people labels/round-1/votes.jsonl": (
+        "rlhf label judge --help",
+        "needs a server; tests/test_judging_served.py has one",
+    ),
+    "rlhf label judge demo --url https://api.openai.com/v1 --model gpt-4.1-mini --count 500 "
+    "--requests-per-minute 300 --budget-tokens 1000000": ("rlhf label judge --help", "costs money"),
 }

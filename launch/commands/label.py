@@ -22,6 +22,7 @@ from data.labelling.pushing import BATCH, Settings, find_project, push
 from data.labelling.sampled import pairs_of_run
 from data.labelling.server import PATIENCE_SECONDS, URL, LabelStudio, connect
 from launch.commands.generation import is_run
+from launch.commands.judge import judge
 from launch.commands.label_report import report
 from launch.commands.label_up import up
 from launch.commands.label_watch import watch
@@ -48,6 +49,7 @@ app.command()(up)
 app.command()(watch)
 app.command()(report)
 app.command("select")(select_command)
+app.command()(judge)
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 MEANING = {
     "valid": "one response is better",
