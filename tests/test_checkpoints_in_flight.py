@@ -46,6 +46,7 @@ def test_sigterm_waits_for_what_is_in_flight_and_writes_its_own(tiny_run: Path, 
     assert f"stopped by SIGTERM after step {last}; the checkpoint of step {last} stands" in out
 
 
+@pytest.mark.soak
 def test_sigusr1_gets_a_checkpoint_of_its_own_behind_the_one_in_flight(tiny_run: Path, tmp_path: Path) -> None:
     run = own_copy(tiny_run, tmp_path, INPUTS)
     folder = run / "ppo" / "checkpoints"
@@ -68,6 +69,7 @@ def score(prompts, responses, calls=[]):
 """
 
 
+@pytest.mark.soak
 def test_a_stage_that_ends_for_bad_input_leaves_what_is_in_flight_whole(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +96,7 @@ def score(prompts, responses):
 """
 
 
+@pytest.mark.soak
 def test_the_best_is_that_of_a_run_that_waits_for_each_checkpoint(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

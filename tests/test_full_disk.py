@@ -96,7 +96,9 @@ def test_two_processes_of_deepspeed_stay_in_step_on_a_full_disk(tiny_run: Path, 
     assert done.returncode == 0 and "going on from runs/tiny/ppo/checkpoints/step-000001" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("zero2", marks=pytest.mark.soak), "zero3"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("zero2", marks=pytest.mark.soak), pytest.param("zero3", marks=pytest.mark.soak)]
+)
 def test_where_one_process_alone_cannot_write_the_other_does_not_wait_for_it(
     strategy: str, tiny_run: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ def test_a_shell_takes_it(script: Path) -> None:
 
 @pytest.mark.services
 @pytest.mark.beside
-@pytest.mark.parametrize("starter", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("starter", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.soak)])
 def test_two_nodes_train_as_one_machine_does(
     starter: str, tiny_run_of_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ def said(folder: Path) -> str:
     return "\n".join(log.read_text() for log in (folder / "runs" / "tiny" / "launch" / "logs").glob("*.log"))
 
 
-@pytest.mark.parametrize("on", ["local", "torchrun"])
+@pytest.mark.parametrize("on", ["local", pytest.param("torchrun", marks=pytest.mark.soak)])
 def test_a_run_is_cancelled_and_goes_on(on: str, tiny_run: Path, reference: Path, tmp_path: Path) -> None:
     run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
     where = ["--on", on] + (["--processes", "1"] if on == "torchrun" else [])
@@ -71,6 +71,7 @@ def test_a_run_is_cancelled_and_goes_on(on: str, tiny_run: Path, reference: Path
     assert_same(run / "ppo", reference)
 
 
+@pytest.mark.soak
 def test_a_process_that_is_killed_is_started_again(tiny_run: Path, reference: Path, tmp_path: Path) -> None:
     run = own_copy(tiny_run, tmp_path, ["sft", "reward"])
     typed(tmp_path, "launch", *PPO, *ONLY, "--on", "torchrun", "--processes", "1")

@@ -49,7 +49,7 @@ def test_a_chain_over_two_nodes(cluster: SSHCluster, tiny_run_of_two: Path, tmp_
     assert "[rank" not in run.logs("ppo", "--rank", "0") and "ppo: " in run.logs("ppo", "--rank", "0")
 
 
-@pytest.mark.parametrize("on", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("on", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.soak)])
 def test_a_node_that_dies_comes_back_and_a_run_that_is_cancelled_goes_on(
     on: str, cluster: SSHCluster, tiny_run: Path, reference: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ def reference(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return undisturbed(tiny_run, tmp_path_factory.mktemp("undisturbed"), "ddp")
 
 
-@pytest.mark.parametrize("case", ["cable_out_for_seconds", "cable_out"])
+@pytest.mark.parametrize("case", ["cable_out_for_seconds", pytest.param("cable_out", marks=pytest.mark.soak)])
 def test_figures_are_those_of_an_undisturbed_run(
     case: str, net: Network, tiny_run: Path, reference: Path, tmp_path: Path
 ) -> None:

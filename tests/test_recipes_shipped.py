@@ -159,7 +159,7 @@ def test_the_comments_say_what_the_arithmetic_gives(shipped: Shipped) -> None:
 @pytest.mark.beside
 @pytest.mark.parametrize(
     "shipped",
-    [pytest.param(each, marks=pytest.mark.soak if each.on is A100 and each.processes == 8 else ()) for each in SHIPPED],
+    [pytest.param(each, marks=pytest.mark.soak if each.on is A100 else ()) for each in SHIPPED],
     ids=lambda shipped: shipped.name,
 )
 def test_it_runs_when_shrunk(shipped: Shipped, tmp_path: Path) -> None:

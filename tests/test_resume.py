@@ -26,7 +26,7 @@ def kill_in_training(stage: str, reference: Path, folder: Path, lines: int, *ove
     return run
 
 
-@pytest.mark.parametrize("stage", [pytest.param("sft", marks=RARELY), "reward", "ppo"])
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=RARELY), pytest.param("reward", marks=RARELY), "ppo"])
 def test_killed_stage_goes_on_bit_for_bit(stage: str, tiny_run: Path, tmp_path: Path) -> None:
     run = kill_in_training(stage, tiny_run, tmp_path, 2)
     done = rlhf(stage, str(TINY), EVERY_STEP, folder=tmp_path)
@@ -54,6 +54,7 @@ def stopped_after(step: int, stage: str, reference: Path, folder: Path, *overrid
     return run
 
 
+@pytest.mark.soak
 def test_stopped_at_the_end_of_an_epoch_the_next_one_is_trained(tiny_run: Path, tmp_path: Path) -> None:
     overrides = ("sft.epochs=2", "sft.packing=false")  # 173 demonstrations, batches of 32: 6 steps an epoch
     whole = tmp_path / "whole"
@@ -100,6 +101,7 @@ def score(prompts, responses):
 """
 
 
+@pytest.mark.soak
 def test_an_adaptive_controller_and_the_best_policy_go_on(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +144,7 @@ def test_another_recipe_does_not_go_on_from_it_and_does_not_destroy_it(tiny_run:
     assert not (run / "ppo" / ".interrupted").exists()
 
 
+@pytest.mark.soak
 def test_held_out_scores_while_training_change_nothing_and_keep_the_best(tiny_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evaluated"
     shutil.copytree(tiny_run / "sft", folder / "runs" / "tiny" / "sft")

@@ -170,7 +170,8 @@ def test_a_trainer_is_told_where_its_servers_are(
     assert not cluster.said("squeue", "--noheader")
 
 
-@pytest.mark.parametrize("name", ["stage", pytest.param("one-node", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["stage", "one-node"])
 def test_example_goes_on_when_it_is_told_to_stop(
     name: str, cluster: Cluster, tiny_run_of_two: Path, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_adapters_learn_the_same_where_all_is_shared_out(adapted_run: Path, tmp_
     compare(ppo(adapted_run, tmp_path / "zero3", LORA, shared("zero3")), alone, ZERO)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "chosen",
     [
@@ -101,10 +102,12 @@ def test_one_killed_process_ends_the_others_and_the_run_goes_on(strategy: str, t
     assert_same(own, whole)
 
 
+@pytest.mark.soak
 def test_another_strategy_goes_on_to_rounding(tiny_run: Path, tmp_path: Path) -> None:
     goes_on_to_rounding(shared("ddp", 1), shared("fsdp"), tiny_run, tmp_path)
 
 
+@pytest.mark.soak
 def test_deepspeed_refuses_another_number_of_processes_and_loses_nothing(tiny_run: Path, tmp_path: Path) -> None:
     own = stopped(tiny_run, tmp_path, shared("zero3"))
     for other in (shared("zero3", 1), shared("ddp", 1)):

@@ -126,6 +126,7 @@ def until(condition: Any) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.soak
 @pytest.mark.services
 def test_a_server_killed_in_the_middle_gets_the_rest_once(client: Any, tmp_path: Path) -> None:
     from launch.local import free_port

@@ -153,6 +153,7 @@ def sync(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return rlhf("sync", str(directory), *options, folder=directory.parent)
 
 
+@pytest.mark.soak
 @pytest.mark.services
 def test_what_was_offline_is_uploaded_later_and_once(server: WandbServer, tiny_run: Path, tmp_path: Path) -> None:
     run_directory = own_copy(tiny_run, tmp_path, ["sft", "reward", "ppo"])

@@ -38,6 +38,7 @@ def test_sft_under_zero2_stopped_behind_the_last_step_and_handed_on(tiny_run_of_
     close_to(stage("sft", run, "zero2"), tiny_run_of_two / "sft")
 
 
+@pytest.mark.soak
 def test_sft_under_zero3_stopped_and_resumed(tiny_run_of_two: Path, tmp_path: Path) -> None:
     # Without these DeepSpeed would keep so small a model whole behind its last forward, and nothing had to be gathered.
     settings = tmp_path / "deepspeed.json"
