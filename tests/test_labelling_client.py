@@ -110,6 +110,8 @@ def test_a_question_is_repeated_while_the_server_is_away(capsys: pytest.CaptureF
         ((404, "<html>\n<h1>no</h1>"), "GET /api/current-user/whoami: 404 Not Found; check --url"),
         ((302, ""), "302 Found"),
         ((200, "<html>"), "its answer is not JSON; is this Label Studio?"),
+        ((200, {"hello": "world"}), "names no user; is this Label Studio?"),
+        ((200, []), "names no user; is this Label Studio?"),
         ((500, {"detail": "x\ny" * 500}), "500 {"),
     ],
 )

@@ -39,7 +39,10 @@ class LabelStudio:
 
     def user(self) -> dict[str, Any]:
         """Whose token it is. Raises LabellingError where it is nobody's."""
-        return plain(self.client.ask(lambda sdk: sdk.users.whoami(request_options=once())))
+        found = self.client.ask(lambda sdk: sdk.users.whoami(request_options=once()))
+        if getattr(found, "id", None) is None:
+            raise LabellingError(f"{self.url}: names no user; is this Label Studio?")
+        return plain(found)
 
     def projects(self, title: str) -> list[dict[str, Any]]:
         """The projects of exactly this title."""
