@@ -39,7 +39,10 @@ class LabelStudio:
 
     def user(self) -> dict[str, Any]:
         """Whose token it is. Raises LabellingError where it is nobody's."""
-        found = self.client.ask(lambda sdk: sdk.users.whoami(request_options=once()))
+        try:
+            found = self.client.ask(lambda sdk: sdk.users.whoami(request_options=once()))
+        except TypeError:  # of the SDK, where the answer is no object
+            found = None
         if getattr(found, "id", None) is None:
             raise LabellingError(f"{self.url}: names no user; is this Label Studio?")
         return plain(found)
