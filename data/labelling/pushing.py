@@ -17,9 +17,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from data.labelling.client import Away, Unsent
 from data.labelling.ledger import IN_FLIGHT, Entry, Ledger, Project, require_same
 from data.labelling.page import QUESTION, missing_controls, page
-from data.labelling.server import IDS, Away, LabelStudio, Unsent
+from data.labelling.server import IDS, LabelStudio
 from rlhf.errors import ConfigError, LabellingError
 from rlhf.store.artifact import write_json
 

@@ -1,34 +1,21 @@
-"""Label Studio's interface over HTTP, as much of it as labelling needs (written for 1.23).
-
-Plain httpx: the official SDK holds numpy below 2.3, and sends an import again where it has got no answer to the first.
-Questions are repeated while the server is away; what changes something there is sent once, and the caller looks
-what has come of it.
-"""
+"""Label Studio's interface, as much of it as labelling needs: the SDK's calls, and what they leave out (for 1.23)."""
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import json
 import os
 import re
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
+from data.labelling.client import KEY, PATIENCE_SECONDS, Client, once, plain
 from rlhf.errors import ConfigError, LabellingError
 
-KEY = "LABEL_STUDIO_API_KEY"
 URL = "LABEL_STUDIO_URL"
-BUSY = (408, 425, 429, 502, 503, 504)  # answers after which the same request may succeed
 PAGE = 1000  # tasks in one answer
 EXPORTED = 400  # tasks whose annotations come in one answer; their numbers stand in the address: proxies take 8 kB
-REFRESH_SECONDS = 240.0  # an access token lives five minutes
-PATIENCE_SECONDS = 60.0
 HOOKS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
 IDS = "annotations_ids"
 Task = dict[str, Any]
@@ -40,14 +27,7 @@ class LabelStudio:
     def __init__(self, url: str, token: str, patience: float = PATIENCE_SECONDS, timeout: float = 120.0) -> None:
         self.url = checked_url(url)
         self.patience = patience
-        self.refresh = token if _is_personal(token) else None
-        self.refreshed = -REFRESH_SECONDS
-        # On this machine there is no proxy in between, whatever the environment says.
-        self.client = httpx.Client(
-            base_url=self.url, timeout=timeout, trust_env=not is_loopback(self.url), follow_redirects=False
-        )
-        if self.refresh is None:
-            self.client.headers["Authorization"] = f"Token {token}"
+        self.client = Client(self.url, token, patience, timeout, is_loopback(self.url))
 
     def __enter__(self) -> LabelStudio:
         """Itself."""
@@ -55,172 +35,119 @@ class LabelStudio:
 
     def __exit__(self, *_: object) -> None:
         """Close its connections."""
-        self.client.close()
+        self.client.http.close()
 
     def user(self) -> dict[str, Any]:
         """Whose token it is. Raises LabellingError where it is nobody's."""
-        found: dict[str, Any] = self.get("/api/current-user/whoami")
-        return found
+        try:
+            found = self.client.ask(lambda sdk: sdk.users.whoami(request_options=once()))
+        except TypeError:  # of the SDK, where the answer is no object
+            found = None
+        if getattr(found, "id", None) is None:
+            raise LabellingError(f"{self.url}: names no user; is this Label Studio?")
+        return plain(found)
 
     def projects(self, title: str) -> list[dict[str, Any]]:
         """The projects of exactly this title."""
-        found, page = [], 1
+        found: list[dict[str, Any]] = []
+        page = 1
+
+        def listed(sdk: Any) -> Any:
+            fields = "id,title,created_at"
+            return sdk.projects.list(title=title, page=page, page_size=100, include=fields, request_options=once())
+
         while True:
-            asked = {"title": title, "page": page, "page_size": 100, "include": "id,title,created_at"}
-            answer = self.get("/api/projects/", asked)
-            found += [project for project in answer["results"] if project["title"] == title]
-            if not answer.get("next"):
+            answer = self.client.ask(listed)
+            found += [plain(project) for project in answer.items or [] if project.title == title]
+            if not getattr(answer.response, "next", None):  # the SDK's own paging ends with a page that is not there
                 return found
             page += 1
 
     def project(self, number: int) -> dict[str, Any]:
         """A project by its number. Raises LabellingError where it is gone."""
-        found: dict[str, Any] = self.get(f"/api/projects/{number}/")
-        return found
+        return plain(self.client.ask(lambda sdk: sdk.projects.get(number, request_options=once())))
 
     def create_project(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """A new project."""
-        found: dict[str, Any] = self.send("POST", "/api/projects/", settings)
-        return found
+        return plain(self.client.tell(lambda sdk: sdk.projects.create(**settings, request_options=once())))
 
     def change_project(self, number: int, settings: Mapping[str, Any]) -> None:
         """Change a project's settings."""
-        self.send("PATCH", f"/api/projects/{number}/", settings)
+        self.client.tell(lambda sdk: sdk.projects.update(number, **settings, request_options=once()))
 
-    def import_tasks(self, number: int, data: Sequence[Mapping[str, str]]) -> None:
-        """Add tasks; all of them or, where it raises, maybe all and maybe none."""
-        tasks = [{"data": dict(each)} for each in data]
-        answer = self.send("POST", f"/api/projects/{number}/import?commit_to_project=true", tasks)
-        if answer.get("task_count") != len(data):
-            raise LabellingError(f"{self.url}: took {answer.get('task_count')} of {len(data)} tasks; push again")
+    def import_tasks(self, number: int, data: Sequence[Mapping[str, str]]) -> list[int]:
+        """Add tasks, and give their numbers; all of them or, where it raises, maybe all and maybe none."""
+        wanted = {"request": [{"data": dict(each)} for each in data], "commit_to_project": True}
+        wanted["return_task_ids"] = True
+        answer = self.client.tell(lambda sdk: sdk.projects.import_tasks(number, **wanted, request_options=once()))
+        if answer.task_count != len(data):
+            raise LabellingError(f"{self.url}: took {answer.task_count} of {len(data)} tasks; push again")
+        return list(answer.task_ids)
 
     def tasks(self, number: int, fields: str, newest_first: bool = False) -> Iterator[tuple[int, list[Task]]]:
         """Tasks of a project page by page: how many there are in all, and some of them. fields: id,data,...
 
         Of `annotations_ids` the server gives the first 500 characters, here as numbers.
         """
-        order = "-tasks:updated_at" if newest_first else "tasks:id"
-        query = json.dumps({"ordering": [order]})
-        seen, page = 0, 1
+        query = json.dumps({"ordering": ["-tasks:updated_at" if newest_first else "tasks:id"]})
+        # With fields=all, a task's annotations are read from their table. Their counts are kept beside it, and stay
+        # behind where the server fails in the middle.
+        asked = {"project": number, "page_size": PAGE, "fields": "all", "include": fields, "query": query}
+        page = 1
+
+        def listed(sdk: Any) -> Any:
+            return sdk.tasks.list(page=page, **asked, request_options=once())
+
         while True:
-            # With fields=all, a task's annotations are read from their table. Their counts are kept beside it, and stay
-            # behind where the server fails in the middle.
-            asked = {"project": number, "page": page, "page_size": PAGE, "fields": "all", "include": fields}
-            asked["query"] = query
             # Behind the last page there is none; but a project that is gone is no empty one.
-            answer = self.get("/api/tasks", asked, missing={"total": seen, "tasks": []} if page > 1 else None)
-            for task in answer["tasks"]:
+            answer = self.client.ask(listed, missing=() if page > 1 else None)
+            tasks = [plain(task) for task in answer.items or []] if answer else []
+            for task in tasks:
                 task[IDS] = sorted(map(int, re.findall(r"\d+", task.get(IDS) or "")))
-            if answer["tasks"]:
-                yield answer["total"], answer["tasks"]
-            seen += len(answer["tasks"])
-            if len(answer["tasks"]) < PAGE:
+            if tasks:
+                yield answer.response.total, tasks
+            if len(tasks) < PAGE:
                 return
             page += 1
 
     def annotated(self, number: int, task_ids: Sequence[int]) -> list[Task]:
-        """Tasks with all their annotations, skipped ones too, which no other way shows."""
-        asked = {"exportType": "JSON", "download_all_tasks": "true", "ids[]": list(task_ids)}
-        found: list[Task] = self.get(f"/api/projects/{number}/export", asked)
+        """Tasks with all their annotations, skipped ones too, which no other way shows.
+
+        The SDK's `as_json` would do a whole project in one piece, and its objects would not show what is malformed:
+        of its export, the bytes are taken.
+        """
+        options = once(**{"exportType": "JSON", "ids[]": list(task_ids)})  # by these names the server asks for them
+
+        def exported(sdk: Any) -> Any:
+            parts = sdk.projects.exports.download_sync(number, download_all_tasks=True, request_options=options)
+            return json.loads(b"".join(parts))
+
+        found: list[Task] = self.client.ask(exported)
         return found
 
     def delete_task(self, number: int) -> None:
         """Remove a task."""
-        self.send("DELETE", f"/api/tasks/{number}/")
+        self.client.tell(lambda sdk: sdk.tasks.delete(str(number), request_options=once()))
 
     def members(self) -> dict[str, str]:
         """The e-mail addresses of those who may vote, by the numbers of their accounts."""
-        return {str(user["id"]): str(user["email"]) for user in self.get("/api/users")}
+        users = self.client.ask(lambda sdk: sdk.users.list(request_options=once()))
+        return {str(user.id): str(user.email) for user in users}
 
     def webhooks(self, number: int) -> list[dict[str, Any]]:
         """The webhooks of a project."""
-        found: list[dict[str, Any]] = self.get("/api/webhooks/", {"project": number})
-        return [hook for hook in found if hook.get("project") == number]
+        found = self.client.ask(lambda sdk: sdk.webhooks.list(project=str(number), request_options=once()))
+        return [plain(hook) for hook in found if hook.project == number]
 
     def add_webhook(self, number: int, url: str, headers: Mapping[str, str]) -> None:
         """Be told of annotations at an address."""
-        body = {"project": number, "url": url, "headers": dict(headers), "send_payload": False}
-        self.send("POST", "/api/webhooks/", body | {"send_for_all_actions": False, "actions": list(HOOKS)})
+        wanted = {"project": number, "url": url, "headers": dict(headers), "send_payload": False}
+        wanted |= {"send_for_all_actions": False, "actions": list(HOOKS)}
+        self.client.tell(lambda sdk: sdk.webhooks.create(**wanted, request_options=once()))
 
     def delete_webhook(self, number: int) -> None:
         """Be told no more."""
-        self.send("DELETE", f"/api/webhooks/{number}/")
-
-    def get(self, path: str, asked: Mapping[str, Any] | None = None, missing: Any = None) -> Any:
-        """What the server answers, asked again while it is away; missing: in the place of what is not there."""
-        since = time.monotonic()
-        said = False
-        while True:
-            try:
-                return self._answer("GET", path, params=asked, missing=missing)
-            except Away as error:
-                if time.monotonic() - since > self.patience:
-                    raise LabellingError(*error.problems) from error
-                if not said:
-                    print(f"{error}; asking again", file=sys.stderr, flush=True)
-                    said = True
-            time.sleep(min(max(time.monotonic() - since, 0.2), 5.0))
-
-    def send(self, method: str, path: str, body: Any = None) -> Any:
-        """Change something; sent once. Raises Away where nobody knows whether it has arrived."""
-        return self._answer(method, path, json=body)
-
-    def _answer(self, method: str, path: str, missing: Any = None, **content: Any) -> Any:
-        try:
-            self._keep_access()
-            answer = self.client.request(method, path, **content)
-        except httpx.TransportError as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            kind = Unsent if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else Away
-            raise kind(f"Label Studio at {self.url}: no answer ({said}); start it, or give another --url") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise LabellingError(f"Label Studio at {self.url}: {error}; check --url") from error
-        if answer.status_code in BUSY or (answer.status_code == 500 and "database is locked" in answer.text):
-            raise Away(f"Label Studio at {self.url}: {answer.status_code} {answer.reason_phrase}; give it time")
-        if answer.status_code == 404 and missing is not None:
-            return missing
-        if answer.status_code >= 300:
-            raise Refused(self._refusal(method, path, answer))
-        if not answer.content:
-            return {}
-        try:
-            return answer.json()
-        except ValueError as error:
-            raise LabellingError(f"{self.url}{path}: its answer is not JSON; is this Label Studio?") from error
-
-    def _refusal(self, method: str, path: str, answer: httpx.Response) -> str:
-        if answer.status_code == 401:
-            return self._refused(answer.status_code)
-        reason = answer.text if "json" in answer.headers.get("content-type", "") else answer.reason_phrase
-        where = f"Label Studio at {self.url}: {method} {path.partition('?')[0]}"
-        return f"{where}: {answer.status_code} {' '.join(reason.split())[:300]}; check --url and the project"
-
-    def _refused(self, status: int) -> str:
-        return f"Label Studio at {self.url}: refuses the token in {KEY} ({status}); set it to one that is valid there"
-
-    def _keep_access(self) -> None:
-        """With a personal token: an access token that is still valid."""
-        if self.refresh is None or time.monotonic() - self.refreshed < REFRESH_SECONDS:
-            return
-        answer = self.client.post("/api/token/refresh", json={"refresh": self.refresh}, headers={"Authorization": ""})
-        if answer.status_code in BUSY:
-            raise Away(f"Label Studio at {self.url}: {answer.status_code} {answer.reason_phrase}; give it time")
-        if answer.status_code != 200:
-            raise LabellingError(self._refused(answer.status_code))
-        self.client.headers["Authorization"] = f"Bearer {answer.json()['access']}"
-        self.refreshed = time.monotonic()
-
-
-class Away(LabellingError):
-    """The server gave no answer, so that nobody knows what it has done."""
-
-
-class Refused(LabellingError):
-    """The server will not."""
-
-
-class Unsent(Away):
-    """There was no connection, so nothing was done."""
+        self.client.tell(lambda sdk: sdk.webhooks.delete(number, request_options=once()))
 
 
 def connect(url: str, patience: float = PATIENCE_SECONDS) -> LabelStudio:
@@ -254,14 +181,3 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _is_personal(token: str) -> bool:
-    """Whether a token is a personal one, which is signed (JWT) and gives access to access tokens."""
-    if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token):
-        return False
-    try:
-        header = json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))
-    except ValueError:
-        return False
-    return isinstance(header, dict) and "alg" in header

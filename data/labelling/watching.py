@@ -16,9 +16,10 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from data.labelling.client import Refused
 from data.labelling.ledger import WATCH
 from data.labelling.pulling import Pulled, Puller
-from data.labelling.server import LabelStudio, Refused, is_local
+from data.labelling.server import LabelStudio, is_local
 from rlhf.errors import ArtifactError, ConfigError, LabellingError
 from rlhf.store.artifact import write_json
 

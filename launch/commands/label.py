@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.labelling.annotations import CLASSES
+from data.labelling.client import PATIENCE_SECONDS
 from data.labelling.ledger import Ledger, directory_of, require_same
 from data.labelling.order import ordered
 from data.labelling.page import check_dimensions
@@ -20,7 +21,7 @@ from data.labelling.pairs import KIND, Pair, Pairs, read_gold, read_pairs
 from data.labelling.pulling import Pulled, Puller
 from data.labelling.pushing import BATCH, Settings, find_project, push
 from data.labelling.sampled import pairs_of_run
-from data.labelling.server import PATIENCE_SECONDS, URL, LabelStudio, connect
+from data.labelling.server import URL, LabelStudio, connect
 from launch.commands.generation import is_run
 from launch.commands.judge import judge
 from launch.commands.label_report import report

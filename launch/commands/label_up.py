@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data.labelling.server import KEY, URL
+from data.labelling.client import KEY
+from data.labelling.server import URL
 from launch.label_studio import PASSWORD, TOKEN, VERSION, Server, environment_folder, install, is_installed
 from rlhf.errors import LabellingError
 
