@@ -113,6 +113,21 @@ def test_a_checkpoint_has_what_is_away(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(weights(moved.policy.module), weights(plain.policy.module))
 
 
+@pytest.mark.parametrize("way", ["save", "snapshot", "load"])
+def test_a_checkpoint_leaves_away_what_was_away(folder: Path, tmp_path: Path, way: str) -> None:
+    cast = load_cast(folder, ALL)
+    step(cast, PROMPTS, ROWS, ALL)
+    engine: Any = cast.policy
+    if way == "snapshot":
+        engine.snapshot()(tmp_path / "state")
+    else:
+        engine.save(tmp_path / "state")
+    if way == "load":
+        cast = load_cast(folder, ALL)
+        cast.policy.load(tmp_path / "state")
+    assert whereabouts(cast)["optimizer"] == "away"
+
+
 def test_weights_of_a_file_are_copied_before_they_go(folder: Path) -> None:
     """A file's pages, into which a CPU maps weights, cannot be given back."""
     from safetensors.torch import load_file
