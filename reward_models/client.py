@@ -65,7 +65,7 @@ class HttpReward:
         return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
-        """Scores [batch]. Raises RewardError where the server refuses or gives no scores, UnansweredError where it is away."""
+        """Scores [batch]. Raises RewardError where the server refuses, or gives no scores; UnansweredError if away."""
         with patient(f"asks {self.shown}", self.patience + self.timeout):
             return self.scores(completions, time.monotonic() + self.patience)
 
