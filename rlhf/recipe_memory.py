@@ -96,5 +96,5 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
         nucleus=generation.top_p < 1,
     )
     if stage == "ppo":
-        return memory.ppo(shape, shape, how, load, critic=recipe.ppo.has_critic)
+        return memory.ppo(shape, shape, how, load, critic=recipe.ppo.has_critic, offload=recipe.ppo.offload)
     return memory.evaluation(shape, how, load)

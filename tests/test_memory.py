@@ -205,6 +205,20 @@ def test_what_four_processes_share_out(strategy: str, policy: float, reference: 
     assert own["buffers"] == parts.get(name, 2 * 1000) + sent.get(name, 0)
 
 
+def test_what_is_offloaded_counts_only_while_it_is_used() -> None:
+    shape = Shape(hidden=10, mlp=20, layers=1, query=10, key_value=5, vocabulary=7, context=64, weights=1000)
+    load = RolloutLoad(prompt=6, response=2, generation_rows=1, micro_batch_tokens=16)
+    how = Computation(bfloat16=True, checkpointing=False)
+    plain = memory.ppo(shape, shape, how, load)
+    away = memory.ppo(shape, shape, how, load, offload=["reference", "reward", "optimizer"])
+    assert summed(away.standing) == {"policy": 4000, "value model": 4000}
+    less = {"sampling": 4000 + 16_000, "log-probs": 2000 + 16_000, "update": 4000, "optimizer": 4000}
+    for phase, bytes_ in less.items():
+        assert total_of(plain.during(phase)) - total_of(away.during(phase)) == bytes_, phase
+    assert away.during("scores")["reward model"]["weights"] == 2000
+    assert "reference" not in away.during("scores")
+
+
 def test_a_bucket_may_be_written_as_a_float(tmp_path: Path) -> None:
     """As DeepSpeed's own examples have it."""
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"reduce_bucket_size": 5e8}}')
