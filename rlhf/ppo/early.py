@@ -53,7 +53,8 @@ class EarlyScores:
         self.closed, self.failed, self.closing = False, False, 0.0  # no more will end; since when
         self.error: BaseException | None = None
         self.changed = Condition()
-        self.device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # each thread has its own
+        # Each thread has its own.
+        self.device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
         functions = {name: reward for name, reward in rewards.items() if not reward.patience}
         servers = [{name: reward} for name, reward in rewards.items() if reward.patience]
         self.groups: list[Mapping[str, TextReward]] = [*servers, functions] if functions else [*servers]
@@ -129,6 +130,7 @@ class EarlyScores:
                 done += 1
         except BaseException as error:
             self.error = self.error or error  # raised where the scores are wanted
+            self.failed = True  # nobody else goes on asking
 
     def _ask(self, reward: TextReward, completions: Sequence[Completion]) -> Tensor:
         """Scores [batch]. Patience counts from where sampling is over: until then, one that is away is asked again."""
