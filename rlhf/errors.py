@@ -6,6 +6,7 @@
     ├── ContractError   two artifacts that do not fit together (tokenizer, template, shapes)
     ├── ArtifactError   a model directory or manifest that is missing, damaged or of another run
     ├── RewardError     a reward of one's own that does not answer, or whose answer is no score
+    │   └── UnansweredError     a server that may answer later
     ├── GenerationError a generation server that does not answer, or whose answer is no response
     ├── LabellingError  a labelling server that does not answer, refuses, or holds something else
     └── FaultError      figures that are not finite, step after step
@@ -49,6 +50,10 @@ class ArtifactError(RLHFError):
 
 class RewardError(RLHFError):
     """A reward that a recipe names does not answer, or what it answers is no score."""
+
+
+class UnansweredError(RewardError):
+    """A reward server is away, or busy, for as long as it is waited for."""
 
 
 class GenerationError(RLHFError):

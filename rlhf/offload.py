@@ -7,7 +7,7 @@ nothing is used which is not there; memory is saved on a GPU, where copies are p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from rlhf.heads import scoring_parts
 from rlhf.sharding import own_part
+
+BLOCK = 2**30  # bytes of the CPU's memory that are taken at once
+ALIGNED = 512  # bytes: where a copy may begin
 
 
 class Offloaded:
@@ -26,6 +29,7 @@ class Offloaded:
         self.tensors = tensors
         self.changing = changing
         self.kept: dict[int, tuple[torch.UntypedStorage, Tensor]] = {}  # by its object: a storage, and its copy
+        self.room: list[Tensor] = []  # for the copies
         self.away = False
 
     @torch.no_grad()
@@ -35,10 +39,20 @@ class Offloaded:
             return
         storages = {storage._cdata: storage for storage in map(storage_of, self.tensors())}
         if self.changing or not self.kept:
-            self.kept = {key: (storage, _copy(storage, self.kept.get(key))) for key, storage in storages.items()}
+            self._keep(storages)
         for storage in storages.values():
             storage.resize_(0)
         self.away = True
+
+    def _keep(self, storages: Mapping[int, torch.UntypedStorage]) -> None:
+        sizes = [storage.nbytes() for storage in storages.values()]
+        if [place.numel() for place in self.room] != sizes:
+            self.kept, self.room = {}, []  # the old one goes before there is another
+            self.room = room_for(sizes, pinned=any(each.device.type == "cuda" for each in storages.values()))
+        self.kept = {key: (storages[key], place) for key, place in zip(storages, self.room, strict=True)}
+        for storage, place in self.kept.values():
+            # Ordered on the device before whatever takes the memory next, and before the copy back.
+            place.copy_(_bytes(storage), non_blocking=True)
 
     @torch.no_grad()
     def fetch(self) -> None:
@@ -79,6 +93,24 @@ def offloaded_models(models: Iterable[nn.Module]) -> Offloaded:
     return found
 
 
+def room_for(sizes: Iterable[int], pinned: bool) -> list[Tensor]:
+    """Places of so many bytes in the CPU's memory, several to a block.
+
+    torch rounds what it pins up to a power of two, so that a place for each would take up to twice the room.
+    """
+    filled: list[int] = []  # bytes of each block
+    places: list[tuple[int, int, int]] = []  # block, first byte, size
+    for size in sizes:
+        aligned = -(-size // ALIGNED) * ALIGNED
+        block = next((i for i, taken in enumerate(filled) if taken + aligned <= BLOCK), len(filled))
+        if block == len(filled):
+            filled.append(0)
+        places.append((block, filled[block], size))
+        filled[block] += aligned
+    blocks = [torch.empty(taken, dtype=torch.uint8, pin_memory=pinned) for taken in filled]
+    return [blocks[block][begin : begin + size] for block, begin, size in places]
+
+
 def storage_of(tensor: Tensor) -> torch.UntypedStorage:
     """Where this rank's part of a tensor is."""
     return own_part(tensor.detach()).untyped_storage()
@@ -86,14 +118,3 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage:
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-
-
-def _copy(storage: torch.UntypedStorage, before: tuple[torch.UntypedStorage, Tensor] | None) -> Tensor:
-    """A storage's bytes in the CPU's memory: in the place of the copy before, if there is one."""
-    size = storage.nbytes()
-    if before is None or before[1].numel() != size:
-        copy = torch.empty(size, dtype=torch.uint8, pin_memory=storage.device.type == "cuda")
-    else:
-        copy = before[1]
-    # Ordered on the device before whatever takes the memory next, and before the copy back.
-    return copy.copy_(_bytes(storage), non_blocking=True)

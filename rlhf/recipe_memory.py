@@ -53,7 +53,7 @@ def bucket_of(parallelism: ParallelismConfig) -> int:
         own = json.loads(Path(str(parallelism.deepspeed)).read_text(encoding="utf-8"))[ZERO][BUCKET]
     except (OSError, ValueError, LookupError, TypeError):
         return BUCKET_ENTRIES
-    return own if isinstance(own, int) else BUCKET_ENTRIES
+    return int(own) if isinstance(own, int) or (isinstance(own, float) and own.is_integer()) else BUCKET_ENTRIES
 
 
 def computation(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Computation:
@@ -96,5 +96,5 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
         nucleus=generation.top_p < 1,
     )
     if stage == "ppo":
-        return memory.ppo(shape, shape, how, load, critic=recipe.ppo.has_critic)
+        return memory.ppo(shape, shape, how, load, critic=recipe.ppo.has_critic, offload=recipe.ppo.offload)
     return memory.evaluation(shape, how, load)

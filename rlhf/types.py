@@ -125,6 +125,7 @@ class Generator(Protocol):
     """Samples responses from a policy."""
 
     exact: bool  # log-probs equal those of a training forward to rounding, so they can serve as old_logprobs
+    ordered: bool  # responses end in the same order whenever the same is sampled
 
     def sample(
         self,

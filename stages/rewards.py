@@ -71,7 +71,7 @@ def weighted(
     """The reward stage's reward with those that `ppo.rewards` adds, or alone where it is all there is.
 
     strict: False, in PPO, lets through what functions and servers give that is not finite, as models' scores go
-    through, and has them asked as `ppo.overlap_scoring` says.
+    through, and has the first asked as `ppo.overlap_scoring` says.
     """
     config = recipe.ppo
     rewards, weights = {"reward": reward}, {"reward": config.reward_weight}
@@ -79,7 +79,9 @@ def weighted(
         name = f"{i}-{short_name(term.use)}"
         rewards[name], weights[name] = named_reward(term.use, tokenization, recipe, sharding), term.weight
     if not strict:
-        rewards = {name: early(lenient(each), config.overlap_scoring) for name, each in rewards.items()}
+        # Whether a score depends on who shares its request is examined of the reward stage's reward alone.
+        rewards = {name: lenient(each) for name, each in rewards.items()}
+        rewards["reward"] = early(rewards["reward"], config.overlap_scoring)
     alone = not config.rewards and config.reward_weight == 1.0
     return rewards["reward"] if alone else WeightedRewards(rewards, weights)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from rlhf.errors import RewardError
 from rlhf.ppo.early import EarlyScores
 from rlhf.ppo.experience import collect
 from rlhf.ppo.rewards import WeightedRewards
+from rlhf.recipe import load_recipe
 from rlhf.types import Completion, Prompt
 from stages.rewards import early
 from tests.cast import CONFIG, KEY, PROMPTS, Cast, load_cast, save_cast
@@ -140,8 +142,8 @@ def test_nothing_more_is_asked_once_sampling_has_failed(cast: Cast) -> None:
     with pytest.raises(KeyboardInterrupt), scores:
         scores.ended(0, [1])
         raise KeyboardInterrupt
-    scores.thread.join(10)
-    assert not asked and not scores.thread.is_alive()
+    scores.threads[0].join(10)
+    assert not asked and not scores.threads[0].is_alive()
 
 
 def completion(row: int, tokens: Sequence[int]) -> Completion:
@@ -156,6 +158,97 @@ def test_a_response_that_was_sampled_again_is_scored_again() -> None:
             scores.ended(row, tokens)
     final = [completion(0, [1]), completion(1, [1, 2, 3, 4, 5]), completion(2, [1, 2, 3]), completion(3, [4])]
     assert scores.scores(final)["rule"].tolist() == [1.0, 5.0, 3.0, 1.0]
+
+
+def test_a_response_that_is_sampled_again_is_told_again() -> None:
+    """Fixed rows are then asked about once more, together."""
+    asked: list[list[str]] = []
+
+    def count(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        asked.append(list(responses))
+        return lengths(prompts, responses)
+
+    scores = EarlyScores({"rule": FunctionReward("count", count)}, completion, rows=8, ordered=False)
+    with scores:
+        for row, length in enumerate([1, 2, 3, 4, 5, 6, 7, 8]):
+            scores.ended(row, [0] * length)
+        while len(asked) < 4:
+            time.sleep(0.001)
+        scores.ended(0, [0])
+        scores.ended(1, [0] * 9)
+    assert scores.scores([completion(row, [0] * n) for row, n in enumerate([1, 9, 3, 4, 5, 6, 7, 8])])["rule"][1] == 9
+    assert asked[4:] == [["x", "x" * 9]]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("late", [0, 3, 7, 11])
+def test_who_shares_a_request_does_not_depend_on_the_clock(ordered: bool, late: int) -> None:
+    """The thread is busy until so many have ended; fixed rows are asked about together in whatever order they end."""
+    asked: list[list[str]] = []
+    busy = threading.Event()
+
+    def count(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        busy.wait(10)
+        asked.append(sorted(prompts, key=int))
+        return [0.0] * len(responses)
+
+    order = [4, 1, 0, 5, 2, 8, 7, 3, 9, 6, 10]
+    scores = EarlyScores({"rule": FunctionReward("count", count)}, completion, len(order), ordered)
+    with scores:
+        for place, row in enumerate(order):
+            if place == late:
+                busy.set()
+                time.sleep(0.02)
+            scores.ended(row, [row])
+    busy.set()
+    scores.scores([completion(row, [row]) for row in range(len(order))])
+    if ordered:
+        slices = [sorted(map(str, order[start : start + 2]), key=int) for start in range(0, 11, 2)]
+    else:
+        slices = [[str(row) for row in range(start, min(start + 2, 11))] for start in range(0, 11, 2)]
+    assert sorted(asked) == sorted(slices)
+
+
+def test_a_slow_server_uses_up_nobody_else_s_patience() -> None:
+    with serving(each=0.8) as slow, serving() as other:
+        servers = {name: HttpReward(each.address, RewardServerConfig()) for name, each in (("a", slow), ("b", other))}
+        scores = EarlyScores(servers, completion, rows=4)
+        with scores:
+            for row in range(4):
+                scores.ended(row, [row])
+        assert list(scores.scores([completion(row, [row]) for row in range(4)])) == ["a", "b"]
+    assert other.asked[-1][0] < slow.asked[-1][0]  # not each after the other
+
+
+def test_a_server_that_is_away_while_others_are_sampled_is_asked_later() -> None:
+    with serving(status=503) as server:
+        reward = HttpReward(server.address, RewardServerConfig(patience_seconds=0.3))
+        scores = EarlyScores({"http": reward}, completion, rows=4)
+        with scores:
+            for row in range(4):
+                scores.ended(row, [row])
+            time.sleep(1.0)  # beyond its patience
+            assert scores.error is None
+            server.status = 200
+        assert scores.scores([completion(row, [row]) for row in range(4)])["http"].tolist() == [1.0] * 4
+
+
+def test_a_function_computes_outside_of_autocast(cast: Cast) -> None:
+    seen: list[bool] = []
+
+    def look(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return [0.0] * len(responses)
+
+    for overlap in ("all", "off"):
+        reward = early(FunctionReward("look", look), overlap)
+        collect(PROMPTS, ROWS, replace(cast.actors, reward=reward, bfloat16=True), CONFIG, KEY)
+    assert seen and not any(seen)
+
+
+def test_off_may_be_bare(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("ppo:\n  overlap_scoring: off\n")
+    assert load_recipe(tmp_path / "recipe.yaml").ppo.overlap_scoring == "off"
 
 
 def test_many_small_requests_are_not_made() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
@@ -14,7 +16,7 @@ from rlhf.memory import GIB, Computation, RolloutLoad
 from rlhf.memory.forwards import copies
 from rlhf.memory.parts import Roles, total_of
 from rlhf.models import add_lora
-from rlhf.recipe_memory import estimate, shared_out
+from rlhf.recipe_memory import bucket_of, estimate, shared_out
 from rlhf.shapes import Shape, shape_of_config, shape_of_init, shape_of_size
 from tests.qwen import QWEN_05B
 
@@ -177,7 +179,8 @@ def test_four_models_by_hand() -> None:
         ("zero3", 16_000 / 4 + 4 * BUCKET_ENTRIES, 500),
         ("fsdp", 16_000 / 4, 500),
         ("fsdp in pairs", 16_000 / 2, 1000),
-        ("zero1 offloaded", 4000, 2000),
+        ("zero1 offloaded", 8000, 2000),
+        ("zero2 offloaded", 4000, 2000),
         ("fsdp offloaded", 0, 0),
     ],
 )
@@ -200,6 +203,26 @@ def test_what_four_processes_share_out(strategy: str, policy: float, reference: 
     sent = {"zero1": 4 * BUCKET_ENTRIES, "zero2": 4 * BUCKET_ENTRIES}
     parts = {"fsdp": (1000 - 860 + 2 * 860) * (4 + 2), "zero3": (1000 - 860 + 2 * 860) * 4 + 2 * 1000}
     assert own["buffers"] == parts.get(name, 2 * 1000) + sent.get(name, 0)
+
+
+def test_what_is_offloaded_counts_only_while_it_is_used() -> None:
+    shape = Shape(hidden=10, mlp=20, layers=1, query=10, key_value=5, vocabulary=7, context=64, weights=1000)
+    load = RolloutLoad(prompt=6, response=2, generation_rows=1, micro_batch_tokens=16)
+    how = Computation(bfloat16=True, checkpointing=False)
+    plain = memory.ppo(shape, shape, how, load)
+    away = memory.ppo(shape, shape, how, load, offload=["reference", "reward", "optimizer"])
+    assert summed(away.standing) == {"policy": 4000, "value model": 4000}
+    less = {"sampling": 4000 + 16_000, "log-probs": 2000 + 16_000, "update": 4000, "optimizer": 4000}
+    for phase, bytes_ in less.items():
+        assert total_of(plain.during(phase)) - total_of(away.during(phase)) == bytes_, phase
+    assert away.during("scores")["reward model"]["weights"] == 2000
+    assert "reference" not in away.during("scores")
+
+
+def test_a_bucket_may_be_written_as_a_float(tmp_path: Path) -> None:
+    """As DeepSpeed's own examples have it."""
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"reduce_bucket_size": 5e8}}')
+    assert bucket_of(ParallelismConfig(strategy="zero2", deepspeed=str(tmp_path / "zero.json"))) == 500_000_000
 
 
 def test_a_server_s_sampling_takes_nothing_here_and_a_replica_all_weights() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rlhf.engine.learning import MOMENTS
 from rlhf.errors import ConfigError
-from rlhf.offload import storage_of
+from rlhf.offload import room_for, storage_of
 from rlhf.recipe import load_recipe
 from tests.cast import CONFIG, PROMPTS, Cast, load_cast, save_cast, step, weights
 
@@ -113,6 +113,21 @@ def test_a_checkpoint_has_what_is_away(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(weights(moved.policy.module), weights(plain.policy.module))
 
 
+@pytest.mark.parametrize("way", ["save", "snapshot", "load"])
+def test_a_checkpoint_leaves_away_what_was_away(folder: Path, tmp_path: Path, way: str) -> None:
+    cast = load_cast(folder, ALL)
+    step(cast, PROMPTS, ROWS, ALL)
+    engine: Any = cast.policy
+    if way == "snapshot":
+        engine.snapshot()(tmp_path / "state")
+    else:
+        engine.save(tmp_path / "state")
+    if way == "load":
+        cast = load_cast(folder, ALL)
+        cast.policy.load(tmp_path / "state")
+    assert whereabouts(cast)["optimizer"] == "away"
+
+
 def test_weights_of_a_file_are_copied_before_they_go(folder: Path) -> None:
     """A file's pages, into which a CPU maps weights, cannot be given back."""
     from safetensors.torch import load_file
@@ -128,6 +143,19 @@ def test_weights_of_a_file_are_copied_before_they_go(folder: Path) -> None:
     assert held(linear.parameters()) == "away"
     away.fetch()
     assert torch.equal(linear.weight, expected)
+
+
+def test_places_stand_side_by_side_in_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of its own for each would be rounded up to twice its size where it is pinned."""
+    monkeypatch.setattr("rlhf.offload.BLOCK", 4096)
+    sizes = [3000, 513, 2048, 9000, 2048]
+    places = room_for(sizes, pinned=False)
+    assert [place.numel() for place in places] == sizes
+    for number, place in enumerate(places):
+        place.fill_(number)
+    assert all(bool((place == number).all()) for number, place in enumerate(places))
+    blocks = {place.untyped_storage().data_ptr(): place.untyped_storage().nbytes() for place in places}
+    assert sorted(blocks.values()) == [4096, 4096, 9216]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ class Outcome:
     empty: list[list[bool]]  # of each minibatch, which micro-batches are empty work
     held: float  # share of the policy's weights that this rank holds
     scored: int  # tokens that the reference has read
+    places: list[list[int | None]]  # of the policy's gradients, before and behind the step
 
 
 def play(folder: Path, case: str) -> Outcome:
@@ -134,7 +135,9 @@ def play(folder: Path, case: str) -> Outcome:
     )
     rows = own_rows(config)
     prompts = [Prompt(CASES[case].texts[row // config.responses_per_prompt]) for row in rows]
+    places = [gradients(cast.policy.module)]
     made = step(cast, prompts, rows, config)
+    places.append(gradients(cast.policy.module))
     experience, targets = made.experience, made.targets
     fields = {
         "tokens": experience.tokens[:, -experience.response_length :],
@@ -160,7 +163,14 @@ def play(folder: Path, case: str) -> Outcome:
         [[batch is None for batch in batches] for batches in work],
         held(cast.policy.module),
         sum(read),
+        places,
     )
+
+
+def gradients(model: nn.Module) -> list[int | None]:
+    """Where they are."""
+    learning = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return [None if parameter.grad is None else parameter.grad.data_ptr() for parameter in learning]
 
 
 def held(model: nn.Module) -> float:
@@ -287,6 +297,15 @@ def test_ranks_ran_in_lockstep_with_uneven_work(outcomes: list[dict[str, Any]], 
         assert max(len(work) for work in first.empty) > 1
         lengths = {len(row["tokens"]) for row in second.rows.values()}
         assert (lengths == {1}) == case.startswith("one rank ends at once")
+
+
+@pytest.mark.parametrize("case", ["ragged"])
+def test_gradients_are_where_they_are_sent_from_from_the_first_step_on(
+    outcomes: list[dict[str, Any]], case: str
+) -> None:
+    """Others would stand beside them while micro-batches that are not sent are added up."""
+    for before, behind in (outcome[case].places for outcome in outcomes[1:]):
+        assert before == behind and None not in before
 
 
 @pytest.mark.parametrize("case", ["ragged", "one rank ends at once"])

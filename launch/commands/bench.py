@@ -165,7 +165,8 @@ def add(stage: str, about: str) -> None:
     text = f"""Time optimizer steps of {about}.
 
     TRL's trainer has its defaults, without activation checkpointing, as ours; both losses are in the result. With
-    --recipe both have its model's shape, dtype, attention, adapters, batch and micro-batches; weights are random.
+    --recipe both have its model's shape, dtype, attention, activation checkpointing, adapters, batch and micro-batches;
+    weights are random.
 
     Examples:
 

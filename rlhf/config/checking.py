@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from rlhf.config.sections import Fraction, Section
+from rlhf.config.sections import BARE_OFF, Fraction, Section
 
 
 class LimitsConfig(Section):
@@ -29,16 +29,11 @@ class AgreementLimitsConfig(Section):
     fail: Annotated[float, Field(ge=-1, le=1)] | None = 0.0  # the whole 95 % interval is below: less than by chance
 
 
-def _off(value: object) -> object:
-    """YAML reads a bare off as false."""
-    return "off" if value is False else value
-
-
 class CheckConfig(Section):
     """The check of comparisons: `rlhf data check`, and before every reward training."""
 
     # A verdict of fail ends reward training (fail), is told (warn), is not sought (off).
-    gate: Annotated[Literal["fail", "warn", "off"], BeforeValidator(_off)] = "fail"
+    gate: Annotated[Literal["fail", "warn", "off"], BARE_OFF] = "fail"
     similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.8  # Jaccard, from which on texts are nearly the same
 
     # A kind's limits are given whole: without fail it never fails.

@@ -14,7 +14,15 @@ from rlhf.config.rollout import (
     OverlongConfig,
     RewardTermConfig,
 )
-from rlhf.config.sections import AffectsNothing, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from rlhf.config.sections import (
+    BARE_OFF,
+    AffectsNothing,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from rlhf.config.training import ParallelismConfig
 
 Advantage = Literal["gae", "rloo", "reinforce++", "grpo"]
@@ -75,9 +83,9 @@ class PpoConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    # Rewards that are asked about responses which have ended while others are still sampled: those on servers; all,
-    # functions too, which another thread then calls; or none. Models of ours would compete for the same device.
-    overlap_scoring: Annotated[Literal["servers", "all", "off"], AffectsNothing] = "servers"
+    # Whether the reward stage's reward is asked about responses which have ended while others are still sampled: where
+    # it is a server; all: or a function, which another thread then calls. A model would compete for the same device.
+    overlap_scoring: Annotated[Literal["servers", "all", "off"], BARE_OFF, AffectsNothing] = "servers"
     # What waits in the CPU's memory while it is not used: the frozen models, the state of the optimizers.
     offload: Annotated[list[Literal["reference", "reward", "optimizer"]], AffectsNothing] = []
     faults: Annotated[FaultsConfig, AffectsNothing] = FaultsConfig()

@@ -35,6 +35,9 @@ class DdpEngine(Learning):
             self.wrapped = DistributedDataParallel(module, device_ids=own, **settings)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bfloat16):
                 warm_buckets(self.wrapped, self.device)
+                # Once more, and gradients are where they are sent from. Without them micro-batches that are not sent
+                # would make others beside the buckets, until the first that is.
+                warm_buckets(self.wrapped, self.device, keep=True)
         self.name = type(self.wrapped).__name__
 
     def __call__(self, **inputs: Any) -> Any:
@@ -62,11 +65,11 @@ class DdpEngine(Learning):
         (loss * world_size()).backward()  # type: ignore[no-untyped-call]
 
 
-def warm_buckets(model: DistributedDataParallel, device: torch.device) -> None:
+def warm_buckets(model: DistributedDataParallel, device: torch.device, keep: bool = False) -> None:
     """One backward whose gradient is thrown away, through a model of token ids that gives logits, and perhaps values.
 
     DDP cuts its buckets anew after the first backward, and sums of floats depend on the cut. Made before the first
-    step, the new cut is that of all steps, also of those after a resume.
+    step, the new cut is that of all steps, also of those after a resume. keep: gradients stay, as zeros.
     """
     tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
     apart = model.require_backward_grad_sync
@@ -76,4 +79,4 @@ def warm_buckets(model: DistributedDataParallel, device: torch.device) -> None:
     whole = output.logits.float().sum() + (0.0 if values is None else values.sum())
     (whole * 0.0).backward()
     model.require_backward_grad_sync = apart
-    model.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=not keep)

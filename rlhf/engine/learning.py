@@ -76,6 +76,7 @@ class Learning:
     def save(self, directory: Path) -> None:
         """Every rank writes its part. Raises OSError on all of them where one cannot."""
         _write(self._state(), None, directory)
+        self.rest()
 
     def snapshot(self) -> Writer:
         """What `save` does, with a copy of the present state, in the CPU's memory.
@@ -86,6 +87,7 @@ class Learning:
         stager = DefaultStager(COPIED)
         state: Any = stager.stage(self._state())
         stager.close()
+        self.rest()
         return functools.partial(_write, state, group_aside())
 
     def load(self, directory: Path) -> None:
@@ -99,6 +101,7 @@ class Learning:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": steps, "_last_lr": rates})
+        self.rest()
 
     def _moments(self) -> Iterator[Tensor]:
         return (state[moment] for state in self.optimizer.state.values() for moment in MOMENTS)

@@ -33,6 +33,7 @@ class NativeGenerator:
         self.device = device_of(policy)
         # Below float32 a cached decode and a training forward differ by more than rounding.
         self.exact = not bfloat16
+        self.ordered = True
         self.lockstep = is_sharded(policy) and config.weights != "replica"
         # Sees each token as it is sampled: the rows of the call that still decode, and their new tokens.
         self.watch: Callable[[Tensor, Tensor], None] | None = None

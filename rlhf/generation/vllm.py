@@ -34,6 +34,7 @@ class VllmGenerator:
     """See `rlhf.types.Generator`. All ranks sample at the same time: together they give servers the weights."""
 
     exact = False
+    ordered = False  # they end as servers answer
 
     def __init__(self, policy: nn.Module, stop_id: int, pad_id: int, config: GenerationConfig) -> None:
         self.policy = policy

@@ -26,7 +26,7 @@ class Computation:
     strategy: Strategy = "ddp"
     over: int = 1  # processes that share out what the strategy shares out
     bucket: int = 50_000_000  # entries of the buffer in which DeepSpeed sends gradients
-    offloaded: Literal["moments", "all"] | None = None  # wait in the CPU's memory, with gradients; all: weights too
+    offloaded: Literal["moments", "all"] | None = None  # wait in the CPU's memory; all: weights too
 
     @property
     def whole(self) -> bool:

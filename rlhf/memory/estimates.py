@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rlhf.memory.computation import FLOAT32, Computation
 from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, copies, forward, gathered, logits, sampling
 from rlhf.memory.models import answering, gradients, learner, stay, stepping
@@ -31,20 +33,27 @@ def trained(role: str, shape: Shape, how: Computation, widest: Parts) -> Estimat
     )
 
 
-def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad, critic: bool = True) -> Estimate:
+def ppo(
+    policy: Shape,
+    scorer: Shape | None,
+    how: Computation,
+    load: RolloutLoad,
+    critic: bool = True,
+    offload: Collection[str] = (),
+) -> Estimate:
     """The models of PPO: policy and value model learn, reference and reward model answer.
 
     scorer: the reward model; None: a rule or a server. critic: whether a value model of its own takes part. It starts
     from the reward model, or from the policy where that reads other tokens: the larger of the two is counted. With
-    adapters the reference is the policy without them.
+    adapters the reference is the policy without them. offload: as `ppo.offload`, what is only there while it is used.
     """
     values = scorer if scorer and scorer.weights > policy.weights else policy
     learning = {"policy": policy} | ({"value model": values} if critic else {})
-    standing = {role: learner(shape, how) for role, shape in learning.items()}
+    standing = {role: dict(learner(shape, how)) for role, shape in learning.items()}
     if how.lora_rank is None:
-        standing["reference"] = answering(policy, how)
+        standing["reference"] = dict(answering(policy, how))
     if scorer:
-        standing["reward model"] = answering(scorer, how)
+        standing["reward model"] = dict(answering(scorer, how))
     # Of both models while either learns: a step of the optimizer follows the last micro-batch of both.
     learned: Roles = {}
     if not stay(how, bucketed=False):
@@ -60,6 +69,15 @@ def ppo(policy: Shape, scorer: Shape | None, how: Computation, load: RolloutLoad
         "update": added(learned, updated),
         "optimizer": added(learned, {"policy": {"optimizer": stepping(policy, how)}}),
     }
+    if "reference" in offload and "reference" in standing:
+        passing["log-probs"] = added(passing["log-probs"], {"reference": standing.pop("reference")})
+    if "reward" in offload and scorer:
+        scored = {"reward model": forward(scorer, how, rows * length, learner=False)}
+        passing["scores"] = added(scored, {"reward model": standing.pop("reward model")})
+    if "optimizer" in offload:  # and while a checkpoint is written, beside nothing else
+        moments: Roles = {role: {"optimizer": standing[role].pop("optimizer")} for role in learning}
+        for phase in ("update", "optimizer"):
+            passing[phase] = added(passing[phase], moments)
     return Estimate(standing, passing)
 
 

@@ -29,7 +29,9 @@ def learner(shape: Shape, how: Computation, bucketed: bool = False) -> Parts:
 
 def gradients(shape: Shape, how: Computation) -> float:
     """Gradients of all that learns, once they are complete."""
-    return 0.0 if how.offloaded else trainable(shape, how) * FLOAT32 / how.gradients_over
+    if how.offloaded and how.strategy != "zero1":  # which keeps them whole until the optimizer's step
+        return 0.0
+    return trainable(shape, how) * FLOAT32 / how.gradients_over
 
 
 def stay(how: Computation, bucketed: bool) -> bool:

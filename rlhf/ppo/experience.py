@@ -88,12 +88,14 @@ def collect(
     completions = complete(prompts, prompt_tokens, tokenization, sampled)
 
     share = Share(completions, tokenization.pad_id)
-    with torch.no_grad(), autocast(actors.policy, actors.bfloat16):
-        found = forwards(share, actors, config)
+    with torch.no_grad():
+        with autocast(actors.policy, actors.bfloat16):
+            found = forwards(share, actors, config)
         with phase("score"):
             late = {name: reward for name, reward in rewards.items() if not is_early(reward)}
-            with actors.at_hand("reward"):
+            with autocast(actors.policy, actors.bfloat16), actors.at_hand("reward"):
                 found |= {name: reward(share.completions) for name, reward in late.items() if reads_tokens(reward)}
+            # Functions are no models of ours, and compute as they say, in whichever thread they are called.
             of_texts = {name: reward(completions) for name, reward in late.items() if not reads_tokens(reward)}
             own = share.returned(found) | of_texts | (early.scores(completions) if early else {})
     terms = {name: own[name] for name in rewards}
@@ -127,7 +129,7 @@ def early_scores(
             prompts[row], tokenization.text(list(tokens)), tuple(prompt_tokens[row]), tuple(tokens), finished
         )
 
-    return EarlyScores(rewards, completion, len(prompts)) if rewards else None
+    return EarlyScores(rewards, completion, len(prompts), actors.generator.ordered) if rewards else None
 
 
 def forwards(share: Share, actors: Actors, config: PpoConfig) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
     python -m stages.bench.trainers '{"size": "15M", ...}' [float32 | bfloat16] [cpu | cuda] [sft | reward] [rlhf | trl]
 
-TRL's has its defaults, but for activation checkpointing, which is off on both sides.
+TRL's has its defaults, but for activation checkpointing, which both have as the recipe has it; off without one.
 """
 
 from __future__ import annotations
