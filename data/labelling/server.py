@@ -29,6 +29,7 @@ PAGE = 1000  # tasks in one answer
 EXPORTED = 400  # tasks whose annotations come in one answer; their numbers stand in the address: proxies take 8 kB
 REFRESH_SECONDS = 240.0  # an access token lives five minutes
 PATIENCE_SECONDS = 60.0
+ANSWER_SECONDS = 120.0  # for which an answer is waited for
 HOOKS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
 IDS = "annotations_ids"
 Task = dict[str, Any]
@@ -37,7 +38,9 @@ Task = dict[str, Any]
 class LabelStudio:
     """A server, as the user of a token."""
 
-    def __init__(self, url: str, token: str, patience: float = PATIENCE_SECONDS, timeout: float = 120.0) -> None:
+    def __init__(
+        self, url: str, token: str, patience: float = PATIENCE_SECONDS, timeout: float = ANSWER_SECONDS
+    ) -> None:
         self.url = checked_url(url)
         self.patience = patience
         self.refresh = token if _is_personal(token) else None

@@ -72,7 +72,7 @@ def _opposed(
     side, number = (said > 0).astype(np.int64), record.astype(np.int64)
     np.minimum.at(least, (side[decided], pair[decided]), number[decided])
     np.maximum.at(most, (side[decided], pair[decided]), number[decided])
-    opposed = (most >= 0).all(axis=0)
+    opposed: Mask = np.asarray((most >= 0).all(axis=0))
     contradicted = np.zeros(pairs, bool)
     unnamed = decided & ~named & opposed[pair]
     other = 1 - side[unnamed], pair[unnamed]
@@ -81,7 +81,8 @@ def _opposed(
     source, index = np.unique(source[decided & named], return_inverse=True)
     ways = np.zeros((2, len(source)), bool)
     ways[side[decided & named], index] = True
-    contradicted[pair[decided & named][ways.all(axis=0)[index]]] = True
+    itself: Mask = np.asarray(ways.all(axis=0))
+    contradicted[pair[decided & named][itself[index]]] = True
     return contradicted[pair], (opposed & ~contradicted)[pair]
 
 

@@ -105,7 +105,7 @@ class Votes:
             yield from self._make(number, origin)
 
     def _make(self, number: int, origin: _Origin) -> Iterator[Vote]:
-        """Votes that stand in no file as they are; kept as the mapped file they lie in, since making them takes long."""
+        """Votes that stand in no file as they are; their mapped file is kept, since making them takes long."""
         if number not in self._made:
             self._made[number] = self._split(number, origin)
         split = self._made[number]
