@@ -93,7 +93,8 @@ def check_and_run(recipe: Recipe, run: Path, selection: Selection, say: Callable
     """See `run_chain`."""
     chosen = selection.stages
     require_own(recipe, run)
-    preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage), visible_gpus() > 0, run)
+    gpu = visible_gpus() > 0
+    preflight.check(recipe, chosen, lambda stage: processes_of(recipe, stage), gpu, run, selection.force)
     for name in STAGES[chosen[0]].inputs:
         if name not in chosen and not used_by(recipe, name):  # what is used instead, the stage itself takes in
             require_current(recipe, run, name)

@@ -21,7 +21,7 @@ from rlhf.store.artifact import digest, write_json
 from rlhf.types import Comparison
 
 CHECK = "check.json"
-FORMAT = 1  # raised when the same comparisons are checked in another way
+FORMAT = 2  # raised when the same comparisons are checked in another way
 
 _checked: dict[str, Verdict] = {}  # in this process
 

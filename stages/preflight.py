@@ -16,7 +16,7 @@ from rlhf.recipe_memory import declared_context
 from rlhf.tracking.services import require_packages
 from stages import gate
 from stages.benchmark_tasks import find_tasks
-from stages.lineage import kinds_of, used_by
+from stages.lineage import is_current, kinds_of, used_by
 from stages.origins import first_model
 from stages.uses import check_first_model, check_uses
 
@@ -27,10 +27,12 @@ def check(
     processes: Callable[[str], int],
     gpu: bool = False,
     run: Path | None = None,
+    force: bool = False,
 ) -> None:
     """Raise one error with all problems of these stages: records, what they say, scorers, batches, the first model.
 
     processes: how many processes a stage will get. gpu: whether there is one. run: where a check is remembered.
+    force: stages run although they are complete and current.
     """
     problems: list[str] = []
 
@@ -46,7 +48,7 @@ def check(
     attempt(lambda: no_toy_among_real(recipe, kinds))
     for kind in kinds:
         attempt(lambda kind=kind: sources.read(recipe.data, kind, recipe.seed))  # type: ignore[misc]
-    if not problems and gate.is_shut(recipe, stages):
+    if not problems and gate.is_shut(recipe, stages) and (force or not is_trained(recipe, stages, run)):
         attempt(lambda: gate.check_files(recipe, run))
     labelled = "reward" in stages and not recipe.reward.use
     named = [source.labeller for source in recipe.data.comparisons] if labelled else []
@@ -65,6 +67,11 @@ def check(
         attempt(lambda: responses_fit(recipe))
     if problems:
         raise ConfigError(*problems)
+
+
+def is_trained(recipe: Recipe, stages: Sequence[str], run: Path | None) -> bool:
+    """Whether the reward model stands in a run already, and nothing before it is made anew."""
+    return run is not None and all(is_current(recipe, run, stage) for stage in stages if stage in ("sft", "reward"))
 
 
 def packages_are_there(recipe: Recipe, stages: Sequence[str]) -> None:

@@ -61,12 +61,12 @@ def _empty(votes: Votes) -> tuple[Votes, int]:
 
 def _identical(votes: Votes) -> tuple[Votes, int]:
     changed = [{**vote, "rejected": vote["chosen"]} for vote in votes[:3]]
-    changed += [{**vote, "rejected": f" {vote['chosen'].upper()} "} for vote in votes[3:5]]
+    changed += [{**vote, "rejected": f" {vote['chosen']} "} for vote in votes[3:5]]
     return [*changed, *votes[5:]], 5
 
 
 def _duplicate(votes: Votes) -> tuple[Votes, int]:
-    exact, spaced = votes[:5], [{**vote, "prompt": f"  {vote['prompt'].title()} "} for vote in votes[20:25]]
+    exact, spaced = votes[:5], [{**vote, "prompt": f"  {vote['prompt']} "} for vote in votes[20:25]]
     return [*votes, *exact, *spaced], 10
 
 

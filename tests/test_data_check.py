@@ -130,6 +130,72 @@ def test_limits_decide_how_bad_a_share_is(tmp_path: Path) -> None:
         assert findings(path, duplicate=LimitsConfig(**limits))["duplicate"].severity == severity
 
 
+def test_bad_records_of_rated_files_are_counted(tmp_path: Path) -> None:
+    texts: list[Any] = [{"text": vote["chosen"], "mean": number % 7} for number, vote in enumerate(sound(100))]
+    texts[50:50] = [{"text": "a", "mean": "much"}] * 20
+    source = SourceConfig(path="given", bad_records="drop", prompt="Rate this.")
+    votes = votes_of_files([write(tmp_path / "ratings.jsonl", texts)], source, DataConfig())
+    found = {finding.kind: finding for finding in check_votes(votes, CheckConfig()).verdict.findings}["malformed"]
+    assert (found.count, found.severity) == (20, "fail") and "20 of 120 records" in found.message
+    bad: list[Any] = []
+    assert len(list(votes.read(lambda _, record: bad.append(record)))) == 50 and len(bad) == 20
+
+
+def test_the_share_of_bad_records_is_of_records_however_many_votes_others_hold(tmp_path: Path) -> None:
+    five = [{"prefers": side} for side in ("chosen", "chosen", "chosen", "rejected", "tie")]
+    votes = [{name: vote[name] for name in ("prompt", "chosen", "rejected")} | {"votes": five} for vote in sound(70)]
+    bad = [{"prompt": "why?", "chosen": 3, "rejected": "a"}] * 30
+    found = findings(write(tmp_path / "votes.jsonl", [*votes, *bad]))
+    assert found["malformed"].severity == "fail" and "30 of 100 records (30.0%)" in found["malformed"].message
+    assert "70 of 350 votes" in found["tie"].message
+
+
+def test_unnamed_votes_of_one_record_are_of_different_people(tmp_path: Path) -> None:
+    five = [{"prefers": side} for side in ("chosen", "chosen", "chosen", "rejected", "rejected")]
+    votes: list[Any] = [{**vote, "votes": five} for vote in sound(60)]
+    for vote in votes:
+        del vote["annotator"], vote["chosen_shown_first"]
+    found = findings(write(tmp_path / "votes.jsonl", votes))
+    assert found.keys() == {"contradiction"} and found["contradiction"].severity == "info"
+    found = findings(write(tmp_path / "votes.jsonl", [*votes, *votes[:6]]))
+    assert found["duplicate"].count == 30 and found["contradiction"].severity == "info"
+    other = [{**swapped(vote), "votes": [{"prefers": "chosen"}] * 3} for vote in votes[:6]]
+    found = findings(write(tmp_path / "votes.jsonl", [*votes, *other]))
+    assert found["contradiction"].count == 60 and "6 of 60 pairs" in found["contradiction"].message
+
+
+def test_few_pairs_and_many_who_are_asked_make_nobody_contrary(tmp_path: Path) -> None:
+    votes = sound()
+    several = [{**vote, "annotator": name} for vote in votes[:8] for name in ("dan", "eve", "gus")]
+    against = [{**swapped(vote), "annotator": "fay"} for vote in votes[:8]]
+    verdict = checked(write(tmp_path / "votes.jsonl", [*votes[8:], *several, *against])).verdict
+    assert verdict.summary["annotators"]["fay"]["agrees_with_others"]["votes"] == 8
+    assert not [f for f in verdict.findings if f.kind == "low_agreement" and f.examples]
+
+
+@pytest.mark.parametrize(("one", "other"), [("-5", "5"), ("C#", "C"), ("a", "A"), ("_x_", "x"), ("x²", "x2")])
+def test_a_mark_may_be_the_answer(tmp_path: Path, one: str, other: str) -> None:
+    votes = [*sound(), {"prompt": "how much?", "chosen": one, "rejected": other}]
+    assert "identical" not in findings(write(tmp_path / "votes.jsonl", votes))
+    votes[-1] = {"prompt": "how much?", "chosen": f"{one}.", "rejected": f" {one}"}
+    assert findings(write(tmp_path / "votes.jsonl", votes))["identical"].count == 1
+
+
+def test_near_duplicates_are_no_chain(tmp_path: Path) -> None:
+    """Each has some words of the one before exchanged, so that the last has hardly any of the first."""
+    votes, filler = sound(40), sound(400, seed=9)
+    words = [word for vote in filler for word in vote["chosen"].split()]
+    text = [" ".join(words[n * 60 : n * 60 + 60]).split() for n in range(3)]
+    chain = []
+    for step in range(12):
+        made = [" ".join([*words[900 : 900 + 3 * step], *each[3 * step :]]) for each in text]
+        chain.append({"prompt": f"{made[0]}?", "chosen": f"{made[1]}.", "rejected": f"{made[2]} so."})
+    repeats = checked(write(tmp_path / "votes.jsonl", [*votes, *chain])).repeats
+    near, nearest = repeats.near_duplicate[40:], repeats.partners["near_duplicate"][40:]
+    assert 0 < near.sum() < 11 and not near[0]
+    assert not repeats.near_duplicate[nearest[near]].any()
+
+
 def test_nothing_to_check_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a text with content"):
         checked(write(tmp_path / "votes.jsonl", [{"prompt": "a", "chosen": "", "rejected": "b"}]))

@@ -190,6 +190,18 @@ def test_what_was_checked_is_remembered_while_nothing_changes(tmp_path: Path, mo
     assert len(counted) == 2
 
 
+def test_a_reward_model_that_stands_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_on(rotten(tmp_path), tmp_path)
+    current = {"reward": True, "sft": True}
+    monkeypatch.setattr(preflight, "is_current", lambda recipe, run, stage: current[stage])
+    check(recipe, tmp_path)
+    with pytest.raises(ConfigError, match="duplicate"):
+        preflight.check(recipe, ["reward"], lambda stage: 1, run=tmp_path, force=True)
+    assert preflight.is_trained(recipe, ["sft", "reward"], tmp_path)
+    current["sft"] = False  # so both are made anew
+    assert not preflight.is_trained(recipe, ["sft", "reward"], tmp_path)
+
+
 def test_the_stage_writes_what_was_found_and_tells_the_worst(tmp_path: Path) -> None:
     path, said = rotten(tmp_path), list[str]()
     (tmp_path / "reward").mkdir()

@@ -212,7 +212,7 @@ def test_a_push_whose_server_is_killed_goes_on_when_it_is_back(studio: Studio, t
         process = begun(studio, tmp_path, *push)
         wait_for(lambda: studio.server.process is not None and studio.server.process.poll() is not None)
         studio.restart()
-        code, said = ended(process)
+        code, said = ended(process, 240)  # two minutes for a batch that will not come
     assert code == 0 and "asking again" in said, said
     numbers = tasks_of(studio, project_of(tmp_path / "labels/server-killed"))
     assert len(numbers) == 800 and set(map(len, numbers.values())) == {1}
@@ -229,7 +229,7 @@ def test_answers_that_are_lost_double_nothing(studio: Studio, tmp_path: Path) ->
             return {2: "answer lost", 4: "lost"}.get(len(arrived))
         return "lost" if method == "GET" and len(arrived) == 3 and path.startswith("/api/tasks") else None
 
-    with Between(studio.url, lose) as between:
+    with Between(studio.url, lose) as between, mock.patch("data.labelling.pushing.ANSWER_SECONDS", 10.0):
         label(studio, tmp_path, "push", "pairs.jsonl", "--project", "lost", "--batch", "40", "--url", between.url)
     numbers = tasks_of(studio, project_of(tmp_path / "labels/lost"))
     assert len(numbers) == 200 and set(map(len, numbers.values())) == {1}

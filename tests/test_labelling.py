@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,16 +16,17 @@ from xml.etree import ElementTree
 import httpx
 import pytest
 
+from data.labelling import pushing
 from data.labelling.annotations import Annotation, parse
-from data.labelling.ledger import Entry, Ledger, directory_of, first_is_a, read_lines
+from data.labelling.ledger import Busy, Entry, Ledger, Project, directory_of, first_is_a, read_lines
 from data.labelling.order import ordered
 from data.labelling.page import check_dimensions, missing_controls, page
 from data.labelling.pairs import Pair, read_gold, read_pairs
 from data.labelling.sampled import pairs_of_run
-from data.labelling.server import LabelStudio, checked_url, is_loopback
+from data.labelling.server import Away, LabelStudio, checked_url, is_loopback
 from data.labelling.state import State
 from data.labelling.votes import account_of, vote_record
-from data.labelling.watching import HEADER, PATH, Listener
+from data.labelling.watching import HEADER, PATH, Listener, Watch
 from data.locations import files_of
 from data.reading import Reading
 from launch.cli import app
@@ -187,7 +190,8 @@ def test_one_s_own_version_counts_once_another_has_written_over_it() -> None:
         state.take(task(1, entry, record([choice("B")], updated_by=8)))
         account = account_of(state.tasks.values(), {PAIR.id: entry}, [])
         assert [vote.prefers for vote in account.votes] == ["first"]
-        assert classes(state, entry) == {"valid": 1, "edited": 1}
+        assert classes(state, entry) == {"valid": 1}  # once
+        assert [each.annotation.kind for each in account.overwritten] == ["edited"]
     state.take(task(1, entry, record([choice("tie")])))
     assert classes(state, entry) == {"tie": 1}
 
@@ -225,6 +229,12 @@ def test_pairs_come_from_votes_and_from_responses(tmp_path: Path) -> None:
         {"prompt": "r", "responses": ["a", "b", "c"], "finished": [True, False, True]},
         {"prompt": "s", "responses": ["a", "a"]},
     )
+    equal = write(
+        tmp_path / "equal.jsonl",
+        {"prompt": "p", "chosen": "a", "rejected": "a"},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+    )
+    assert (read_pairs([equal]).identical, read_pairs([equal]).bad) == (1, [])
     pairs = read_pairs([votes, sampled], kind_field="category")
     found = [(pair.prompt.text, pair.first, pair.second, pair.kind, pair.answer) for pair in pairs.found.values()]
     assert found[:2] == [("p", "a", "b", "x", None), ("q", "a", "b", None, None)]
@@ -311,7 +321,10 @@ def test_a_ledger_reads_back_and_keeps_sides(tmp_path: Path) -> None:
     (again,) = Ledger.open(tmp_path).add([swapped], seed=5)
     assert again.first_is_a == made[0].first_is_a and again.pair.first == PAIR.first and again.pair.answer == "second"
     (tmp_path / "ledger.jsonl").write_text((tmp_path / "ledger.jsonl").read_text().replace("because", "be cause"))
-    with pytest.raises(ArtifactError, match=r"ledger.jsonl: damaged .* push the same files again"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"ledger.jsonl: damaged .*; remove it, then push the same files again, with the same --gold",
+    ):
         Ledger.open(tmp_path)
     assert directory_of("Demo, round 1!") == Path("labels/demo-round-1") and directory_of("ЖЖЖ") == Path("labels/жжж")
 
@@ -414,6 +427,98 @@ def test_wrong_input_ends_before_anything_is_written(
         app(["label", *arguments], standalone_mode=False)
     assert problem in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"] and list(read_lines(tmp_path / "none")) == []
+
+
+# Who else writes there.
+
+
+def test_a_command_waits_for_another_that_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    holder = Ledger(tmp_path).held()
+    holder.__enter__()
+    with pytest.raises(Busy, match="another rlhf label command is at work here; wait"), Ledger(tmp_path).held(0.0):
+        pass
+    release = threading.Timer(0.5, lambda: holder.__exit__(None, None, None))
+    release.start()
+    with Ledger(tmp_path).held(30.0):
+        release.join()
+    assert capsys.readouterr().err.count("this one waits for it") == 1
+
+
+def test_a_watch_beside_another_command_keeps_its_hook(tmp_path: Path) -> None:
+    class Pulls:
+        ledger, pulled = Ledger(tmp_path), 0
+
+        def pull(self, whole: bool) -> Any:
+            self.pulled += 1
+            stop.set()
+
+    stop, said, puller = threading.Event(), list[str](), Pulls()
+    with Listener("127.0.0.1", 0, None) as listener:
+        watch = Watch(puller, listener, "http://127.0.0.1:1", 60.0)  # type: ignore[arg-type]
+        watch.registered = True
+        watch.end = lambda warn: None  # type: ignore[method-assign]
+        with Ledger(tmp_path).held():
+            thread = threading.Thread(target=watch.run, args=(lambda pulled: None, said.append, stop))
+            thread.start()
+            time.sleep(1.0)
+            assert (said, watch.registered, puller.pulled) == ([], True, 0)
+        thread.join(20)
+    assert (said, watch.registered, puller.pulled) == ([], True, 1)
+
+
+# What is on its way.
+
+
+class Slow:
+    """A server in memory, whose answers get lost and which does the work all the same, later."""
+
+    url, patience = "http://127.0.0.1:1", 60.0
+
+    def __init__(self, late: float) -> None:
+        self.late = late
+        self.held: dict[int, dict[str, Any]] = {}
+        self.votes: set[int] = set()  # tasks annotated since they were listed
+        self.imports = 0
+
+    def tasks(self, project: int, fields: str) -> Any:
+        yield len(self.held), [{**task, "annotations_ids": []} for task in list(self.held.values())]
+
+    def annotated(self, project: int, numbers: Sequence[int]) -> Any:
+        return [{"id": number, "annotations": [{}] * (number in self.votes)} for number in numbers]
+
+    def import_tasks(self, project: int, data: Sequence[dict[str, str]]) -> None:
+        self.imports += 1
+        threading.Timer(self.late, self.take, [data]).start()
+        raise Away("504 Gateway Timeout")
+
+    def take(self, data: Sequence[dict[str, str]]) -> None:
+        for each in data:
+            number = len(self.held) + 1
+            self.held[number] = {"id": number, "data": each}
+
+    def delete_task(self, number: int) -> None:
+        del self.held[number]
+
+
+def test_a_batch_that_comes_long_after_its_answer_was_lost_comes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushing, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(pushing, "ANSWER_SECONDS", 20.0)
+    ledger, server, project = Ledger(tmp_path), Slow(1.5), Project("http://127.0.0.1:1", 1, "abc", NOW, 0)
+    entries = ledger.add(pairs_of("x", 4), 0)
+    pushed = pushing.push(server, ledger, project, entries)  # type: ignore[arg-type]
+    assert (pushed.pushed, server.imports, len(server.held), pushed.removed) == (4, 1, 4, 0)
+    assert not (tmp_path / "in-flight.json").exists()
+
+
+def test_of_two_tasks_that_with_a_vote_of_just_now_stays(tmp_path: Path) -> None:
+    ledger, server, project = Ledger(tmp_path), Slow(0.0), Project("http://127.0.0.1:1", 1, "abc", NOW, 0)
+    entries = ledger.add(pairs_of("x", 2), 0)
+    server.take([entry.data() for entry in [*entries, *entries]])
+    server.votes = {3}  # the double of the first
+    assert pushing.push(server, ledger, project, entries).removed == 2  # type: ignore[arg-type]
+    assert sorted(server.held) == [2, 3]
 
 
 # Who tells us of votes.

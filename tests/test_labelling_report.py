@@ -15,10 +15,11 @@ import pytest
 from stand_ins import DATA, require_data
 from typer.testing import CliRunner
 
+from data.labelling.attention import DRIFT_P, Habits, Share, of_annotators
 from data.labelling.ledger import Ledger, Project
 from data.labelling.pairs import Pair
 from data.labelling.pulling import write_files
-from data.labelling.reporting import report_of
+from data.labelling.reporting import _permuted, report_of
 from data.labelling.state import State
 from data.labelling.votes import account_of
 from launch.cli import app
@@ -71,6 +72,25 @@ def test_attention_goes_to_those_who_need_it(tmp_path: Path) -> None:
     assert len(account.votes) == 7 * 160 and report.kinds == {"a": (80, 80), "b": (80, 80)}
     assert report.alpha_interval is not None and report.alpha is not None
     assert report.alpha_interval[0] < report.alpha < report.alpha_interval[1]
+
+
+def test_a_drift_is_found_however_many_are_asked() -> None:
+    pool = np.array([0.0] * 60 + [1.0] * 60)
+    assert _permuted(pool, 60, 20_000) < DRIFT_P / 400
+    assert _permuted(np.tile([0.0, 1.0], 60), 60, 20_000) > 0.5
+
+
+def test_few_answers_and_small_differences_are_no_reason() -> None:
+    share = Share.counted(0, 0)
+
+    def habits(gold: Share, agreement: Share) -> Habits:
+        return Habits("1", "ann", {"valid": 0, "tie": 0}, gold, agreement, None, share, share, share, [])
+
+    others = habits(share, Share(0.8, (0.78, 0.82), 900))
+    for wrong, told in ((9, 0), (10, 1)):
+        assert len(of_annotators([habits(Share.counted(0, wrong), share), others])) == told
+    for upper, told in ((0.75, 0), (0.65, 1)):
+        assert len(of_annotators([habits(share, Share(upper, (upper, upper), 900)), others])) == told
 
 
 def test_the_command_writes_a_page_of_its_own_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

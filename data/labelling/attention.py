@@ -20,6 +20,7 @@ LEFT_BAND = 0.1  # by which the share of votes for the response shown first may 
 FAST_SHARE = 0.4  # of the median time of the other annotators
 OFTEN = 0.2  # share of skips, and of ties above the others' share
 FEWEST = 10  # votes, before anything is said of an annotator's habits
+BEHIND = 0.1  # by which agreement with others may lie below the median of theirs
 DRIFT_P = 0.05  # over all tests of drift together (Bonferroni)
 CONTESTED = 3  # votes on a pair, before it counts as contested
 LISTED = 10  # gold pairs with a line of their own
@@ -78,12 +79,12 @@ def of_annotators(habits: Sequence[Habits]) -> list[str]:
 def _reasons(habits: Habits, others: Sequence[Habits], p: float) -> list[str]:
     found = []
     low, high = habits.gold.interval
-    if habits.gold.of and high < 0.5:
+    if habits.gold.of >= FEWEST and high < 0.5:
         found.append(f"votes against the gold answers ({_told(habits.gold)}): asks what the page means, or cheats")
-    elif habits.gold.of and high < GOLD_WANTED:
+    elif habits.gold.of >= FEWEST and high < GOLD_WANTED:
         found.append(f"misses gold answers ({_told(habits.gold)})")
     elsewhere = [other.agreement.share for other in others if other.agreement.share is not None]
-    if habits.agreement.of >= FEWEST and elsewhere and habits.agreement.interval[1] < median(elsewhere):
+    if habits.agreement.of >= FEWEST and elsewhere and habits.agreement.interval[1] < median(elsewhere) - BEHIND:
         found.append(f"agrees less with others than they do ({_told(habits.agreement)})")
     low, high = habits.first.interval
     if habits.first.of >= FEWEST and (low > 0.5 + LEFT_BAND or high < 0.5 - LEFT_BAND):
@@ -124,7 +125,8 @@ def of_pairs(by_pair: Mapping[str, Sequence[Judged]], entries: Mapping[str, Entr
 def of_classes(account: Account) -> list[str]:
     """Annotations that no page can have made, and what was changed or removed behind its author's back."""
     counts = account.counts()
-    editors = Counter(each.annotation.why for each in account.judged if each.annotation.kind == "edited")
+    edited = [each for each in [*account.judged, *account.overwritten] if each.annotation.kind == "edited"]
+    editors = Counter(each.annotation.why for each in edited)
     lines = [f"{count:,} annotations {why} than the annotator" for why, count in editors.most_common()]
     if counts["malformed"]:
         reasons = Counter(each.annotation.why for each in account.judged if each.annotation.kind == "malformed")

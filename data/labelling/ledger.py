@@ -20,11 +20,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data.fields import prompt_of
 from data.labelling.pairs import Pair, turns_of
@@ -33,9 +35,14 @@ from rlhf.store.artifact import digest, write_bytes, write_json
 from rlhf.store.unfinished import hold
 
 LABELS = Path("labels")
+HELD_SECONDS = 600.0  # for which a command waits for others that write to its directory
 PROJECT, LEDGER, IN_FLIGHT, STATE = "project.json", "ledger.jsonl", "in-flight.json", "state.jsonl"
 VOTES, CALIBRATION, REJECTS, SUMMARY = "votes.jsonl", "calibration.jsonl", "rejects.jsonl", "summary.json"
 ANNOTATORS, WATCH = "annotators.json", "watch.json"
+
+
+class Busy(ArtifactError):
+    """Another command writes to the directory."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +154,31 @@ class Ledger:
         write_lines(self.directory / LEDGER, (_record_of(entry) for entry in self.entries.values()))
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from writing here. Raises ArtifactError where one does."""
-        try:
-            lock = hold(self.directory)
-        except ArtifactError as error:
-            reason = str(error).replace("another --run", "another --directory")
-            raise ArtifactError(reason) from error
+    def held(self, patience: float = HELD_SECONDS) -> Iterator[None]:
+        """Keep other processes from writing here, once those that do are done, for which `patience` seconds are waited.
+
+        Raises Busy where they are not, ArtifactError where nothing can be written.
+        """
+        deadline, said = time.monotonic() + patience, False
+        while (lock := self._lock()) is None:
+            if time.monotonic() >= deadline:
+                raise Busy(f"{self.directory}: another rlhf label command is at work here; wait until it is done")
+            if not said:
+                waits = f"{self.directory}: another rlhf label command is at work here; this one waits for it"
+                print(waits, file=sys.stderr, flush=True)
+                said = True
+            time.sleep(0.2)
         with lock:
             yield
+
+    def _lock(self) -> IO[str] | None:
+        """The lock; None where another process has it."""
+        try:
+            return hold(self.directory)
+        except ArtifactError as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                return None
+            raise ArtifactError(str(error).replace("another --run", "another --directory")) from error
 
 
 def directory_of(title: str, given: Path | None = None) -> Path:
@@ -225,7 +248,11 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def damaged(path: Path, error: Exception) -> ArtifactError:
     """A file of ours that cannot be read."""
-    remedy = "push the same files again with the same --seed" if path.name in (LEDGER, PROJECT) else "remove it"
+    again = {
+        LEDGER: ", then push the same files again, with the same --gold",
+        PROJECT: ", then push again with the same --seed and --rate",
+    }
+    remedy = f"remove it{again.get(path.name, '')}"
     return ArtifactError(f"{path}: damaged ({' '.join(str(error).split()) or type(error).__name__}); {remedy}")
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from data.fields import flag_of, need, prompt_of, text_of
 from data.formats import Format, as_record, detect
+from data.formats_preferences import SameText
 from data.locations import files_of
 from data.progress import counted
 from data.reading import DETECTED_BY, NAMED
@@ -133,6 +134,9 @@ def _pairs_of_file(file: DataFile, kind_field: str, pairs: Pairs) -> Iterator[Pa
         try:
             made = _responses(record) if form is None else _voted(record, form, pairs)
             kind = _kind(record.fields.get(kind_field), kind_field)
+        except SameText:
+            pairs.identical += 1
+            continue
         except (ValueError, OverflowError) as error:
             pairs.bad.append(BadRecord(record.place, one_line(error)))
             continue

@@ -6,8 +6,9 @@ does not mend.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data.fields import moment_of
@@ -21,9 +22,11 @@ from data.labelling.ledger import (
     VOTES,
     Ledger,
     Project,
+    require_same,
     write_lines,
 )
-from data.labelling.server import EXPORTED, IDS, LabelStudio
+from data.labelling.pushing import pairs_on
+from data.labelling.server import EXPORTED, IDS, URL, LabelStudio, connect
 from data.labelling.state import State
 from data.labelling.votes import Account, account_of, reject_record, vote_record
 from rlhf.errors import LabellingError
@@ -43,6 +46,20 @@ class Pulled:
     account: Account
     counts: dict[str, Any]
     changed: int  # tasks that were asked for
+    doubled: int = 0  # pairs with several tasks, as far as all were looked at
+
+
+def server_of(ledger: Ledger, url: str | None, patience: float) -> LabelStudio:
+    """The server that was pushed to, which may have moved to another address since: that given, or of the environment.
+
+    Raises LabellingError where it is another.
+    """
+    project = ledger.require_project()
+    server = connect(url or os.environ.get(URL) or project.url, patience)
+    require_same(project, server.project(project.id), server.url)
+    if server.url != project.url:
+        ledger.keep_project(replace(project, url=server.url))
+    return server
 
 
 class Puller:
@@ -79,7 +96,13 @@ class Puller:
         if whole or again:
             write_json(self.ledger.directory / ANNOTATORS, self.server.members())
         account = account_of(self.state.tasks.values(), self.ledger.entries, self.project.dimensions)
-        return Pulled(account, write_files(self.ledger, account), len(changed) + len(gone))
+        doubled = self._doubled() if complete and len(listed) > len(self.ledger.entries) else 0
+        return Pulled(account, write_files(self.ledger, account), len(changed) + len(gone), doubled)
+
+    def _doubled(self) -> int:
+        """Pairs with several tasks. To remove some is for a push alone, which knows what is on its way."""
+        pairs = pairs_on(self.server, self.project)
+        return sum(len(tasks) > 1 for pair, tasks in pairs.items() if pair in self.ledger.entries)
 
     def _refresh(self) -> None:
         """Read what another process has written since: a push, or somebody's own pull."""
@@ -132,7 +155,7 @@ def write_files(ledger: Ledger, account: Account) -> dict[str, Any]:
     for name, wanted in ((VOTES, False), (CALIBRATION, True)):
         chosen = [each for each, is_gold in zip(account.votes, gold, strict=True) if is_gold is wanted]
         write_lines(directory / name, map(vote_record, chosen))
-    write_lines(directory / REJECTS, map(reject_record, account.rejects))
+    write_lines(directory / REJECTS, map(reject_record, [*account.rejects, *account.overwritten]))
     counts = summarised(ledger, account, gold)
     write_json(directory / SUMMARY, counts)
     return counts

@@ -2,13 +2,14 @@
 
 An import is all or nothing on the server, but who is killed, or loses the connection, does not learn which. So nothing
 is taken from memory: the server is asked which pairs it has, what is missing is sent, and at the end it is asked
-again. A batch that may still be on its way when a push is repeated is waited for, and what came twice all the same is
-removed, as long as nobody has annotated it.
+again. A batch that may still be on its way is waited for, two minutes from its sending: a proxy gives up sooner than
+the server. What came twice all the same is removed, as long as nobody has annotated it.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +18,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from data.labelling.client import Away, Unsent
+from data.labelling.client import Away, Refused, Unsent
 from data.labelling.ledger import IN_FLIGHT, Entry, Ledger, Project, require_same
 from data.labelling.page import QUESTION, missing_controls, page
-from data.labelling.server import IDS, LabelStudio
+from data.labelling.server import ANSWER_SECONDS, IDS, LabelStudio
 from rlhf.errors import ConfigError, LabellingError
 from rlhf.store.artifact import write_json
 
 BATCH = 500
-SETTLE_SECONDS = 10.0  # for which a batch of a push that was killed may still be on its way
+SETTLE_SECONDS = 10.0  # for which a batch whose answer was lost may still be on its way
 FIELDS = f"id,data,{IDS}"
 TITLE = range(3, 51)  # characters that the server takes
 Progress = Callable[[int, int], None]
@@ -155,18 +156,27 @@ def push(
         try:
             for start in range(0, len(missing), batch):
                 part = missing[start : start + batch]
-                _mark(ledger, [entry.pair.id for entry in part])
+                _mark(ledger, [entry.pair.id for entry in part], time.time())
                 server.import_tasks(project.id, [entry.data() for entry in part])
                 since = time.monotonic()
                 progress(len(entries) - len(missing) + start + len(part), len(entries))
+        except Refused:  # that is an answer: nothing is on its way
+            (ledger.directory / IN_FLIGHT).unlink(missing_ok=True)
+            raise
         except Unsent:
             (ledger.directory / IN_FLIGHT).unlink(missing_ok=True)
         except Away:  # it may have arrived
+            pairs, sent, _ = _flying(ledger.directory)
+            _mark(ledger, pairs, sent, lost=time.time())
             if time.monotonic() - since > server.patience:
                 raise
+        lost = time.monotonic()
         present = _settled(server, ledger, project)
+        since += time.monotonic() - lost
     (ledger.directory / IN_FLIGHT).unlink(missing_ok=True)
-    removed = _remove_doubles(server, {pair: tasks for pair, tasks in present.items() if pair in ledger.entries})
+    removed = _remove_doubles(
+        server, project, {pair: tasks for pair, tasks in present.items() if pair in ledger.entries}
+    )
     return Pushed(project, len(wanted) - there, there, removed, turned)
 
 
@@ -184,23 +194,31 @@ def pairs_on(server: LabelStudio, project: Project) -> dict[str, list[Present]]:
 def _settled(server: LabelStudio, ledger: Ledger, project: Project) -> dict[str, list[Present]]:
     """What the server has, once a batch that was on its way has arrived or had the time to."""
     present = pairs_on(server, project)
-    flying, sent = _flying(ledger.directory)
-    while not all(pair in present for pair in flying) and time.time() - sent < SETTLE_SECONDS:
-        time.sleep(0.5)
+    flying, sent, lost = _flying(ledger.directory)
+    until = max(sent + ANSWER_SECONDS, lost + SETTLE_SECONDS)
+    # A clock that was set back must not make this long.
+    deadline = time.monotonic() + min(until - time.time(), ANSWER_SECONDS + SETTLE_SECONDS)
+    said = False
+    while not all(pair in present for pair in flying) and (left := deadline - time.monotonic()) > 0:
+        if not said:
+            print(f"the last batch may be on its way still; up to {left:.0f} s more", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(min(left, 1.0))
         present = pairs_on(server, project)
     return present
 
 
-def _mark(ledger: Ledger, pairs: Sequence[str]) -> None:
-    write_json(ledger.directory / IN_FLIGHT, {"pairs": list(pairs), "time": time.time()})
+def _mark(ledger: Ledger, pairs: Sequence[str], sent: float, lost: float = 0.0) -> None:
+    write_json(ledger.directory / IN_FLIGHT, {"pairs": list(pairs), "sent": sent, "lost": lost})
 
 
-def _flying(directory: Path) -> tuple[list[str], float]:
+def _flying(directory: Path) -> tuple[list[str], float, float]:
+    """The batch that was sent last, when, and when its answer was lost, as far as that is known."""
     try:
         record = json.loads((directory / IN_FLIGHT).read_text(encoding="utf-8"))
-        return list(record["pairs"]), float(record["time"])
+        return list(record["pairs"]), float(record["sent"]), float(record["lost"])
     except (OSError, ValueError, KeyError, TypeError):
-        return [], 0.0
+        return [], 0.0, 0.0
 
 
 def _turn(ledger: Ledger, present: Mapping[str, Sequence[Present]]) -> int:
@@ -217,13 +235,19 @@ def _turn(ledger: Ledger, present: Mapping[str, Sequence[Present]]) -> int:
     return turned
 
 
-def _remove_doubles(server: LabelStudio, present: Mapping[str, Sequence[Present]]) -> int:
-    """Leave each pair one task, that with annotations or else the first; one with annotations is never removed."""
+def _remove_doubles(server: LabelStudio, project: Project, present: Mapping[str, Sequence[Present]]) -> int:
+    """Leave each pair one task, that with annotations or else the first; one with annotations is never removed.
+
+    A listing is minutes old where there are many, and people vote: so each pair is asked for again.
+    """
     removed = 0
     for tasks in present.values():
-        keep = min(tasks, key=lambda task: (not task.annotated, task.task))
-        for task in tasks:
-            if task is not keep and not task.annotated:
-                server.delete_task(task.task)
+        if len(tasks) < 2:
+            continue
+        now = server.annotated(project.id, [task.task for task in tasks])
+        annotated = {task["id"]: bool(task["annotations"]) for task in now}
+        for number in sorted(annotated, key=lambda number: (not annotated[number], number))[1:]:
+            if not annotated[number]:
+                server.delete_task(number)
                 removed += 1
     return removed

@@ -16,6 +16,7 @@ from rlhf.errors import ConfigError, LabellingError
 URL = "LABEL_STUDIO_URL"
 PAGE = 1000  # tasks in one answer
 EXPORTED = 400  # tasks whose annotations come in one answer; their numbers stand in the address: proxies take 8 kB
+ANSWER_SECONDS = 120.0  # for which an answer is waited for
 HOOKS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
 IDS = "annotations_ids"
 Task = dict[str, Any]
@@ -24,7 +25,9 @@ Task = dict[str, Any]
 class LabelStudio:
     """A server, as the user of a token."""
 
-    def __init__(self, url: str, token: str, patience: float = PATIENCE_SECONDS, timeout: float = 120.0) -> None:
+    def __init__(
+        self, url: str, token: str, patience: float = PATIENCE_SECONDS, timeout: float = ANSWER_SECONDS
+    ) -> None:
         self.url = checked_url(url)
         self.patience = patience
         self.client = Client(self.url, token, patience, timeout, is_loopback(self.url))

@@ -43,6 +43,7 @@ class Account:
     """Every annotation of a project, once."""
 
     judged: list[Judged] = field(default_factory=list)
+    overwritten: list[Judged] = field(default_factory=list)  # what others made of those whose own version counts
 
     @property
     def votes(self) -> list[Judged]:
@@ -68,15 +69,14 @@ def account_of(tasks: Iterable[TaskState], entries: Mapping[str, Entry], dimensi
         entry = entries.get(task.pair)
         problem = "" if entry is not None and entry.shows(task.shown) else _foreign(task, entry)
         for record in task.annotations:
-            one = _judged(record, task, entry, (dimensions, problem))
-            before = record.get("before") if one.annotation.kind == "edited" else None
-            for each in (one, _judged(before, task, entry, (dimensions, problem)) if before else None):
-                if each is None:
-                    continue
-                if entry is not None and each.annotation.kind in USABLE:
-                    said[entry.pair.id, each.annotation.annotator].append(each)
-                else:
-                    account.judged.append(each)
+            each = _judged(record, task, entry, (dimensions, problem))
+            if each.annotation.kind == "edited" and (before := record.get("before")):
+                account.overwritten.append(each)
+                each = _judged(before, task, entry, (dimensions, problem))
+            if entry is not None and each.annotation.kind in USABLE:
+                said[entry.pair.id, each.annotation.annotator].append(each)
+            else:
+                account.judged.append(each)
         account.judged += [_deleted(record, task, entry) for record in task.deleted]
     for versions in said.values():
         *older, newest = sorted(versions, key=lambda each: (each.annotation.time, each.annotation.number))

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from data.labelling.client import Refused
-from data.labelling.ledger import WATCH
+from data.labelling.ledger import WATCH, Busy
 from data.labelling.pulling import Pulled, Puller
 from data.labelling.server import LabelStudio, is_local
 from rlhf.errors import ArtifactError, ConfigError, LabellingError
@@ -132,8 +132,11 @@ class Watch:
             try:
                 if not self.registered:
                     self._register(warn)
-                with self.puller.ledger.held():
+                with self.puller.ledger.held(patience=0.0):
                     found = self.puller.pull(whole=whole)
+            except Busy:  # a push or a pull, beside which the hook stays
+                stop.wait(GATHER_SECONDS)
+                continue
             except (LabellingError, ArtifactError) as error:
                 if str(error) != wrong:
                     warn(f"{error}; trying again")

@@ -12,8 +12,7 @@ from data.quality.survey import LEADS, Survey
 from rlhf.analysis.agreement import Agreement, agreement
 from rlhf.analysis.statistics import sign_test, wilson_interval
 
-FEWEST = 20  # votes of one annotator, from which on he is looked at alone
-CONTRARY = 0.5  # agreement in direction; who surely has less votes against the others
+FEWEST = 20  # votes of one annotator, or pairs, from which on he is looked at alone
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Annotator:
 
     votes: int
     first_shown: Share  # how often the first wins, of votes whose order is known
-    with_others: Share  # how often the directions agree, of pairs of votes of this one and another on one pair
+    with_others: Share  # how often his direction is that of most others, of pairs on which most others have one
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ class Bias:
         asked = {name: each.first_shown for name, each in self.annotators.items() if each.first_shown.votes >= FEWEST}
         return {name: found for name, found in asked.items() if one_sided(found, share, p / len(asked))}
 
-    def contrary(self) -> dict[str, Share]:
-        """Annotators who vote against the others: their labels may be swapped."""
-        asked = {name: each.with_others for name, each in self.annotators.items()}
-        surely = (name for name, found in asked.items() if wilson_interval(found.wins, found.votes)[1] < CONTRARY)
-        return {name: asked[name] for name in surely}
+    def contrary(self, p: float) -> dict[str, Share]:
+        """Annotators who vote against most others, and not by chance, so many being asked: labels may be swapped."""
+        asked = {name: each.with_others for name, each in self.annotators.items() if each.with_others.votes >= FEWEST}
+        against = {name: found for name, found in asked.items() if found.share < 0.5}
+        return {name: found for name, found in against.items() if one_sided(found, 0.5, p / len(asked))}
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -138,9 +137,8 @@ class Together:
         np.add.at(self.tallies, (self.pair, self.said.astype(np.int64) + 1), 1)
 
     def with_others(self, annotator: int) -> Share:
-        """How often an annotator's direction is that of another vote on the same pair; ties have none."""
+        """On how many pairs an annotator's direction is that of most others there; ties have none."""
         own = (self.who == annotator) & (self.said != 0)
         side = self.said[own].astype(np.int64)
-        same = self.tallies[self.pair[own], side + 1].sum() - own.sum()
-        against = self.tallies[self.pair[own], 1 - side].sum()
-        return Share(int(same), int(same + against))
+        lead = self.tallies[self.pair[own], side + 1] - 1 - self.tallies[self.pair[own], 1 - side]
+        return Share(int((lead > 0).sum()), int((lead != 0).sum()))

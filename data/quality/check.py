@@ -75,13 +75,16 @@ def check_votes(votes: Votes, config: CheckConfig, tokens: Tokens | None = None)
 
 
 def _of_single_votes(found: Survey, config: CheckConfig) -> Iterator[Finding]:
-    whole = len(found) + found.bad_records
+    votes, records = len(found), found.records
     for kind, (what, remedy) in SINGLE.items():
         if count := found.counts[kind]:
-            severity = "fail" if found.refused[kind] else judged(getattr(config, kind), count / whole)
-            yield Finding(
-                kind, severity, count, f"{_part(count, whole, 'records')} {what}", remedy, found.examples[kind]
-            )
+            bad, good = found.bad[kind], count - found.bad[kind]
+            # A record may hold many votes: those of a kind stand for as large a part of the good records.
+            share = (bad + good / votes * (records - found.bad_records)) / records
+            severity = "fail" if found.refused[kind] else judged(getattr(config, kind), share)
+            of_each = [_part(bad, records, "records")] * (bad > 0) + [_part(good, votes)] * (good > 0)
+            part = _part(count, records, "records") if records - found.bad_records == votes else " and ".join(of_each)
+            yield Finding(kind, severity, count, f"{part} {what}", remedy, found.examples[kind])
 
 
 def _of_repeats(
@@ -147,7 +150,7 @@ def _least(limits: LimitsConfig) -> float:
 
 
 def _of_agreement(bias: Bias, config: CheckConfig) -> Iterator[Finding]:
-    together, contrary = bias.agreement, bias.contrary()
+    together, contrary = bias.agreement, bias.contrary(SIGNIFICANT)
     severity: Any = "warn" if contrary and config.low_agreement.warn is not None else "info"
     message = ""
     if together and together.alpha is not None and together.alpha_ci and together.units >= SHARED:
@@ -158,7 +161,7 @@ def _of_agreement(bias: Bias, config: CheckConfig) -> Iterator[Finding]:
         return
     message += f" on {together.units:,} pairs with votes of several annotators" if message else ""
     if contrary:
-        message += f"{'; ' if message else ''}against the others votes {_told(contrary)}"
+        message += f"{'; ' if message else ''}as most others votes only {_told(contrary)}"
     examples = [{"annotator": name, **share.as_json()} for name, share in contrary.items()]
     remedy = "are labels swapped, or is the task unclear?"
     yield Finding("low_agreement", severity, together.units, message, remedy, examples)

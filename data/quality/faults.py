@@ -47,11 +47,17 @@ _NUMBER = np.array([SCRIPTS.index(script) if script else len(SCRIPTS) for _, scr
 
 
 def normalised(text: str) -> str:
-    """A text without what nobody sees: case, kinds of spaces and of letters, marks around it."""
+    """A text without what makes it hardly another: case, kinds of spaces and of letters, marks around it."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     squeezed = " ".join(text.casefold().split())
     return squeezed.strip(" .,;:!?'\"-*#_") or squeezed
+
+
+def same_text(text: str) -> str:
+    """A text without white space around it and a full stop at its end. -5 is not 5, C# not C, and A not a."""
+    stripped = text.strip()
+    return stripped.removesuffix(".") or stripped
 
 
 def faults_of(vote: Comparison, reserved: Collection[str] = ()) -> dict[str, str]:
@@ -61,8 +67,8 @@ def faults_of(vote: Comparison, reserved: Collection[str] = ()) -> dict[str, str
     empty = [name for name, text in texts.items() if not text.strip()]
     if empty:
         found["empty"] = f"{' and '.join(empty)} without content"
-    if not empty and normalised(vote.chosen) == normalised(vote.rejected):
-        found["identical"] = "responses differ in case, spaces or marks at most"
+    if not empty and same_text(vote.chosen) == same_text(vote.rejected):
+        found["identical"] = "responses differ in spaces around them or a full stop at most"
     if vote.tie:
         found["tie"] = "no preference"
     if cut := _cut(vote):

@@ -36,7 +36,7 @@ def find_repeats(survey: Survey, least: float) -> Repeats:
     """least: Jaccard similarity from which on texts are nearly the same."""
     unit, said, annotator = survey.column("unit"), survey.column("said"), survey.column("annotator")
     duplicate, originals = _repeated(np.stack([unit, annotator.astype(np.uint64), said.astype(np.uint64)], axis=1))
-    contradiction, disagreement = _opposed(unit, said, annotator)
+    contradiction, disagreement = _opposed(unit, np.where(duplicate, 0, said), annotator, survey.column("record"))
     _, first, numbers = np.unique(unit, return_index=True, return_inverse=True)
     near, nearest = _near_duplicates(survey, np.sort(first), least)
     leakage, near_leakage, leaking, leaked = _leakage(survey, least)
@@ -55,36 +55,42 @@ def _repeated(keys: NDArray[np.uint64]) -> tuple[Mask, Rows]:
     return later, originals
 
 
-def _opposed(unit: NDArray[np.uint64], said: NDArray[np.int8], annotator: NDArray[np.int32]) -> tuple[Mask, Mask]:
+def _opposed(
+    unit: NDArray[np.uint64], said: NDArray[np.int8], annotator: NDArray[np.int32], record: NDArray[np.uint32]
+) -> tuple[Mask, Mask]:
     """Votes on pairs with votes in both directions: where one source stands against itself, and where sources differ.
 
-    A vote without a name may be anybody's: against any other it is a contradiction.
+    A vote without a name may be anybody's: against one of another record it is a contradiction. Several votes of one
+    record are of several people. said: 0 for what does not count.
     """
     _, pair = np.unique(unit, return_inverse=True)
     pairs = int(pair.max(initial=-1)) + 1
-
-    def both(groups: NDArray[np.int64], size: int, among: Mask) -> Mask:
-        ways = np.zeros((2, size), bool)
-        for way, sign in enumerate((1, -1)):
-            ways[way, groups[among & (said == sign)]] = True
-        in_both: Mask = ways[0] & ways[1]
-        return in_both
-
-    every = np.ones(len(unit), bool)
-    opposed = both(pair, pairs, every)
-    source = pair * (int(annotator.max(initial=-1)) + 2) + annotator + 1
-    _, source = np.unique(source, return_inverse=True)
-    itself = both(source, int(source.max(initial=-1)) + 1, every)[source]
+    decided, named = said != 0, annotator >= 0
+    # [2, pairs]: of the votes in each direction the least and the greatest record.
+    none = np.iinfo(np.int64).max
+    least, most = np.full((2, pairs), none), np.full((2, pairs), -1)
+    side, number = (said > 0).astype(np.int64), record.astype(np.int64)
+    np.minimum.at(least, (side[decided], pair[decided]), number[decided])
+    np.maximum.at(most, (side[decided], pair[decided]), number[decided])
+    opposed: Mask = np.asarray((most >= 0).all(axis=0))
     contradicted = np.zeros(pairs, bool)
-    contradicted[pair[itself]] = True
-    unnamed = np.zeros(pairs, bool)
-    unnamed[pair[(annotator < 0) & (said != 0)]] = True
-    contradicted |= opposed & unnamed
+    unnamed = decided & ~named & opposed[pair]
+    other = 1 - side[unnamed], pair[unnamed]
+    contradicted[pair[unnamed][(least[other] != number[unnamed]) | (most[other] != number[unnamed])]] = True
+    source = pair * (int(annotator.max(initial=-1)) + 1) + annotator
+    source, index = np.unique(source[decided & named], return_inverse=True)
+    ways = np.zeros((2, len(source)), bool)
+    ways[side[decided & named], index] = True
+    itself: Mask = np.asarray(ways.all(axis=0))
+    contradicted[pair[decided & named][itself[index]]] = True
     return contradicted[pair], (opposed & ~contradicted)[pair]
 
 
 def _near_duplicates(survey: Survey, firsts: Rows, least: float) -> tuple[Mask, Rows]:
-    """Votes on pairs whose prompt and responses are nearly those of an earlier pair; firsts: one vote of each."""
+    """Votes on pairs whose prompt and responses are nearly those of an earlier pair that is none; firsts: one of each.
+
+    Alike is no chain: who is alike a near duplicate, and not what that one goes with, stays.
+    """
     near, nearest = np.zeros(len(survey), bool), np.full(len(survey), -1, np.int64)
     prompts, both, each = survey.prompts.read(), survey.both.read(), survey.each.read()
     for keys in joint_bands(prompts, both, firsts):
@@ -97,6 +103,13 @@ def _near_duplicates(survey: Survey, firsts: Rows, least: float) -> tuple[Mask, 
             alike = _alike(each[earlier], each[later], least)
             near[later[alike]] = True
             nearest[later[alike]] = earlier[alike]
+    for row in np.flatnonzero(near):
+        kept = nearest[row]
+        if near[kept]:
+            kept = nearest[kept]
+            if similarity(prompts[[kept]], prompts[[row]]) < least or not _alike(each[[kept]], each[[row]], least):
+                near[row], kept = False, -1
+            nearest[row] = kept
     return near, nearest
 
 

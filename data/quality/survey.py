@@ -1,6 +1,6 @@
 """One pass over all votes: what must be known of each to compare it with the others, and counts of the rest.
 
-Memory holds 25 bytes of a vote, and some 100 while votes are compared; 384 bytes lie in unnamed files, see `minhash`.
+Memory holds 29 bytes of a vote, and some 100 while votes are compared; 384 bytes lie in unnamed files, see `minhash`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.progress import counted
-from data.quality.faults import faults_of, normalised
+from data.quality.faults import faults_of, normalised, same_text
 from data.quality.minhash import BINS, SignatureFile, minima, signed
 from data.quality.votes import Vote, Votes
 from data.records import BadRecord, shown
@@ -52,7 +52,9 @@ class Survey:
     unit: array[int] = field(default_factory=lambda: array("Q"))  # hash of a prompt and two responses, in any order
     prompt: array[int] = field(default_factory=lambda: array("Q"))  # hash of the prompt
     said: array[int] = field(default_factory=lambda: array("b"))  # 1, -1: which of the two won; 0 a tie
-    annotator: array[int] = field(default_factory=lambda: array("i"))  # index of the name; -1 unknown
+    # Index of the name. Unknown: -1, and -2, -3, ... where one record has several such votes that say the same.
+    annotator: array[int] = field(default_factory=lambda: array("i"))
+    record: array[int] = field(default_factory=lambda: array("I"))  # which record it stands in
     shown_first: array[int] = field(default_factory=lambda: array("b"))  # 1 chosen, 0 rejected, -1 unknown
     held_out: array[int] = field(default_factory=lambda: array("b"))  # 1, 0; -1 where no prompt can leak
     prompts: SignatureFile = field(default_factory=SignatureFile)
@@ -63,9 +65,13 @@ class Survey:
     counts: Counter[str] = field(default_factory=Counter)  # votes with faults of their own, and bad records, by kind
     held_out_votes: int = 0
     bad_records: int = 0
+    bad: Counter[str] = field(default_factory=Counter)  # by kind
+    records: int = 0  # good and bad; of what no file holds, the votes
     refused: Counter[str] = field(default_factory=Counter)  # of these, by kind, those that the recipe does not drop
     examples: dict[str, list[Example]] = field(default_factory=dict)
     tokens: array[int] = field(default_factory=lambda: array("I"))  # of the longer sequence, where they were measured
+    _place: str = ""  # of the last record
+    _unnamed: Counter[tuple[int, int]] = field(default_factory=Counter)  # its votes without a name, by pair and result
 
     def __len__(self) -> int:
         """How many votes."""
@@ -94,6 +100,7 @@ def survey(
 
     def tell_bad(policy: str, bad: BadRecord) -> None:
         found.bad_records += 1
+        found.bad[bad.kind] += 1
         found.refused[bad.kind] += policy == "fail"
         found.note(bad.kind, {"place": bad.place, "what": bad.problem})
 
@@ -107,6 +114,10 @@ def survey(
                     found.note("too_long", example_of(vote, f"{tokens:,} tokens, more than {most:,}"))
             _measure_sizes(found.sizes, vote.comparison)
         _compare_texts(found, batch)
+    accounts = votes.accounts.values()
+    found.records = sum(
+        account["comparisons"] if account["records"] is None else account["records"] for account in accounts
+    )
     return found
 
 
@@ -124,7 +135,7 @@ def _batches(votes: Iterable[Vote]) -> Iterator[list[Vote]]:
 
 
 def _compare_texts(found: Survey, batch: list[Vote]) -> None:
-    """Hashes and signatures of normalised texts."""
+    """Hashes and signatures of texts."""
     prompts, lower, higher = [], [], []
     for vote in batch:
         comparison = vote.comparison
@@ -134,10 +145,12 @@ def _compare_texts(found: Survey, batch: list[Vote]) -> None:
         lower.append(one)
         higher.append(other)
         found.prompt.append(_hash(prompt))
-        found.unit.append(_hash("\0".join((prompt, one, other))))
-        found.said.append(0 if comparison.tie else 1 if chosen == one else -1)
-        name = comparison.annotator
-        found.annotator.append(-1 if name is None else found.names.setdefault(name, len(found.names)))
+        exact = [same_text(text) for text in (comparison.prompt.text, comparison.chosen, comparison.rejected)]
+        found.unit.append(unit := _hash("\0".join((exact[0], *sorted(exact[1:])))))
+        found.said.append(said := 0 if comparison.tie else 1 if exact[1] <= exact[2] else -1)
+        found.annotator.append(_who(found, vote, unit, said))
+        found.record.append((found.record[-1] if found.record else 0) + (vote.place != found._place))
+        found._place = vote.place
         first = comparison.chosen_shown_first
         found.shown_first.append(-1 if first is None else int(first))
         found.held_out.append(int(vote.held_out) if vote.may_leak else -1)
@@ -146,6 +159,17 @@ def _compare_texts(found: Survey, batch: list[Vote]) -> None:
     of_lower, of_higher = _minima(lower), _minima(higher)
     found.both.append(signed(np.minimum(of_lower, of_higher)))
     found.each.append(np.concatenate([signed(least)[:, : BINS // 2] for least in (of_lower, of_higher)], axis=1))
+
+
+def _who(found: Survey, vote: Vote, unit: int, said: int) -> int:
+    """The annotator's number; votes of one record without a name are of different people, who repeat nothing."""
+    name = vote.comparison.annotator
+    if name is not None:
+        return found.names.setdefault(name, len(found.names))
+    if vote.place != found._place:
+        found._unnamed.clear()
+    found._unnamed[unit, said] += 1
+    return -found._unnamed[unit, said]
 
 
 def _minima(texts: list[str]) -> NDArray[np.uint64]:

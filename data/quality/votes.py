@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from data.locations import files_of
 from data.ratings import Rating
 from data.reading import Reading
 from data.records import BadRecord, DataFile
-from data.splits import is_test
+from data.splits import Split, is_test
 from rlhf.config import DataConfig, SourceConfig
 from rlhf.errors import DataError
 from rlhf.types import Comparison
@@ -53,7 +54,7 @@ class Votes:
     split: str = "prompt hashes"  # what tells training from held-out
     accounts: dict[int, dict[str, Any]] = field(default_factory=dict)  # of sources that were read to their ends
     _origins: list[_Origin] = field(default_factory=list)
-    _made: dict[int, list[Vote]] = field(default_factory=dict)
+    _made: dict[int, Split[Comparison]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find the files; DataError for those that are not there."""
@@ -67,27 +68,31 @@ class Votes:
         """The files that are read."""
         return [file for origin in self._origins for file in origin.files]
 
-    def read(self, tell_bad: Callable[[str, BadRecord], None] = lambda policy, bad: None) -> Iterator[Vote]:
+    def read(self, tell_bad: Callable[[str, BadRecord], None] | None = None) -> Iterator[Vote]:
         """All votes, always in the same order. tell_bad: told of each bad record, and of its source's `bad_records`.
 
         Raises DataError for a file that cannot be read at all, or that holds no comparisons.
         """
         for number, origin in enumerate(self._origins):
-            if number in self._made:
-                yield from self._made[number]
+            if number in self._made and not (tell_bad and origin.files):
+                yield from self._make(number, origin)
             elif origin.files:
                 yield from self._of_files(number, origin, tell_bad)
             else:
                 yield from self._make(number, origin)
 
-    def _of_files(self, number: int, origin: _Origin, tell_bad: Callable[[str, BadRecord], None]) -> Iterator[Vote]:
+    def _of_files(
+        self, number: int, origin: _Origin, tell_bad: Callable[[str, BadRecord], None] | None
+    ) -> Iterator[Vote]:
         dropping = origin.source.model_copy(update={"bad_records": "drop"})
         reading = Reading(dropping, origin.files, "comparisons")
-        reading.tell_bad = lambda bad: tell_bad(origin.source.bad_records, bad)
+        if tell_bad:
+            reading.tell_bad = lambda bad: tell_bad(origin.source.bad_records, bad)
+        rated = False
         for example in reading:
             if isinstance(example, Rating):  # who is compared with whom depends on all of them
-                yield from self._make(number, origin)
-                return
+                rated = True
+                continue
             assert isinstance(example, Comparison)  # by the kind
             told = origin.held_out
             held_out = is_test(example.prompt, self.config.test_fraction) if told is None else told
@@ -96,22 +101,28 @@ class Votes:
         path = origin.files[0].name if len(origin.files) == 1 else origin.source.path
         counts = {"records": reading.records, "comparisons": reading.examples}
         self.accounts[number] = {"path": path, "format": reading.format.name, **counts}
+        if rated:
+            yield from self._make(number, origin)
 
     def _make(self, number: int, origin: _Origin) -> Iterator[Vote]:
-        """Votes that stand in no file as they are; kept, since making them takes long."""
+        """Votes that stand in no file as they are; their mapped file is kept, since making them takes long."""
+        if number not in self._made:
+            self._made[number] = self._split(number, origin)
+        split = self._made[number]
+        name = origin.files[0].name if len(origin.files) == 1 else origin.source.path
+        account = self.accounts.setdefault(number, {"path": name, "format": None, "records": None})
+        account["comparisons"] = len(split.train) + len(split.test)
+        for i, vote in enumerate(itertools.chain(split.train, split.test)):
+            held_out = i >= len(split.train) if origin.held_out is None else origin.held_out
+            yield Vote(f"{name}, pair {i + 1}", vote, held_out, may_leak=False)
+
+    def _split(self, number: int, origin: _Origin) -> Split[Comparison]:
         source = origin.source.model_copy(update={"weight": None, "bad_records": "drop"})
         if origin.files and not self.config.comparisons:  # files of a command
             source = source.model_copy(update={"path": str(origin.files[0].path)})
         config = self.config.model_copy(update={"comparisons": [source]})
         split, _ = sources.comparisons(config, self.seed, sampled={0: self.sampled.get(number, [])})
-        name = origin.files[0].name if len(origin.files) == 1 else source.path
-        made = [*((vote, False) for vote in split.train), *((vote, True) for vote in split.test)]
-        self._made[number] = [
-            Vote(f"{name}, pair {i}", vote, held_out if origin.held_out is None else origin.held_out, may_leak=False)
-            for i, (vote, held_out) in enumerate(made, start=1)
-        ]
-        self.accounts[number] = {"path": name, "format": None, "records": None, "comparisons": len(made)}
-        yield from self._made[number]
+        return split
 
 
 def votes_of_files(names: Sequence[str], source: SourceConfig, config: DataConfig, seed: int = 0) -> Votes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +13,14 @@ from rich.text import Text
 
 from data.labelling.annotations import CLASSES
 from data.labelling.client import PATIENCE_SECONDS
-from data.labelling.ledger import Ledger, directory_of, require_same
+from data.labelling.ledger import Ledger, directory_of
 from data.labelling.order import ordered
 from data.labelling.page import check_dimensions
 from data.labelling.pairs import KIND, Pair, Pairs, read_gold, read_pairs
-from data.labelling.pulling import Pulled, Puller
+from data.labelling.pulling import Pulled, Puller, server_of
 from data.labelling.pushing import BATCH, Settings, find_project, push
 from data.labelling.sampled import pairs_of_run
-from data.labelling.server import URL, LabelStudio, connect
+from data.labelling.server import URL, connect
 from launch.commands.generation import is_run
 from launch.commands.judge import judge
 from launch.commands.label_report import report
@@ -39,6 +38,9 @@ LOCAL = "http://127.0.0.1:8080"
 TitleOption = Annotated[str, typer.Option("--project", metavar="TITLE", help="The project's title on the server.")]
 UrlOption = Annotated[
     str | None, typer.Option("--url", metavar="URL", help=f"The server. Default: ${URL}, else {LOCAL}.")
+]
+MovedOption = Annotated[
+    str | None, typer.Option("--url", metavar="URL", help=f"The server. Default: ${URL}, else that pushed to.")
 ]
 DirectoryOption = Annotated[
     Path | None, typer.Option("--directory", metavar="DIR", help="Where its files are. Default: labels/TITLE.")
@@ -139,7 +141,7 @@ def push_command(
 @app.command("pull")
 def pull_command(
     title: TitleOption,
-    url: UrlOption = None,
+    url: MovedOption = None,
     directory: DirectoryOption = None,
     again: Annotated[bool, typer.Option("--all", help="Fetch every annotation again, whatever has changed.")] = False,
     patience: PatienceOption = PATIENCE_SECONDS,
@@ -158,7 +160,7 @@ def pull_command(
         rlhf label pull --project helpful --json
     """
     ledger = Ledger(directory_of(title, directory))
-    server = connect_to(ledger, url, patience)
+    server = server_of(ledger, url, patience)
     with server, ledger.held(), StageProgress("pull", 0, enabled=not as_json) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -167,24 +169,18 @@ def pull_command(
             bar.update(done, {})
 
         pulled = Puller(server, ledger).pull(again=again, progress=progress)
+    where = {"directory": str(ledger.directory)}
     if as_json:
         typer.echo(
-            json.dumps({"directory": str(ledger.directory), "changed": pulled.changed, **pulled.counts}, indent=2)
+            json.dumps({**where, "changed": pulled.changed, "doubled": pulled.doubled, **pulled.counts}, indent=2)
         )
         return
     console = wide_console()
     console.print(table_of(pulled))
     console.print(Text(said_of_pull(pulled, ledger.directory)), soft_wrap=True)
-
-
-def connect_to(ledger: Ledger, url: str | None, patience: float) -> LabelStudio:
-    """The server that was pushed to, which may have moved to another address since."""
-    project = ledger.require_project()
-    server = connect(url or project.url, patience)
-    require_same(project, server.project(project.id), server.url)
-    if server.url != project.url:
-        ledger.keep_project(replace(project, url=server.url))
-    return server
+    if pulled.doubled:
+        told = f"{pulled.doubled:,} pairs stand in several tasks; a push removes those that nobody has annotated"
+        console.print(Text(told), soft_wrap=True)
 
 
 def find_pairs(

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from data.labelling.ledger import Ledger, directory_of, require_same
-from data.labelling.pulling import Pulled, Puller
-from data.labelling.server import connect, is_loopback
+from data.labelling.ledger import Ledger, directory_of
+from data.labelling.pulling import Pulled, Puller, server_of
+from data.labelling.server import URL, is_loopback
 from data.labelling.watching import Listener, Watch
 from rlhf.errors import ConfigError
 
@@ -23,6 +23,9 @@ PATIENCE = 5.0  # seconds with one request; the watch itself has no end of it
 
 def watch(
     title: Annotated[str, typer.Option("--project", metavar="TITLE", help="The project's title on the server.")],
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help=f"The server. Default: ${URL}, else that pushed to.")
+    ] = None,
     directory: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: labels/TITLE.")] = None,
     every: Annotated[float, typer.Option(min=5, help="Seconds between whole pulls.")] = 300.0,
     host: Annotated[str, typer.Option(help="Where to listen; beyond this machine only with a token.")] = "127.0.0.1",
@@ -46,15 +49,14 @@ def watch(
     if address is None and host in ("0.0.0.0", "::"):
         raise ConfigError(f"--host {host}: is no address that others can call; give --address http://NAME:PORT as well")
     ledger = Ledger(directory_of(title, directory))
-    project = ledger.require_project()
+    ledger.require_project()
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _interrupt)
     token = os.environ.get(TOKEN, "").strip() or None
-    with connect(project.url, PATIENCE) as server, Listener(host, port, token) as listener:
+    with server_of(ledger, url, PATIENCE) as server, Listener(host, port, token) as listener:
         here = address or f"http://{host}:{listener.port}"
-        if not is_loopback(project.url) and is_loopback(here):
-            _say(f"{project.url} cannot reach {here}: a pull every {every:g} s; see --host and --address for webhooks")
-        require_same(project, server.project(project.id), server.url)
+        if not is_loopback(server.url) and is_loopback(here):
+            _say(f"{server.url} cannot reach {here}: a pull every {every:g} s; see --host and --address for webhooks")
         found = Watch(Puller(server, ledger), listener, here, every)
         _say(f"watching {title}; Ctrl-C ends it")
         try:
