@@ -19,6 +19,7 @@ from types import FrameType
 from rlhf.beacons.keeper import HUNG
 from rlhf.config import Recipe
 from stages.lineage import used_by
+from stages.problems import AWAY
 from stages.signals import RECEIVED, RESUMABLE, STOP
 
 BAD_INPUT = 2  # the exit code of a stage whose user can mend what is wrong
@@ -158,6 +159,8 @@ class LocalStage:
             return 128 + self.signal
         if BAD_INPUT in codes:  # the others end in whatever a collective raises whose other side has gone
             return BAD_INPUT
+        if AWAY in codes:
+            return AWAY
         if any(map(self._stopped, codes)) and HUNG not in codes:
             return RESUMABLE
         failed = failed or self._first(codes) or 0

@@ -22,6 +22,8 @@ from pathlib import Path
 class RLHFError(Exception):
     """Base of all errors that a user can mend; `problems` holds one line each."""
 
+    transient = False  # whether another try may find it mended, without anybody's doing: a server that is away
+
     def __init__(self, *problems: str) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
@@ -47,12 +49,26 @@ class ArtifactError(RLHFError):
     """A model directory or a manifest is missing, damaged or belongs to another run."""
 
 
+class InUseError(ArtifactError):
+    """A directory is held by another process."""
+
+    transient = True
+
+
 class RewardError(RLHFError):
     """A reward that a recipe names does not answer, or what it answers is no score."""
 
 
+class RewardAwayError(RewardError):
+    """A reward's server does not answer."""
+
+    transient = True
+
+
 class GenerationError(RLHFError):
     """A generation server that a recipe names does not answer, or what it answers is no response."""
+
+    transient = True
 
 
 class LabellingError(RLHFError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from launch.clusters.job import SECRETS
 from launch.clusters.site import read_site
 from launch.clusters.slurm import SCHEDULER
 from launch.clusters.slurm_queue import QueuedJob, gpus_in, hours_in, in_a_line
-from launch.clusters.slurm_script import render, word
+from launch.clusters.slurm_script import SHARED, render, word
 from launch.clusters.slurm_states import StageState, Tries, read_tries, state_of
 from rlhf.errors import ConfigError
 
@@ -31,6 +32,18 @@ def test_bash_can_read_it(case: str) -> None:
     for each in render(spec, site):
         done = subprocess.run(["bash", "-n"], input=each.text, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, ""), each.name
+
+
+@pytest.mark.parametrize("code", ["2", "74"])
+def test_a_process_writes_its_exit_code_where_there_are_spaces(code: str, tmp_path: Path) -> None:
+    marks = tmp_path / "my runs" / ".ppo-1-0"
+    marks.mkdir(parents=True)
+    program = SHARED.read_text().partition("process='")[2].partition("\n'\n")[0].replace("sleep 5", ":")
+    words = ["bash", "-c", program, "ppo", str(marks), "1", "sh", "-c", f"exit {code}"]
+    slurm = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    done = subprocess.run(words, env={**os.environ, **slurm}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (int(code), "")
+    assert (marks / "0").read_text() == f"{code}\n"
 
 
 def test_a_script_for_each_stage_or_one_for_all() -> None:

@@ -160,6 +160,12 @@ def test_bad_input_is_final(runs: list[Run], tmp_path: Path) -> None:
     assert run.states() == ["complete", "failed"]
 
 
+def test_a_disk_or_a_server_that_is_away_is_another_attempt(runs: list[Run], tmp_path: Path) -> None:
+    run = begun(runs, tmp_path, sft_0_1="away")
+    assert run.end().result == "complete", run.said()
+    assert "sft: attempt 1 ended: exit code 74 on one" in run.said()
+
+
 @pytest.mark.parametrize("by", ["file", "signal"])
 def test_what_is_cancelled_ends_behind_a_checkpoint(by: str, runs: list[Run], tmp_path: Path) -> None:
     run = begun(runs, tmp_path, sft_0_1="wait")

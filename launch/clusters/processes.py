@@ -25,7 +25,7 @@ from launch.clusters.itinerary import Leg, Server
 from launch.clusters.job import BAD_INPUT
 from launch.local import follow_parent, stage_environment
 from rlhf.beacons.keeper import HUNG
-from stages.problems import CODES
+from stages.problems import AWAY, CODES
 from stages.signals import RESUMABLE
 
 STARTS_SECONDS = 600.0  # until a server answers
@@ -68,8 +68,9 @@ class Agent:
             return BAD_INPUT
         if self.process.returncode == 0:
             return 0
-        if HUNG in codes:
-            return HUNG
+        for code in (AWAY, HUNG):
+            if code in codes:
+                return code
         if codes and set(codes) == {RESUMABLE}:
             return RESUMABLE
         return self.process.returncode if self.process.returncode > 0 else 128 - self.process.returncode

@@ -25,7 +25,7 @@ while wait $child; code=$?; kill -0 $child 2>/dev/null; do :; done
 wait $child 2>/dev/null; last=$?
 [ $last = 127 ] || code=$last
 [ "$timer" ] && kill $timer
-[ $code = 0 ] || { echo $code >$marks/$SLURM_PROCID; sleep 5; }
+[ $code = 0 ] || { echo $code >"$marks/$SLURM_PROCID"; sleep 5; }
 exit $code
 '
 
@@ -126,7 +126,7 @@ train() { # SRUN OPTIONS -- COMMAND: run the stage; returns where it is complete
     ended $trainer
     code=$? trainer=
     [ ! -f "$marks/errors" ] || awk '!seen[$0]++' "$marks/errors" >>"$log" # what several have to say, once
-    for found in 75 70 2; do # the last that some process ended with counts
+    for found in 75 70 74 2; do # the last that some process ended with counts
         grep -qsx "$found" "$marks"/* && code=$found
     done
     [ $code != 0 ] && for found in "${servers[@]}"; do # what a trainer says whose server has gone is not about its input
