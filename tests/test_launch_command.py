@@ -6,14 +6,19 @@ import json
 import os
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from launch import local
 from launch.cli import app
-from launch.clusters.scheduler import Submission
-from launch.clusters.submission import write_submission
-from rlhf.errors import RLHFError
+from launch.clusters.local import process_of
+from launch.clusters.scheduler import StageState, Submission
+from launch.clusters.submission import read_submission, submitting, write_submission
+from launch.commands.launched import last_begun
+from rlhf.errors import ConfigError, RLHFError
 from rlhf.store.artifact import write_text
 from rlhf.store.unfinished import hold
 
@@ -137,6 +142,37 @@ def test_what_was_not_launched_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     for command in ("status", "logs", "cancel", "resume"):
         assert "nothing was submitted from here; rlhf launch RECIPE --on ... does" in problem(command, "tiny")
+
+
+def test_logs_of_a_run_that_waits_are_those_of_its_first_stage() -> None:
+    waiting = [StageState(stage, "waiting", "") for stage in ("reward", "ppo")]
+    assert last_begun(waiting) == "reward"
+    assert last_begun([StageState("sft", "failed", ""), *waiting]) == "sft"
+
+
+def test_a_failed_resume_leaves_what_was_submitted_before(tmp_path: Path) -> None:
+    run = submitted(tmp_path)
+    before = read_submission(run)
+    with pytest.raises(ConfigError), submitting(run, replace(before, time=1.0)):
+        assert read_submission(run).time == 1.0
+        raise ConfigError("a host is away")
+    assert read_submission(run) == before
+
+
+def test_a_process_is_known_again_though_the_clock_was_set(tmp_path: Path) -> None:
+    born = psutil.Process().create_time()
+    for apart, known in ((0.0, True), (5.0, True), (-3600.0, False)):
+        facts = {"host": socket.gethostname(), "pid": str(os.getpid()), "born": repr(born + apart)}
+        assert (process_of(Submission("local", "tiny", "/", ("sft",), 0.0, (), facts=facts)) is not None) == known
+
+
+def test_a_driver_that_hangs_counts_as_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(local, "SMI_SECONDS", 0.2)
+    assert local.visible_gpus() == 0
 
 
 def test_logs_know_the_stages_of_the_run(tmp_path: Path) -> None:

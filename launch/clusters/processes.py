@@ -23,7 +23,7 @@ import psutil
 from launch.clusters.agents import ATTEMPT, RANK_PREFIX
 from launch.clusters.itinerary import Leg, Server
 from launch.clusters.job import BAD_INPUT
-from launch.local import follow_parent, stage_environment
+from launch.local import follow_parent, gpus_here, stage_environment
 from rlhf.beacons.keeper import HUNG
 from stages.problems import AWAY, CODES
 from stages.signals import RESUMABLE
@@ -49,7 +49,11 @@ class Agent:
         self.folder = Path(tempfile.mkdtemp(prefix="rlhf-"))
         (self.folder / "codes").mkdir()
         command = shlex.split(leg.agents[node].replace(ATTEMPT, str(attempt)))
-        environment = {**stage_environment(leg.processes), **leg.environment, CODES: str(self.folder / "codes")}
+        environment = {
+            **stage_environment(leg.processes),
+            **on_this_node(leg.environment),
+            CODES: str(self.folder / "codes"),
+        }
         environment["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = RANK_PREFIX.format(rank="${rank}")
         environment["TMPDIR"] = str(self.folder)  # of torchrun's own copies of what is logged
         self.process = _start(command, environment, log)
@@ -127,7 +131,8 @@ class Running:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.started = time.monotonic()
-        return _start(shlex.split(self.server.command), {**os.environ, **self.server.environment}, self.log)
+        environment = {**os.environ, **on_this_node(self.server.environment)}
+        return _start(shlex.split(self.server.command), environment, self.log)
 
     def look(self) -> None:
         """Start it again if it has ended; note whether it answers."""
@@ -152,6 +157,15 @@ class Running:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def on_this_node(environment: Mapping[str, str]) -> dict[str, str]:
+    """GPUs by their numbers among those that this node gives us."""
+    name, found = "CUDA_VISIBLE_DEVICES", dict(environment)
+    numbers = found.get(name, "").split(",")
+    if all(number.isdigit() for number in numbers) and found[name] != os.environ.get(name):  # that of the site is ours
+        found[name] = gpus_here(map(int, numbers))
+    return found
 
 
 def answers(server: Server) -> bool:

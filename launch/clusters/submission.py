@@ -8,7 +8,8 @@ RUN/launch/submission.json   scheduler, ids, the command; written once everythin
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +32,25 @@ def write_rendered(run: Path, rendered: Sequence[Rendered]) -> Path:
 def write_submission(run: Path, submission: Submission) -> None:
     """Keep what was submitted."""
     write_json(run / FOLDER / SUBMISSION, asdict(submission))
+
+
+@contextmanager
+def submitting(run: Path, submission: Submission) -> Iterator[None]:
+    """Keep what is about to be submitted: who is killed behind this has something that others can find.
+
+    Where submitting fails, what was kept before is kept again.
+    """
+    path = run / FOLDER / SUBMISSION
+    before = path.read_bytes() if path.is_file() else None
+    write_submission(run, submission)
+    try:
+        yield
+    except BaseException:  # Ctrl-C as well
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(before)
+        raise
 
 
 def read_submission(run: Path) -> Submission:
