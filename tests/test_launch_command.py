@@ -16,7 +16,7 @@ from launch import local
 from launch.cli import app
 from launch.clusters.local import process_of
 from launch.clusters.scheduler import StageState, Submission
-from launch.clusters.submission import read_submission, submitting, write_submission
+from launch.clusters.submission import alone, read_submission, submitting, write_submission
 from launch.commands.launched import last_begun
 from rlhf.errors import ConfigError, RLHFError
 from rlhf.store.artifact import write_text
@@ -126,6 +126,15 @@ def test_a_run_under_way_is_not_launched_again(tmp_path: Path) -> None:
 def test_a_run_of_somebody_else_is_not_launched_over(tmp_path: Path) -> None:
     with hold(tmp_path / "runs" / "tiny"):
         assert "in use by another rlhf process" in problem("launch", TINY)
+
+
+def test_two_do_not_submit_the_same_run_at_once(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    with alone(run):
+        assert problem("launch", TINY).startswith(f"{run}: another rlhf launch submits it just now")
+    with pytest.raises(ConfigError), alone(tmp_path / "more" / "tiny"):
+        raise ConfigError("refused")
+    assert not (tmp_path / "more").exists()
 
 
 def test_status_of_what_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

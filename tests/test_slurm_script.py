@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +47,24 @@ def test_a_process_writes_its_exit_code_where_there_are_spaces(code: str, tmp_pa
     done = subprocess.run(words, env={**os.environ, **slurm}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (int(code), "")
     assert (marks / "0").read_text() == f"{code}\n"
+
+
+@pytest.mark.parametrize(("path", "status", "up"), [("", 503, True), ("/health", 200, True), ("/health", 503, False)])
+def test_a_server_is_up_by_its_path_or_by_taking_connections(path: str, status: int, up: bool) -> None:
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            asked = b""
+            while not asked.endswith(b"\r\n\r\n") and (more := connection.recv(1000)):
+                asked += more
+            connection.sendall(f"HTTP/1.0 {status} Any\r\n\r\n".encode())
+
+    program = "answers() {" + SHARED.read_text().partition("\nanswers() {")[2].partition("\n}\n")[0] + "\n}\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        words = ["bash", "-c", f'{program}answers 127.0.0.1 "$0" "$1"', str(listener.getsockname()[1]), path]
+        assert (subprocess.run(words, check=False).returncode == 0) == up
+    assert subprocess.run(words, check=False).returncode != 0  # it is gone
 
 
 def test_a_script_for_each_stage_or_one_for_all() -> None:

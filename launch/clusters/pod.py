@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -49,7 +50,7 @@ class Beside:
 
     command: Sequence[str]
     environment: dict[str, str]
-    health: str | None  # the address that answers 200 once it serves
+    health: str | None  # the address that answers 200, or as tcp://HOST:PORT takes connections, once it serves
 
     @staticmethod
     def read(text: str) -> Beside:
@@ -113,14 +114,18 @@ def serving(servers: Sequence[Beside], seconds: float = SERVER_SECONDS) -> Itera
 
 def await_health(address: str, process: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait until a server answers."""
+    where = urlsplit(address)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise OSError(f"{address}: its server has ended with exit code {process.returncode}")
         try:
+            if where.scheme == "tcp":
+                socket.create_connection((str(where.hostname), where.port or 0), 5.0).close()
+                return
             if httpx.get(address, timeout=5.0, trust_env=False).is_success:
                 return
-        except httpx.HTTPError:
+        except (httpx.HTTPError, OSError):
             pass  # it still loads
         time.sleep(LOOK_SECONDS)
     raise OSError(f"{address}: its server does not answer after {seconds:.0f} s")

@@ -20,15 +20,16 @@ from typing import IO
 
 import psutil
 
-from launch.clusters.agents import ATTEMPT, RANK_PREFIX
+from launch.clusters.agents import ATTEMPT, PORT, RANK_PREFIX
 from launch.clusters.itinerary import Leg, Server
 from launch.clusters.job import BAD_INPUT
-from launch.local import follow_parent, gpus_here, stage_environment
+from launch.local import follow_parent, free_port, gpus_here, stage_environment
 from rlhf.beacons.keeper import HUNG
 from stages.problems import AWAY, CODES
 from stages.signals import RESUMABLE
 
-STARTS_SECONDS = 600.0  # until a server answers
+STARTS_SECONDS = 3600.0  # until a server has loaded its model
+FALLS = 10  # times that a server ends without having answered, until it is given up
 AGAIN_SECONDS = 5.0  # until a server that has ended is started again
 ENDS_SECONDS = 10.0
 
@@ -48,7 +49,7 @@ class Agent:
         self.direct = direct  # signals go to the processes themselves, for the agent would cut their time short
         self.folder = Path(tempfile.mkdtemp(prefix="rlhf-"))
         (self.folder / "codes").mkdir()
-        command = shlex.split(leg.agents[node].replace(ATTEMPT, str(attempt)))
+        command = shlex.split(leg.agents[node].replace(ATTEMPT, str(attempt)).replace(PORT, str(free_port())))
         environment = {
             **stage_environment(leg.processes),
             **on_this_node(leg.environment),
@@ -124,8 +125,9 @@ class Running:
     def __init__(self, server: Server, log: IO[bytes]) -> None:
         self.server = server
         self.log = log
-        self.begun = time.monotonic()
+        self.begun = time.monotonic()  # since when it should answer
         self.started = self.begun
+        self.falls = 0
         self.healthy = False
         self.process = self._start()
 
@@ -137,16 +139,21 @@ class Running:
     def look(self) -> None:
         """Start it again if it has ended; note whether it answers."""
         if self.process.poll() is not None:
-            self.healthy = False
+            if self.healthy:
+                self.healthy, self.begun = False, time.monotonic()
             if time.monotonic() - self.started > AGAIN_SECONDS:
+                with suppress(ProcessLookupError):  # what it has left holds its port and its GPUs
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                self.falls += 1
                 self.process = self._start()
         elif not self.healthy:
             self.healthy = answers(self.server)
+            self.falls = 0 if self.healthy else self.falls
 
     @property
     def late(self) -> bool:
         """Whether it should answer by now and has not."""
-        return not self.healthy and time.monotonic() - self.begun > STARTS_SECONDS
+        return not self.healthy and (self.falls >= FALLS or time.monotonic() - self.begun > STARTS_SECONDS)
 
     def stop(self) -> None:
         """End it, and what it has started."""

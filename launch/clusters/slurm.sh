@@ -4,6 +4,7 @@
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 try=${SLURM_RESTART_COUNT:-0}
+starts=3600 # seconds until a server has loaded its model
 asked= trainer= servers=() stage=batch log=/dev/stdout
 
 # What each process of a stage does: it takes its name from Slurm's, hands SIGUSR1 on as one SIGTERM, and writes down
@@ -90,19 +91,21 @@ apart() { # NODES: addresses of nodes that are the servers' own
 }
 
 serve() { # ROLE PORT HEALTH FIELD NODE... -- SRUN OPTIONS -- COMMAND: start servers, wait until all answer
-    local role=$1 port=$2 health=$3 field=$4 there=() options=() list='' host
+    local role=$1 port=$2 health=$3 field=$4 there=() options=() list='' host late=$((SECONDS + starts))
     shift 4
     while [ "$1" != -- ]; do there+=("$1"); shift; done
     shift
     while [ "$1" != -- ]; do options+=("$1"); shift; done
     shift
+    [ "${there[0]}" != 127.0.0.1 ] || options+=(--nodelist="$(IFS=,; echo "${nodes[*]}")") # beside the trainers
     srun "${options[@]}" --ntasks-per-node=1 --label "$@" >>"$run/launch/logs/$stage-$role-$job.log" 2>&1 &
     servers+=($!)
     for host in "${there[@]}"; do
         list+=${list:+,}http://$host:$port
-        until [ -z "$health" ] || answers "$host" "$port" "$health"; do
+        until answers "$host" "$port" "$health"; do
             [ -z "$asked" ] || finish 75
             kill -0 "${servers[-1]}" 2>/dev/null || finish 1 "the $role has ended; $stage-$role-$job.log says why"
+            [ $SECONDS -lt $late ] || finish 1 "the $role does not answer after $starts s"
             sleep 1
         done
     done
@@ -110,8 +113,9 @@ serve() { # ROLE PORT HEALTH FIELD NODE... -- SRUN OPTIONS -- COMMAND: start ser
     [ -z "$field" ] || extra+=("$field=[$list]")
 }
 
-answers() { # HOST PORT PATH: whether 200 comes, by no proxy
-    timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1" && printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$0" >&3 &&
+answers() { # HOST PORT PATH: whether 200 comes, by no proxy; without a path, whether it takes connections
+    timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1" || exit; [ "$2" ] || exit 0
+        printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$0" >&3 &&
         read -r _ code _ <&3 && [ "$code" = 200 ]' "$@" 2>/dev/null
 }
 

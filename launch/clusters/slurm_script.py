@@ -117,8 +117,8 @@ def run_stage(spec: RunSpec, job: JobSpec, heterogeneous: bool, site: Site) -> I
     trainer = job.trainer
     yield f"begin {job.stage} {trainer.nodes} && {{"
     for role in job.servers:
-        own = [*group(0 if role.colocated else 1, heterogeneous), f"--nodes={role.nodes}", *cpus(role, site)]
-        own += ["--overlap"] if role.colocated else []
+        own = [*group(0 if role.colocated else 1, heterogeneous), f"--nodes={role.nodes}", f"--ntasks={role.nodes}"]
+        own += [*cpus(role, site), *(["--overlap"] if role.colocated else [])]
         there = "127.0.0.1" if role.colocated else f"$(apart {role.nodes})"
         what = f"{role.name} {role.port} {shlex.quote(role.health or '')} {shlex.quote(role.announced or '')} {there}"
         yield from call(f"serve {what} --", [*own, *srun(site, spec)], role, spec, site)
