@@ -24,7 +24,8 @@ from launch.clusters.over_ssh import OverSSH
 from launch.clusters.records import Order, Records
 from launch.clusters.scheduler import Submission
 from rlhf.recipe import load_recipe, resolved_yaml
-from stages.lineage import is_current
+from rlhf.store.artifact import publish
+from stages.lineage import is_current, lineage_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = ROOT / "tests" / "light_stage.py"
@@ -164,6 +165,29 @@ def test_a_disk_or_a_server_that_is_away_is_another_attempt(runs: list[Run], tmp
     run = begun(runs, tmp_path, sft_0_1="away")
     assert run.end().result == "complete", run.said()
     assert "sft: attempt 1 ended: exit code 74 on one" in run.said()
+
+
+def test_a_result_that_is_seen_late_is_complete(runs: list[Run], tmp_path: Path) -> None:
+    run = begun(runs, tmp_path, sft_0_1="unseen")
+    run.until(lambda: run.records.order().do == "stop")
+    (run.run / "sft").mkdir()
+    publish(
+        run.run / "sft",
+        lineage_of(load_recipe(run.run / "recipe.yaml"), "sft", run.run),
+        {"results": {}, "seconds": 0.0},
+    )
+    assert run.end().result == "complete", run.said()
+    assert not run.began("sft", 0, 2).exists()
+
+
+def test_cancel_reaches_supervisors_that_give_no_sign(runs: list[Run], tmp_path: Path) -> None:
+    runs.append(run := Run(tmp_path))
+    submission = Submission("torchrun", "tiny", str(run.run), ("sft", "reward"), 0.0, ())
+    (said,) = OverSSH("torchrun").cancel(submission, run.run)
+    assert said.startswith("no supervisor gives a sign")
+    run.start()
+    assert run.end().result == "stopped", run.said()
+    assert not run.began("sft", 0, 1).exists()
 
 
 @pytest.mark.parametrize("by", ["file", "signal"])

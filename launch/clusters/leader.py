@@ -96,6 +96,8 @@ class Leader:
             try:
                 return due(self.run, leg.stage)
             except ConfigError:
+                if self.records.cancelled:
+                    return True  # and is stopped before it begins
                 yield from self._until(lambda: self.records.cancelled, SEES_TICKS)
         return due(self.run, leg.stage)
 

@@ -144,7 +144,7 @@ class OverSSH:
             return []
         records.cancel("rlhf cancel")  # before anybody is looked for: who gives no sign now may give one again
         if not records.living(len(plan.hosts)):
-            return []
+            return ["no supervisor gives a sign; one that comes back ends what it does"]
         grace = max(leg.grace_seconds for leg in plan.legs)
         deadline = time.monotonic() + grace + ENDS_SECONDS
         while time.monotonic() < deadline:
