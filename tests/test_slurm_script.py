@@ -67,6 +67,14 @@ def test_a_server_is_up_by_its_path_or_by_taking_connections(path: str, status: 
     assert subprocess.run(words, check=False).returncode != 0  # it is gone
 
 
+@pytest.mark.parametrize(("given", "found"), [("4,5,6,7", "6,7"), ("", "2,3")])
+def test_gpus_are_counted_among_those_of_the_job(given: str, found: str) -> None:
+    program = "gpus() {" + SHARED.read_text().partition("\ngpus() {")[2].partition("\n}\n")[0] + "\n}\ngpus 2 3"
+    own = {**os.environ, "CUDA_VISIBLE_DEVICES": given}
+    done = subprocess.run(["bash", "-c", program], env=own, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{found}\n"
+
+
 def test_a_script_for_each_stage_or_one_for_all() -> None:
     assert [each.name for each in render(specified(PLAIN), PLAIN)] == [f"{stage}.sbatch" for stage in IDS]
     whole = render(specified(PLAIN, one_allocation=True), PLAIN)

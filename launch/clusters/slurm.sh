@@ -85,6 +85,13 @@ address() { # NODE: where it is reached
     scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p' | head -n 1
 }
 
+gpus() { # NUMBERS: those of the job's GPUs, as CUDA_VISIBLE_DEVICES of this node has them
+    local given=() number found=()
+    IFS=, read -ra given <<<"$CUDA_VISIBLE_DEVICES"
+    for number in "$@"; do found+=("${given[number]:-$number}"); done
+    (IFS=,; echo "${found[*]}")
+}
+
 apart() { # NODES: addresses of nodes that are the servers' own
     local node
     for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST_HET_GROUP_1" | head -n "$1"); do address "$node"; done
