@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -19,9 +19,11 @@ from types import FrameType
 from rlhf.beacons.keeper import HUNG
 from rlhf.config import Recipe
 from stages.lineage import used_by
+from stages.problems import AWAY
 from stages.signals import RECEIVED, RESUMABLE, STOP
 
 BAD_INPUT = 2  # the exit code of a stage whose user can mend what is wrong
+SMI_SECONDS = 30.0  # nvidia-smi takes some on a node of many GPUs that nobody uses
 AFTER_END_SECONDS = 5.0  # what the others get to end by themselves once one process of a stage has ended badly
 
 
@@ -32,8 +34,18 @@ def visible_gpus() -> int:
         return len([gpu for gpu in listed.split(",") if gpu.strip() not in ("", "-1")])
     if shutil.which("nvidia-smi") is None:
         return 0
-    found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=SMI_SECONDS)
+    except subprocess.TimeoutExpired:  # a driver that hangs would hang a stage as well; `rlhf doctor` says so
+        return 0
     return sum(line.startswith("GPU ") for line in found.stdout.splitlines())
+
+
+def gpus_here(numbers: Iterable[int]) -> str:
+    """CUDA_VISIBLE_DEVICES of some GPUs, counted among those that CUDA_VISIBLE_DEVICES leaves us."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    given = [gpu.strip() for gpu in listed.split(",") if gpu.strip() not in ("", "-1")]
+    return ",".join(given[number] if number < len(given) else str(number) for number in numbers)
 
 
 def processes_of(recipe: Recipe, stage: str) -> int:
@@ -158,6 +170,8 @@ class LocalStage:
             return 128 + self.signal
         if BAD_INPUT in codes:  # the others end in whatever a collective raises whose other side has gone
             return BAD_INPUT
+        if AWAY in codes:
+            return AWAY
         if any(map(self._stopped, codes)) and HUNG not in codes:
             return RESUMABLE
         failed = failed or self._first(codes) or 0

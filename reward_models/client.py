@@ -28,7 +28,7 @@ from torch import Tensor
 from reward_models.rules import scores_of
 from rlhf.beacons import patient
 from rlhf.config import RewardServerConfig
-from rlhf.errors import RewardError, UnansweredError
+from rlhf.errors import RewardAwayError, RewardError
 from rlhf.types import Completion
 
 TOKEN = "RLHF_REWARD_TOKEN"
@@ -65,7 +65,7 @@ class HttpReward:
         return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
     def __call__(self, completions: Sequence[Completion]) -> Tensor:
-        """Scores [batch]. Raises RewardError where the server refuses, or gives no scores; UnansweredError if away."""
+        """Scores [batch]. Raises RewardAwayError where the server stays away, RewardError where it gives no scores."""
         with patient(f"asks {self.shown}", self.patience + self.timeout):
             return self.scores(completions, time.monotonic() + self.patience)
 
@@ -99,7 +99,7 @@ class HttpReward:
                     '{"scores": [number, ...]}'
                 ) from error
             if time.monotonic() + pause > deadline:
-                raise UnansweredError(
+                raise RewardAwayError(
                     f"reward {self.shown}: no answer within reward.server.patience_seconds="
                     f"{self.config.patience_seconds:g} ({reason}); start the server, the same command goes on"
                 )

@@ -6,7 +6,7 @@
     ├── ContractError   two artifacts that do not fit together (tokenizer, template, shapes)
     ├── ArtifactError   a model directory or manifest that is missing, damaged or of another run
     ├── RewardError     a reward of one's own that does not answer, or whose answer is no score
-    │   └── UnansweredError     a server that may answer later
+    │   └── RewardAwayError     a server that may answer later
     ├── GenerationError a generation server that does not answer, or whose answer is no response
     ├── LabellingError  a labelling server that does not answer, refuses, or holds something else
     └── FaultError      figures that are not finite, step after step
@@ -22,6 +22,8 @@ from pathlib import Path
 
 class RLHFError(Exception):
     """Base of all errors that a user can mend; `problems` holds one line each."""
+
+    transient = False  # whether another try may find it mended, without anybody's doing: a server that is away
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -48,16 +50,26 @@ class ArtifactError(RLHFError):
     """A model directory or a manifest is missing, damaged or belongs to another run."""
 
 
+class InUseError(ArtifactError):
+    """A directory is held by another process."""
+
+    transient = True
+
+
 class RewardError(RLHFError):
     """A reward that a recipe names does not answer, or what it answers is no score."""
 
 
-class UnansweredError(RewardError):
-    """A reward server is away, or busy, for as long as it is waited for."""
+class RewardAwayError(RewardError):
+    """A reward's server is away, or busy, for as long as it is waited for."""
+
+    transient = True
 
 
 class GenerationError(RLHFError):
     """A generation server that a recipe names does not answer, or what it answers is no response."""
+
+    transient = True
 
 
 class LabellingError(RLHFError):

@@ -19,7 +19,7 @@ from rlhf.randomness import seed_everything
 from rlhf.recipe import load_recipe
 from stages.adoption import adopt_missing
 from stages.context import StageContext, StageOptions
-from stages.problems import report, reported, tell_code
+from stages.problems import AWAY, report, reported, tell_code
 from stages.signals import Signals, Stopped
 from stages.watching import Consequence
 
@@ -28,8 +28,9 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
     """Parse the arguments, join the process group, run, and end with the exit code that says what happened.
 
     0: complete, or stopped as --stop-after said; 1: an error of ours, or of another process of this stage; 2: something
-    the user can mend, one line each; 70: ended by the watchdog; 75: stopped by a signal. After 70 and 75 the same
-    command goes on.
+    the user has to mend, one line each; 70: ended by the watchdog; 74: the system refuses something (a disk that is
+    full or gone), a server is away, or another process is still in the directory; 75: stopped by a signal. After 70,
+    74 and 75 the same command goes on.
     """
     options = arguments(stage, main)
     signals = Signals()
@@ -48,10 +49,10 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
         StageContext(recipe, stage, chosen, signals).carry_out(main)
     except RLHFError as error:
         report(error.problems)
-        code = 2
+        code = AWAY if error.transient else 2
     except (OSError, SafetensorError) as error:  # a disk that is full or gone, or whatever else the system refuses
         report([f"{error}; once that is mended, the same command goes on from the newest checkpoint"])
-        code = 2
+        code = AWAY
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(f"{stage}: stopped by {stopped.reason}; the same command goes on from there", flush=True)

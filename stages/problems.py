@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+# The exit code of a stage that cannot go on for what another try may find mended: EX_IOERR of sysexits.h.
+AWAY = 74
 # Where the launcher wants the problems of each rank, to show each of them once.
 ERRORS = "RLHF_ERRORS"
 # The folder in which the launcher wants each rank's exit code: agents such as torchrun's keep it to themselves.

@@ -2,8 +2,8 @@
 
     python light_stage.py RUN STAGE NODE NODES ATTEMPT
 
-What it does is said in RUN/behaviour.json, by "STAGE.NODE.ATTEMPT": crash, bad input, wait; else it meets others and
-hands on a result, as a stage would. SIGTERM ends it behind a "checkpoint".
+What it does is said in RUN/behaviour.json, by "STAGE.NODE.ATTEMPT": crash, bad input, away, wait; else it meets others
+and hands on a result, as a stage would, unless that is unseen. SIGTERM ends it behind a "checkpoint".
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ def main() -> None:
     behaviour = json.loads((run / "behaviour.json").read_text()).get(f"{stage}.{node}.{attempt}", "")
     if behaviour == "crash":
         leave(1, node)
+    if behaviour == "away":
+        leave(74, node)
     if behaviour == "bad input":
         leave(2, node)
     while behaviour == "wait" or not all((run / f"{stage}.{n}.{attempt}").exists() for n in range(int(nodes))):
         time.sleep(0.05)
-    if node == "0":
+    if node == "0" and behaviour != "unseen":
         (run / stage).mkdir(exist_ok=True)
         lineage = lineage_of(load_recipe(run / "recipe.yaml"), stage, run)
         publish(run / stage, lineage, {"results": {}, "seconds": 0.0})

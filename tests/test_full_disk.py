@@ -14,6 +14,8 @@ from interruption import EVERY_STEP, assert_same, own_copy, ranks, start, wait_f
 from running import TINY, rlhf
 from strategies import shared
 
+from stages.problems import AWAY
+
 pytestmark = pytest.mark.services  # mounting needs root
 
 MEBIBYTE = 1 << 20
@@ -65,7 +67,7 @@ def test_a_full_disk_costs_no_more_than_the_newest_checkpoint(
     assert refused.returncode == 2
     assert "0.1 MB free on its disk" in refused.stderr
     done = stage_alone(small_disk, f"checkpoint.asynchronous={asynchronous}")
-    assert done.returncode == 2, done.stdout
+    assert done.returncode == AWAY, done.stdout
     assert "no checkpoint of step 2" in done.stderr
     assert "no checkpoint of step 3" in done.stderr
     assert "No space left on device" in done.stderr
@@ -129,7 +131,7 @@ def test_a_disk_without_room_for_figures_ends_in_one_line(tiny_run: Path, small_
     assert rlhf("ppo", str(TINY), "--stop-after", "1", folder=small_disk).returncode == 0
     ballast = fill(small_disk, leave=0)
     done = stage_alone(small_disk)
-    assert done.returncode == 2, done.stdout
+    assert done.returncode == AWAY, done.stdout
     assert "No space left on device" in done.stderr
     assert one_line_each(done.stderr), done.stderr
     ballast.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from typing import Any
 import pytest
 
 from launch.clusters import gate
-from launch.clusters.pod import await_name, meeting_of
+from launch.clusters.due import await_free
+from launch.clusters.pod import Beside, await_name, meeting_of, serving
 from launch.local import Meeting, free_port
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, InUseError
 from rlhf.store.artifact import find_artifact
+from rlhf.store.unfinished import hold
 
 TINY = Path(__file__).parent / "recipes" / "tiny.yaml"
 PYTHON = [sys.executable, "-P", "-m"]
@@ -129,6 +132,23 @@ def test_a_server_beside_the_processes_is_there_before_them_and_gone_after_them(
     assert (code, output.splitlines()[-1]) == (0, "200")
     again = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
     assert "refused" in again.stderr
+
+
+def test_a_stage_waits_until_an_earlier_try_has_left_its_directory(run: Path) -> None:
+    with hold(run / "sft"):
+        process = node(run, command=["sh", "-c", "echo begun"])
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2.0)
+        with pytest.raises(InUseError, match="in use by another rlhf process, for 0.1 s"):
+            await_free(run / "sft", 0.1)
+    assert outcome(process)[:2] == (0, "begun\n")
+
+
+def test_a_server_without_a_path_is_there_once_it_takes_connections() -> None:
+    port = free_port()
+    serve = f"import socket, time; time.sleep(1); s = socket.create_server(('127.0.0.1', {port})); time.sleep(60)"
+    with serving([Beside([sys.executable, "-c", serve], {}, f"tcp://127.0.0.1:{port}")], 60.0):
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
 
 
 def test_a_server_that_ends_is_told_in_a_line(run: Path) -> None:

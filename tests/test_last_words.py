@@ -126,6 +126,7 @@ def test_who_lost_nobody_has_raised(ended: bool, tmp_path: Path, monkeypatch: py
         ("exit 1", "sleep 0.3; exit 70", 1),  # an error comes before what followed from it
         ("kill -9 $$", "sleep 0.3; exit 1", 137),
         ("kill -9 $$", "sleep 0.3; exit 2", 2),
+        ("exit 1", "sleep 0.3; exit 74", 74),  # a full disk, and who lost the connection to it
     ],
 )
 def test_the_code_of_a_stage_of_two(first: str, second: str, code: int) -> None:

@@ -6,14 +6,19 @@ import json
 import os
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from launch import local
 from launch.cli import app
-from launch.clusters.scheduler import Submission
-from launch.clusters.submission import write_submission
-from rlhf.errors import RLHFError
+from launch.clusters.local import process_of
+from launch.clusters.scheduler import StageState, Submission
+from launch.clusters.submission import alone, read_submission, submitting, write_submission
+from launch.commands.launched import last_begun
+from rlhf.errors import ConfigError, RLHFError
 from rlhf.store.artifact import write_text
 from rlhf.store.unfinished import hold
 
@@ -123,6 +128,15 @@ def test_a_run_of_somebody_else_is_not_launched_over(tmp_path: Path) -> None:
         assert "in use by another rlhf process" in problem("launch", TINY)
 
 
+def test_two_do_not_submit_the_same_run_at_once(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    with alone(run):
+        assert problem("launch", TINY).startswith(f"{run}: another rlhf launch submits it just now")
+    with pytest.raises(ConfigError), alone(tmp_path / "more" / "tiny"):
+        raise ConfigError("refused")
+    assert not (tmp_path / "more").exists()
+
+
 def test_status_of_what_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = submitted(tmp_path)
     assert app(["status", "tiny", "--json"], standalone_mode=False) == 1
@@ -137,6 +151,37 @@ def test_what_was_not_launched_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     for command in ("status", "logs", "cancel", "resume"):
         assert "nothing was submitted from here; rlhf launch RECIPE --on ... does" in problem(command, "tiny")
+
+
+def test_logs_of_a_run_that_waits_are_those_of_its_first_stage() -> None:
+    waiting = [StageState(stage, "waiting", "") for stage in ("reward", "ppo")]
+    assert last_begun(waiting) == "reward"
+    assert last_begun([StageState("sft", "failed", ""), *waiting]) == "sft"
+
+
+def test_a_failed_resume_leaves_what_was_submitted_before(tmp_path: Path) -> None:
+    run = submitted(tmp_path)
+    before = read_submission(run)
+    with pytest.raises(ConfigError), submitting(run, replace(before, time=1.0)):
+        assert read_submission(run).time == 1.0
+        raise ConfigError("a host is away")
+    assert read_submission(run) == before
+
+
+def test_a_process_is_known_again_though_the_clock_was_set(tmp_path: Path) -> None:
+    born = psutil.Process().create_time()
+    for apart, known in ((0.0, True), (5.0, True), (-3600.0, False)):
+        facts = {"host": socket.gethostname(), "pid": str(os.getpid()), "born": repr(born + apart)}
+        assert (process_of(Submission("local", "tiny", "/", ("sft",), 0.0, (), facts=facts)) is not None) == known
+
+
+def test_a_driver_that_hangs_counts_as_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(local, "SMI_SECONDS", 0.2)
+    assert local.visible_gpus() == 0
 
 
 def test_logs_know_the_stages_of_the_run(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from documentation import split
 
 from launch.clusters.hosts import HERE, Host, read_hosts
 from launch.clusters.itinerary import ITINERARY, itinerary, read_itinerary
-from launch.clusters.job import RunSpec
+from launch.clusters.job import SECRETS, SECRETS_HERE, RunSpec
 from launch.clusters.network import network_environment
+from launch.clusters.processes import on_this_node
 from launch.clusters.schedulers import MODULES, find_scheduler
 from launch.clusters.site import Network, Site, read_site
 from launch.clusters.specification import ADDRESSES, Wanted, nodes_of, specify, with_generators
@@ -56,7 +57,24 @@ def test_two_nodes_of_eight_gpus(on: str) -> None:
     same(f"launch-{on}.txt", "".join(f"# {each.name}\n{each.text}" for each in texts))
 
 
-def test_local() -> None:
+def test_local_keeps_to_the_gpus_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    (text,) = find_scheduler("local").render(spec(Wanted(gpus=2)), SITE)
+    assert "export CUDA_VISIBLE_DEVICES=4,5\n" in text.text
+    assert on_this_node({"CUDA_VISIBLE_DEVICES": "2,3"}) == {"CUDA_VISIBLE_DEVICES": "6,7"}
+
+
+@pytest.mark.parametrize("name", [*SECRETS, *SECRETS_HERE])
+def test_a_site_that_holds_a_secret_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(f"environment: {{{name}: s3cret}}\n")
+    with pytest.raises(ConfigError) as error:
+        read_site(tmp_path / "site.yaml")
+    (line,) = error.value.problems
+    assert f"site.yaml: environment: {name} is a secret; export it" in line
+
+
+def test_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (text,) = find_scheduler("local").render(spec(Wanted(gpus=2)), SITE)
     same("launch-local.txt", text.text)
 

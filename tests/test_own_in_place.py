@@ -194,7 +194,7 @@ def test_a_server_that_dies_ends_ppo_behind_its_last_checkpoint(tiny_run: Path, 
 
     with server(short_lived) as (address, handler):
         done = rlhf("ppo", str(TINY), *options, f"reward.use={address}", folder=own)
-        assert done.returncode == 2
+        assert done.returncode == 74
         assert done.stderr.splitlines()[-1].startswith(f"error: reward {address}: no answer within")
         handler.answer = staticmethod(lengths)  # type: ignore[assignment]
         again = rlhf("ppo", str(TINY), *options, f"reward.use={address}", folder=own)

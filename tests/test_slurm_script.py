@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from launch.clusters.job import SECRETS
 from launch.clusters.site import read_site
 from launch.clusters.slurm import SCHEDULER
 from launch.clusters.slurm_queue import QueuedJob, gpus_in, hours_in, in_a_line
-from launch.clusters.slurm_script import render, word
+from launch.clusters.slurm_script import SHARED, render, word
 from launch.clusters.slurm_states import StageState, Tries, read_tries, state_of
 from rlhf.errors import ConfigError
 
@@ -31,6 +35,44 @@ def test_bash_can_read_it(case: str) -> None:
     for each in render(spec, site):
         done = subprocess.run(["bash", "-n"], input=each.text, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, ""), each.name
+
+
+@pytest.mark.parametrize("code", ["2", "74"])
+def test_a_process_writes_its_exit_code_where_there_are_spaces(code: str, tmp_path: Path) -> None:
+    marks = tmp_path / "my runs" / ".ppo-1-0"
+    marks.mkdir(parents=True)
+    program = SHARED.read_text().partition("process='")[2].partition("\n'\n")[0].replace("sleep 5", ":")
+    words = ["bash", "-c", program, "ppo", str(marks), "1", "sh", "-c", f"exit {code}"]
+    slurm = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    done = subprocess.run(words, env={**os.environ, **slurm}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (int(code), "")
+    assert (marks / "0").read_text() == f"{code}\n"
+
+
+@pytest.mark.parametrize(("path", "status", "up"), [("", 503, True), ("/health", 200, True), ("/health", 503, False)])
+def test_a_server_is_up_by_its_path_or_by_taking_connections(path: str, status: int, up: bool) -> None:
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            asked = b""
+            while not asked.endswith(b"\r\n\r\n") and (more := connection.recv(1000)):
+                asked += more
+            connection.sendall(f"HTTP/1.0 {status} Any\r\n\r\n".encode())
+
+    program = "answers() {" + SHARED.read_text().partition("\nanswers() {")[2].partition("\n}\n")[0] + "\n}\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        words = ["bash", "-c", f'{program}answers 127.0.0.1 "$0" "$1"', str(listener.getsockname()[1]), path]
+        assert (subprocess.run(words, check=False).returncode == 0) == up
+    assert subprocess.run(words, check=False).returncode != 0  # it is gone
+
+
+@pytest.mark.parametrize(("given", "found"), [("4,5,6,7", "6,7"), ("", "2,3")])
+def test_gpus_are_counted_among_those_of_the_job(given: str, found: str) -> None:
+    program = "gpus() {" + SHARED.read_text().partition("\ngpus() {")[2].partition("\n}\n")[0] + "\n}\ngpus 2 3"
+    own = {**os.environ, "CUDA_VISIBLE_DEVICES": given}
+    done = subprocess.run(["bash", "-c", program], env=own, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{found}\n"
 
 
 def test_a_script_for_each_stage_or_one_for_all() -> None:

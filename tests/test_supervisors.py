@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from interruption import seconds_until
 
 from launch.clusters.hosts import Host
-from launch.clusters.itinerary import ITINERARY, Itinerary, Leg
+from launch.clusters.itinerary import ITINERARY, Itinerary, Leg, Server
 from launch.clusters.over_ssh import OverSSH
 from launch.clusters.records import Order, Records
 from launch.clusters.scheduler import Submission
+from launch.local import free_port
 from rlhf.recipe import load_recipe, resolved_yaml
-from stages.lineage import is_current
+from rlhf.store.artifact import publish
+from stages.lineage import is_current, lineage_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = ROOT / "tests" / "light_stage.py"
@@ -158,6 +162,50 @@ def test_bad_input_is_final(runs: list[Run], tmp_path: Path) -> None:
     end = run.end()
     assert (end.result, end.told) == ("failed", "attempt 1: exit code 2 on two"), run.said()
     assert run.states() == ["complete", "failed"]
+
+
+def test_a_disk_or_a_server_that_is_away_is_another_attempt(runs: list[Run], tmp_path: Path) -> None:
+    run = begun(runs, tmp_path, sft_0_1="away")
+    assert run.end().result == "complete", run.said()
+    assert "sft: attempt 1 ended: exit code 74 on one" in run.said()
+
+
+def test_trainers_wait_for_servers_of_other_hosts(runs: list[Run], tmp_path: Path) -> None:
+    runs.append(run := Run(tmp_path))
+    code = "import pathlib, socket, sys, time; time.sleep(3); pathlib.Path(sys.argv[1], 'serves').touch(); "
+    code += "listener = socket.create_server(('127.0.0.1', int(sys.argv[2]))); time.sleep(100)"
+    port = free_port()
+    command = shlex.join([sys.executable, "-c", code, str(run.run), str(port)])
+    first, second = run.plan.legs
+    served = replace(first, servers=(Server("generator", 1, command, {}, port, None),))
+    (run.run / "launch" / ITINERARY).write_text(replace(run.plan, legs=(served, second)).text())
+    run.start()
+    run.until(lambda: run.began("sft", 0, 1).exists())
+    assert (run.run / "serves").exists(), run.said()
+    assert run.end().result == "complete", run.said()
+
+
+def test_a_result_that_is_seen_late_is_complete(runs: list[Run], tmp_path: Path) -> None:
+    run = begun(runs, tmp_path, sft_0_1="unseen")
+    run.until(lambda: run.records.order().do == "stop")
+    (run.run / "sft").mkdir()
+    publish(
+        run.run / "sft",
+        lineage_of(load_recipe(run.run / "recipe.yaml"), "sft", run.run),
+        {"results": {}, "seconds": 0.0},
+    )
+    assert run.end().result == "complete", run.said()
+    assert not run.began("sft", 0, 2).exists()
+
+
+def test_cancel_reaches_supervisors_that_give_no_sign(runs: list[Run], tmp_path: Path) -> None:
+    runs.append(run := Run(tmp_path))
+    submission = Submission("torchrun", "tiny", str(run.run), ("sft", "reward"), 0.0, ())
+    (said,) = OverSSH("torchrun").cancel(submission, run.run)
+    assert said.startswith("no supervisor gives a sign")
+    run.start()
+    assert run.end().result == "stopped", run.said()
+    assert not run.began("sft", 0, 1).exists()
 
 
 @pytest.mark.parametrize("by", ["file", "signal"])

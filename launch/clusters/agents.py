@@ -15,6 +15,7 @@ from launch.clusters.site import Site
 from launch.clusters.submission import FOLDER, LOGS
 
 ATTEMPT = "ATTEMPT"  # in a command: the number of the attempt takes its place
+PORT = "FREE_PORT"  # likewise: one that nobody uses on the node
 JOIN_SECONDS = 600  # until all agents have met: nodes load their libraries at different speeds
 READ_SECONDS = 60  # of one question to the rendezvous
 RANK_PREFIX = "[rank {rank}]:"  # of each line of a process under torchrun
@@ -39,10 +40,11 @@ def torchrun(spec: RunSpec, job: JobSpec, site: Site, node: int) -> list[str]:
 def deepspeed(spec: RunSpec, job: JobSpec, site: Site, node: int) -> list[str]:
     """deepspeed's launcher, by itself on each node; hosts and their order are those of a hostfile for this stage."""
     python, _, *rest = job.trainer.command
+    port = str(site.network.port) if job.trainer.nodes > 1 else PORT  # runs may share a machine
     return [
         *(python, "-P", "-m", "deepspeed.launcher.runner"),
         *("--hostfile", str(spec.run / FOLDER / hostfile_name(job)), "--no_ssh", "--node_rank", str(node)),
-        *("--master_addr", spec.hosts[0].address, "--master_port", str(site.network.port)),
+        *("--master_addr", spec.hosts[0].address, "--master_port", port),
         *("--log_level", "warning", "--no_local_rank", "--enable_each_rank_log", str(rank_logs(spec.run, job.stage))),
         *("--module", *rest),
     ]

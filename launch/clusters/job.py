@@ -25,7 +25,17 @@ BAD_INPUT = 2
 FINAL = (0, BAD_INPUT)
 RESUMABLE_CODES = (RESUMABLE, HUNG)
 # Environment variables that hold secrets: handed on by reference, never written into what is rendered.
-SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "RLHF_GENERATION_TOKEN", "RLHF_REWARD_TOKEN", "MLFLOW_TRACKING_TOKEN")
+SECRETS = (
+    "WANDB_API_KEY",
+    "HF_TOKEN",
+    "RLHF_GENERATION_TOKEN",
+    "RLHF_REWARD_TOKEN",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+)
+# Those of commands that run beside stages, and on no node.
+SECRETS_HERE = ("RLHF_DOCTOR_TOKEN", "LABEL_STUDIO_API_KEY")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from launch.clusters.manifests.states import chain_states
 from launch.clusters.manifests.trainjob import trainjob
 from launch.clusters.scheduler import Rendered, StageState, Submission
 from launch.clusters.site import Site
-from launch.clusters.submission import SUBMISSION, write_submission
+from launch.clusters.submission import submitting
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
 from rlhf.store.artifact import find_artifact
@@ -106,17 +106,16 @@ class Kubernetes:
         submission = Submission(
             self.name, spec.name, str(spec.directory), stages, time.time(), spec.command, ids=ids, facts=facts
         )
-        write_submission(spec.run, submission)  # first: who is killed behind this has a run that others can find
-        try:
-            if manifests:
-                kubectl.ask("apply", "--filename", "-", given=manifests)
-        except BaseException as error:  # Ctrl-C as well
-            (folder / SUBMISSION).unlink(missing_ok=True)
+        with submitting(spec.run, submission):
             try:
-                kubectl.ask("delete", "--ignore-not-found", "--wait=false", "--filename", "-", given=manifests)
-            except ConfigError as left:
-                raise ConfigError(*getattr(error, "problems", ("interrupted",)), *left.problems) from error
-            raise
+                if manifests:
+                    kubectl.ask("apply", "--filename", "-", given=manifests)
+            except BaseException as error:  # Ctrl-C as well
+                try:
+                    kubectl.ask("delete", "--ignore-not-found", "--wait=false", "--filename", "-", given=manifests)
+                except ConfigError as left:
+                    raise ConfigError(*getattr(error, "problems", ("interrupted",)), *left.problems) from error
+                raise
         return submission
 
     def states(self, submission: Submission, run: Path) -> list[StageState]:
@@ -166,7 +165,8 @@ def delete(kubectl: Kubectl, stages: Sequence[str], instance: str, kind: str, wa
         *(["trainingruntimes.trainer.kubeflow.org"] * (kind == "trainjob")),
     ]
     selector = f"{RUN}={instance},{STAGE} in ({','.join(stages)})"
-    options = ("--ignore-not-found", f"--wait={wait}".lower())
+    # In the foreground a workload is there until its pods have ended: who resumes meanwhile waits for them.
+    options = ("--ignore-not-found", "--cascade=foreground", f"--wait={wait}".lower())
     said: list[str] = []
     for resource in resources:
         gated = f",{ROLE}={GATE}" if resource == "jobs.batch" else ""

@@ -13,12 +13,14 @@ from launch.clusters.itinerary import Itinerary, Leg
 from launch.clusters.job import BAD_INPUT, again
 from launch.clusters.records import Order, Record, Records
 from launch.pipeline import summarize, write_summary
-from rlhf.errors import RLHFError
+from rlhf.errors import ConfigError, RLHFError
 from rlhf.recipe import load_recipe
 from rlhf.store.unfinished import hold, is_held
 from stages.lineage import is_current
 
 AFTER_END_SECONDS = 10.0  # what others get once one node has ended badly: they lose their connection to it
+SIGHT_SECONDS = 60.0  # until what another node has written is seen here
+SEES_TICKS = 4  # between two looks for it
 LOST = 137  # the code of a node that has fallen silent, or whose supervisor is another now
 
 Steps = Generator[None, None, None]  # each step is one look; between two of them time passes
@@ -64,7 +66,7 @@ class Leader:
         """Result and what is to be said of it."""
         tried = self.before.attempt if self.before.stage == leg.stage else 0
         began = time.monotonic()
-        if not due(self.run, leg.stage):
+        if not (yield from self._due(leg)):
             return "complete", ""
         while True:
             tried += 1
@@ -76,7 +78,7 @@ class Leader:
             seconds = leg.grace_seconds if self.records.cancelled or code is None else AFTER_END_SECONDS
             self._give("stop", leg, tried, seconds, told)
             yield from self._until(lambda: self._idle(leg), round((leg.grace_seconds + 60) / TICK_SECONDS))
-            if self._complete(leg):
+            if (yield from self._seen(leg, code)):
                 return "complete", ""
             if self.records.cancelled:
                 return "stopped", f"attempt {tried} was cancelled"
@@ -87,6 +89,17 @@ class Leader:
                 return "failed", "it ended without a complete result"
             if not again(code, tried, leg.retries):
                 return "failed", f"attempt {tried}: {told}"
+
+    def _due(self, leg: Leg) -> Generator[None, None, bool]:
+        """Whether a stage is to run; what another node has written may be seen here later."""
+        for _ in range(_ticks(SIGHT_SECONDS) // SEES_TICKS):
+            try:
+                return due(self.run, leg.stage)
+            except ConfigError:
+                if self.records.cancelled:
+                    return True  # and is stopped before it begins
+                yield from self._until(lambda: self.records.cancelled, SEES_TICKS)
+        return due(self.run, leg.stage)
 
     def _gather(self, leg: Leg, attempt: int) -> Steps:
         """Wait until all nodes of a stage live, and nobody is left in its directory."""
@@ -134,6 +147,14 @@ class Leader:
 
     def _complete(self, leg: Leg) -> bool:
         return is_current(load_recipe(self.run / "recipe.yaml"), self.run, leg.stage)
+
+    def _seen(self, leg: Leg, code: int | None) -> Generator[None, None, bool]:
+        """Whether a stage is complete; where all have ended well its result may be seen here later."""
+        for _ in range(_ticks(SIGHT_SECONDS) // SEES_TICKS if code == 0 and not self.records.cancelled else 0):
+            if self._complete(leg):
+                return True
+            yield from self._until(lambda: self.records.cancelled, SEES_TICKS)
+        return self._complete(leg)
 
     def _until(self, holds: Callable[[], bool], ticks: int) -> Steps:
         for _ in range(ticks):

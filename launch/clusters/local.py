@@ -25,7 +25,7 @@ from launch.clusters.logs import Source, read_logs
 from launch.clusters.scheduler import Rendered, StageState, Submission
 from launch.clusters.site import Site
 from launch.clusters.submission import FOLDER, LOGS
-from launch.local import visible_gpus
+from launch.local import gpus_here, visible_gpus
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
 from rlhf.store.artifact import write_json
@@ -34,6 +34,7 @@ from stages.lineage import is_current
 
 LOG, ENDED, COMMAND = "local.log", "ended.json", "local.sh"
 LOOK_SECONDS = 0.2
+CLOCK_SECONDS = 60.0  # by which the clock may have been set since: times of birth are counted from that of boot
 
 
 class Local:
@@ -58,7 +59,7 @@ class Local:
         """The one command line."""
         own = {**site.environment}
         if gpus := max(job.trainer.gpus for job in spec.jobs):
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(gpus)))
+            own["CUDA_VISIBLE_DEVICES"] = gpus_here(range(gpus))
         python, run = spec.jobs[0].trainer.command[0], str(spec.run)
         command = [python, "-P", "-m", "launch.clusters.local", "--run", run, str(spec.run / "recipe.yaml")]
         command += ["--run", run, "--from", spec.jobs[0].stage, "--until", spec.jobs[-1].stage]
@@ -137,7 +138,8 @@ def process_of(submission: Submission) -> psutil.Process | None:
         return None
     with suppress(psutil.Error):
         process = psutil.Process(int(submission.facts["pid"]))
-        if repr(process.create_time()) == submission.facts["born"] and process.status() != psutil.STATUS_ZOMBIE:
+        apart = abs(process.create_time() - float(submission.facts["born"]))
+        if apart < CLOCK_SECONDS and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 

@@ -18,7 +18,7 @@ from launch.clusters.records import Records
 from launch.clusters.scheduler import Rendered, StageState, Submission
 from launch.clusters.site import Site
 from launch.clusters.ssh import Answer, ask, command_on
-from launch.clusters.submission import FOLDER, LOGS, SUBMISSION, write_submission
+from launch.clusters.submission import FOLDER, LOGS, submitting
 from launch.local import visible_gpus
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
@@ -75,12 +75,11 @@ class OverSSH:
         submission = Submission(
             self.name, spec.name, str(spec.directory), stages, time.time(), spec.command, ids=ids, facts=facts
         )
-        write_submission(spec.run, submission)  # first: who is killed behind this has nodes that others can find
-        answers = ask(plan, nodes, "start")
-        if failed := [answer.problem for answer in answers if answer.problem]:
-            ask(plan, [node for node in nodes if not answers[node].problem], "stop")
-            (folder / SUBMISSION).unlink()
-            raise ConfigError(*failed)
+        with submitting(spec.run, submission):
+            answers = ask(plan, nodes, "start")
+            if failed := [answer.problem for answer in answers if answer.problem]:
+                ask(plan, [node for node in nodes if not answers[node].problem], "stop")
+                raise ConfigError(*failed)
         return submission
 
     def states(self, submission: Submission, run: Path) -> list[StageState]:
@@ -141,9 +140,11 @@ class OverSSH:
     def cancel(self, submission: Submission, run: Path) -> list[str]:
         """Ask for it, and wait until it is done."""
         plan, records = read_itinerary(run), Records(run)
-        if records.order().do == "end" or not records.living(len(plan.hosts)):
+        if records.order().do == "end":
             return []
-        records.cancel("rlhf cancel")
+        records.cancel("rlhf cancel")  # before anybody is looked for: who gives no sign now may give one again
+        if not records.living(len(plan.hosts)):
+            return ["no supervisor gives a sign; one that comes back ends what it does"]
         grace = max(leg.grace_seconds for leg in plan.legs)
         deadline = time.monotonic() + grace + ENDS_SECONDS
         while time.monotonic() < deadline:

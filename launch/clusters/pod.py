@@ -24,10 +24,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
-from launch.clusters.due import due
+from launch.clusters.due import await_free, due
 from launch.clusters.recipe import bring_recipe
 from launch.local import BAD_INPUT, LocalStage, Meeting, follow_parent
 from rlhf.errors import ConfigError, RLHFError
@@ -39,6 +40,7 @@ ADDRESSES = ("PET_MASTER_ADDR", "MASTER_ADDR")
 PORT = 29400
 NAME_SECONDS = 600.0  # until the first node has a name: its image may still be on the way
 SERVER_SECONDS = 3600.0  # until a server has loaded its model
+SIGHT_SECONDS = 60.0  # until what another node has written is seen here
 LOOK_SECONDS = 1.0
 
 
@@ -48,7 +50,7 @@ class Beside:
 
     command: Sequence[str]
     environment: dict[str, str]
-    health: str | None  # the address that answers 200 once it serves
+    health: str | None  # the address that answers 200, or as tcp://HOST:PORT takes connections, once it serves
 
     @staticmethod
     def read(text: str) -> Beside:
@@ -61,7 +63,7 @@ def meeting_of(nodes: int, address: str | None, port: int, seconds: float = NAME
     """This node among the others, by what Kubernetes says of it. Raises ConfigError where it says nothing."""
     if nodes == 1:
         return Meeting()
-    number = next((os.environ[name] for name in NUMBERS if os.environ.get(name, "").isdigit()), None)
+    number = number_here()
     if number is None or int(number) >= nodes:
         told = f"{number} of {nodes}" if number else f"none of {', '.join(NUMBERS)} is set"
         raise ConfigError(f"this node's number: {told}; start it as a pod of an Indexed Job, TrainJob or PyTorchJob")
@@ -73,6 +75,11 @@ def meeting_of(nodes: int, address: str | None, port: int, seconds: float = NAME
         raise ConfigError("--address: the first node is not known; give its name")
     await_name(found, seconds)
     return Meeting(nodes, int(number), found, port)
+
+
+def number_here() -> str | None:
+    """This node's number, as Kubernetes says it."""
+    return next((os.environ[name] for name in NUMBERS if os.environ.get(name, "").isdigit()), None)
 
 
 def await_name(host: str, seconds: float) -> None:
@@ -107,14 +114,18 @@ def serving(servers: Sequence[Beside], seconds: float = SERVER_SECONDS) -> Itera
 
 def await_health(address: str, process: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait until a server answers."""
+    where = urlsplit(address)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise OSError(f"{address}: its server has ended with exit code {process.returncode}")
         try:
+            if where.scheme == "tcp":
+                socket.create_connection((str(where.hostname), where.port or 0), 5.0).close()
+                return
             if httpx.get(address, timeout=5.0, trust_env=False).is_success:
                 return
-        except httpx.HTTPError:
+        except (httpx.HTTPError, OSError):
             pass  # it still loads
         time.sleep(LOOK_SECONDS)
     raise OSError(f"{address}: its server does not answer after {seconds:.0f} s")
@@ -139,7 +150,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the stage if it is due; its exit code."""
     if options.recipe:
         bring_recipe(options.recipe, options.run)
-    if not due(options.run, options.stage):
+    if options.nodes == 1 or number_here() == "0":  # the others may come when this try has begun on the first
+        await_free(options.run / options.stage)
+    if not due(options.run, options.stage, SIGHT_SECONDS):
         say(f"{options.stage}: complete, nothing to do")
         return 0
     meeting = meeting_of(options.nodes, options.address, options.port)
@@ -186,7 +199,7 @@ def main() -> None:
     except (RLHFError, OSError) as error:
         for line in getattr(error, "problems", (str(error),)):
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, RLHFError) else 1)
+        sys.exit(2 if isinstance(error, RLHFError) and not error.transient else 1)
 
 
 if __name__ == "__main__":

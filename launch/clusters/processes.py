@@ -20,15 +20,16 @@ from typing import IO
 
 import psutil
 
-from launch.clusters.agents import ATTEMPT, RANK_PREFIX
+from launch.clusters.agents import ATTEMPT, PORT, RANK_PREFIX
 from launch.clusters.itinerary import Leg, Server
 from launch.clusters.job import BAD_INPUT
-from launch.local import follow_parent, stage_environment
+from launch.local import follow_parent, free_port, gpus_here, stage_environment
 from rlhf.beacons.keeper import HUNG
-from stages.problems import CODES
+from stages.problems import AWAY, CODES
 from stages.signals import RESUMABLE
 
-STARTS_SECONDS = 600.0  # until a server answers
+STARTS_SECONDS = 3600.0  # until a server has loaded its model
+FALLS = 10  # times that a server ends without having answered, until it is given up
 AGAIN_SECONDS = 5.0  # until a server that has ended is started again
 ENDS_SECONDS = 10.0
 
@@ -48,8 +49,12 @@ class Agent:
         self.direct = direct  # signals go to the processes themselves, for the agent would cut their time short
         self.folder = Path(tempfile.mkdtemp(prefix="rlhf-"))
         (self.folder / "codes").mkdir()
-        command = shlex.split(leg.agents[node].replace(ATTEMPT, str(attempt)))
-        environment = {**stage_environment(leg.processes), **leg.environment, CODES: str(self.folder / "codes")}
+        command = shlex.split(leg.agents[node].replace(ATTEMPT, str(attempt)).replace(PORT, str(free_port())))
+        environment = {
+            **stage_environment(leg.processes),
+            **on_this_node(leg.environment),
+            CODES: str(self.folder / "codes"),
+        }
         environment["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = RANK_PREFIX.format(rank="${rank}")
         environment["TMPDIR"] = str(self.folder)  # of torchrun's own copies of what is logged
         self.process = _start(command, environment, log)
@@ -68,8 +73,9 @@ class Agent:
             return BAD_INPUT
         if self.process.returncode == 0:
             return 0
-        if HUNG in codes:
-            return HUNG
+        for code in (AWAY, HUNG):
+            if code in codes:
+                return code
         if codes and set(codes) == {RESUMABLE}:
             return RESUMABLE
         return self.process.returncode if self.process.returncode > 0 else 128 - self.process.returncode
@@ -119,28 +125,35 @@ class Running:
     def __init__(self, server: Server, log: IO[bytes]) -> None:
         self.server = server
         self.log = log
-        self.begun = time.monotonic()
+        self.begun = time.monotonic()  # since when it should answer
         self.started = self.begun
+        self.falls = 0
         self.healthy = False
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.started = time.monotonic()
-        return _start(shlex.split(self.server.command), {**os.environ, **self.server.environment}, self.log)
+        environment = {**os.environ, **on_this_node(self.server.environment)}
+        return _start(shlex.split(self.server.command), environment, self.log)
 
     def look(self) -> None:
         """Start it again if it has ended; note whether it answers."""
         if self.process.poll() is not None:
-            self.healthy = False
+            if self.healthy:
+                self.healthy, self.begun = False, time.monotonic()
             if time.monotonic() - self.started > AGAIN_SECONDS:
+                with suppress(ProcessLookupError):  # what it has left holds its port and its GPUs
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                self.falls += 1
                 self.process = self._start()
         elif not self.healthy:
             self.healthy = answers(self.server)
+            self.falls = 0 if self.healthy else self.falls
 
     @property
     def late(self) -> bool:
         """Whether it should answer by now and has not."""
-        return not self.healthy and time.monotonic() - self.begun > STARTS_SECONDS
+        return not self.healthy and (self.falls >= FALLS or time.monotonic() - self.begun > STARTS_SECONDS)
 
     def stop(self) -> None:
         """End it, and what it has started."""
@@ -151,6 +164,15 @@ class Running:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def on_this_node(environment: Mapping[str, str]) -> dict[str, str]:
+    """GPUs by their numbers among those that this node gives us."""
+    name, found = "CUDA_VISIBLE_DEVICES", dict(environment)
+    numbers = found.get(name, "").split(",")
+    if all(number.isdigit() for number in numbers) and found[name] != os.environ.get(name):  # that of the site is ours
+        found[name] = gpus_here(map(int, numbers))
+    return found
 
 
 def answers(server: Server) -> bool:

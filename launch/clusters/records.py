@@ -49,6 +49,7 @@ class Record:
     order: int  # the number of that which it carries out
     state: Literal["idle", "running", "ended"] = "idle"
     code: int = 0  # of its agent, once it has ended
+    serves: bool = False  # its servers of this order answer
     told: str = ""
 
 

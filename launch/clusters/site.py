@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from launch.clusters.job import SECRETS, SECRETS_HERE
 from launch.clusters.manifests.settings import KubernetesSite
 from launch.clusters.slurm_settings import SlurmSite
 from rlhf.config import Section
@@ -45,6 +46,14 @@ class Site(Section):
     kubernetes: KubernetesSite = KubernetesSite()
     slurm: SlurmSite = SlurmSite()
 
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Site:
+        """Every scheduler writes the environment into files that others can read."""
+        if found := [name for name in self.environment if name in (*SECRETS, *SECRETS_HERE)]:
+            remedy = "export it where rlhf launch is typed, or put it into site kubernetes.secret"
+            raise ValueError(f"environment: {', '.join(found)} is a secret; {remedy}")
+        return self
+
 
 def read_site(path: Path | None) -> Site:
     """From --site, RLHF_SITE or ~/.config/rlhf/site.yaml; all defaults where there is none.
@@ -64,5 +73,6 @@ def read_site(path: Path | None) -> Site:
     try:
         return Site.model_validate({} if content is None else content)
     except ValidationError as error:
-        lines = [f"site {found}: {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        said = [(*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+        lines = [f"site {found}: {'.'.join(at) + ': ' if at else ''}{what}" for *at, what in said]
         raise ConfigError(*lines) from error

@@ -4,6 +4,7 @@
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 try=${SLURM_RESTART_COUNT:-0}
+starts=3600 # seconds until a server has loaded its model
 asked= trainer= servers=() stage=batch log=/dev/stdout
 
 # What each process of a stage does: it takes its name from Slurm's, hands SIGUSR1 on as one SIGTERM, and writes down
@@ -25,7 +26,7 @@ while wait $child; code=$?; kill -0 $child 2>/dev/null; do :; done
 wait $child 2>/dev/null; last=$?
 [ $last = 127 ] || code=$last
 [ "$timer" ] && kill $timer
-[ $code = 0 ] || { echo $code >$marks/$SLURM_PROCID; sleep 5; }
+[ $code = 0 ] || { echo $code >"$marks/$SLURM_PROCID"; sleep 5; }
 exit $code
 '
 
@@ -84,25 +85,34 @@ address() { # NODE: where it is reached
     scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p' | head -n 1
 }
 
+gpus() { # NUMBERS: those of the job's GPUs, as CUDA_VISIBLE_DEVICES of this node has them
+    local given=() number found=()
+    IFS=, read -ra given <<<"$CUDA_VISIBLE_DEVICES"
+    for number in "$@"; do found+=("${given[number]:-$number}"); done
+    (IFS=,; echo "${found[*]}")
+}
+
 apart() { # NODES: addresses of nodes that are the servers' own
     local node
     for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST_HET_GROUP_1" | head -n "$1"); do address "$node"; done
 }
 
 serve() { # ROLE PORT HEALTH FIELD NODE... -- SRUN OPTIONS -- COMMAND: start servers, wait until all answer
-    local role=$1 port=$2 health=$3 field=$4 there=() options=() list='' host
+    local role=$1 port=$2 health=$3 field=$4 there=() options=() list='' host late=$((SECONDS + starts))
     shift 4
     while [ "$1" != -- ]; do there+=("$1"); shift; done
     shift
     while [ "$1" != -- ]; do options+=("$1"); shift; done
     shift
+    [ "${there[0]}" != 127.0.0.1 ] || options+=(--nodelist="$(IFS=,; echo "${nodes[*]}")") # beside the trainers
     srun "${options[@]}" --ntasks-per-node=1 --label "$@" >>"$run/launch/logs/$stage-$role-$job.log" 2>&1 &
     servers+=($!)
     for host in "${there[@]}"; do
         list+=${list:+,}http://$host:$port
-        until [ -z "$health" ] || answers "$host" "$port" "$health"; do
+        until answers "$host" "$port" "$health"; do
             [ -z "$asked" ] || finish 75
             kill -0 "${servers[-1]}" 2>/dev/null || finish 1 "the $role has ended; $stage-$role-$job.log says why"
+            [ $SECONDS -lt $late ] || finish 1 "the $role does not answer after $starts s"
             sleep 1
         done
     done
@@ -110,8 +120,9 @@ serve() { # ROLE PORT HEALTH FIELD NODE... -- SRUN OPTIONS -- COMMAND: start ser
     [ -z "$field" ] || extra+=("$field=[$list]")
 }
 
-answers() { # HOST PORT PATH: whether 200 comes, by no proxy
-    timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1" && printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$0" >&3 &&
+answers() { # HOST PORT PATH: whether 200 comes, by no proxy; without a path, whether it takes connections
+    timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1" || exit; [ "$2" ] || exit 0
+        printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$0" >&3 &&
         read -r _ code _ <&3 && [ "$code" = 200 ]' "$@" 2>/dev/null
 }
 
@@ -126,7 +137,7 @@ train() { # SRUN OPTIONS -- COMMAND: run the stage; returns where it is complete
     ended $trainer
     code=$? trainer=
     [ ! -f "$marks/errors" ] || awk '!seen[$0]++' "$marks/errors" >>"$log" # what several have to say, once
-    for found in 75 70 2; do # the last that some process ended with counts
+    for found in 75 70 74 2; do # the last that some process ended with counts
         grep -qsx "$found" "$marks"/* && code=$found
     done
     [ $code != 0 ] && for found in "${servers[@]}"; do # what a trainer says whose server has gone is not about its input

@@ -117,8 +117,8 @@ def run_stage(spec: RunSpec, job: JobSpec, heterogeneous: bool, site: Site) -> I
     trainer = job.trainer
     yield f"begin {job.stage} {trainer.nodes} && {{"
     for role in job.servers:
-        own = [*group(0 if role.colocated else 1, heterogeneous), f"--nodes={role.nodes}", *cpus(role, site)]
-        own += ["--overlap"] if role.colocated else []
+        own = [*group(0 if role.colocated else 1, heterogeneous), f"--nodes={role.nodes}", f"--ntasks={role.nodes}"]
+        own += [*cpus(role, site), *(["--overlap"] if role.colocated else [])]
         there = "127.0.0.1" if role.colocated else f"$(apart {role.nodes})"
         what = f"{role.name} {role.port} {shlex.quote(role.health or '')} {shlex.quote(role.announced or '')} {there}"
         yield from call(f"serve {what} --", [*own, *srun(site, spec)], role, spec, site)
@@ -136,9 +136,14 @@ def call(function: str, own: Sequence[str], role: Role, spec: RunSpec, site: Sit
     if container and container.engine == "apptainer":
         yield f"        {shlex.join(inside(site, spec, batch=False))} \\"
     if role.environment:
-        pairs = [f"{name}={shlex.quote(value)}" for name, value in sorted(role.environment.items())]
+        pairs = [f"{name}={value_of(name, value)}" for name, value in sorted(role.environment.items())]
         yield f"        env {' '.join(pairs)} \\"
     yield f"        {' '.join(word(part, spec) for part in role.command)}"
+
+
+def value_of(name: str, value: str) -> str:
+    """The value of a role's variable; its GPUs are counted among those that the node of the script gives the job."""
+    return f"$(gpus {value.replace(',', ' ')})" if name == "CUDA_VISIBLE_DEVICES" else shlex.quote(value)
 
 
 def word(part: str, spec: RunSpec) -> str:

@@ -118,9 +118,10 @@ class Supervisor:
             if leg and self.node in leg.nodes:
                 self._begin(leg)
                 state = "running"
-            self._note(order=order.number, state=state, code=0)
+            self._note(order=order.number, state=state, code=0, serves=False)
         for server in self.servers:
             server.look()
+        self._note(serves=bool(self.servers) and all(each.healthy for each in self.servers))
         if self.mine.state == "running" and (code := self._ended(self.plan.leg(self.order.stage))) is not None:
             self._note(state="ended", code=code)
 
@@ -135,15 +136,20 @@ class Supervisor:
         return (self.run / FOLDER / LOGS / f"{name}.{self.name}.log").open("ab")
 
     def _ended(self, leg: Leg) -> int | None:
-        """The code with which this node's part has ended; starts its agent once its servers answer."""
+        """The code with which this node's part has ended; starts its agent once the stage's servers answer."""
         if late := [each.server.name for each in self.servers if each.late]:
             print(f"{leg.stage}: {' and '.join(late)} does not answer", flush=True)
             return 1
         if self.agent:
             return self.agent.ended()
-        if self.node < len(leg.agents) and self.log and all(each.healthy for each in self.servers):
+        if self.node < len(leg.agents) and self.log and all(map(self._serves, {each.node for each in leg.servers})):
             self.agent = Agent(leg, self.node, self.order.attempt, self.log, self.plan.starter == "deepspeed")
         return None
+
+    def _serves(self, node: int) -> bool:
+        """Whether the servers of a node answer; no trainer asks them before."""
+        record = self.mine if node == self.node else self.records.record(node)
+        return record is not None and record.order == self.order.number and record.serves
 
     def _end(self, seconds: float) -> None:
         """End what runs here, behind a checkpoint if there is time for one."""

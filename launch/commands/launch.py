@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +17,7 @@ from launch.clusters.scheduler import Rendered, Scheduler, Submission
 from launch.clusters.schedulers import MODULES, find_scheduler
 from launch.clusters.site import SITE, Site, read_site
 from launch.clusters.specification import Wanted, specify, with_generators
-from launch.clusters.submission import FOLDER, SUBMISSION, read_submission, write_rendered, write_submission
+from launch.clusters.submission import FOLDER, SUBMISSION, alone, read_submission, write_rendered, write_submission
 from launch.commands.options import numbers
 from launch.commands.run import DataDirectory, Overrides, RecipeArgument, RunDirectory, resolve
 from launch.local import visible_gpus
@@ -132,10 +130,11 @@ def launch(
     if dry_run:
         show_rendered(rendered, as_json)
         return
-    require_free(run)
-    scheduler.check(spec, its_site)
-    spec = replace(spec, command=tuple(typed(run, on, wanted, hosts, site)))
-    submission = carry_out(scheduler, resolved, spec, rendered, its_site)
+    with alone(run):
+        require_free(run)
+        scheduler.check(spec, its_site)
+        spec = replace(spec, command=tuple(typed(run, on, wanted, hosts, site)))
+        submission = carry_out(scheduler, resolved, spec, rendered, its_site)
     if as_json:
         typer.echo(json.dumps({"run": str(run), **asdict(submission)}, indent=2))
         return
@@ -217,19 +216,10 @@ def carry_out(
     rendered: Sequence[Rendered],
     site: Site,
 ) -> Submission:
-    """Write what is to be submitted, submit it and keep what was; where that fails nothing of it stays."""
-    made = [path for path in (spec.run.parent, spec.run, spec.run / FOLDER) if not path.exists()]
+    """Write what is to be submitted, submit it and keep what was."""
     write_recipe(recipe, spec.run)
     folder = write_rendered(spec.run, rendered)
-    try:
-        submission = replace(scheduler.submit(spec, site, rendered, folder), command=spec.command)
-    except BaseException:
-        for path in (path for path in made if path != spec.run.parent):
-            shutil.rmtree(path, ignore_errors=True)
-        if spec.run.parent in made:
-            with suppress(OSError):  # somebody else's run is in it by now
-                spec.run.parent.rmdir()
-        raise
+    submission = replace(scheduler.submit(spec, site, rendered, folder), command=spec.command)
     write_submission(spec.run, submission)
     return submission
 

@@ -20,7 +20,6 @@ from launch.clusters.schedulers import find_scheduler
 from launch.clusters.submission import read_submission
 from launch.commands.launch import UNDER_WAY, launch
 from rlhf.errors import ArtifactError, ConfigError
-from stages.lineage import STAGES
 from stages.targets import RUNS
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")]
@@ -129,4 +128,4 @@ def last_begun(states: list[StageState]) -> str:
     """The stage that somebody who asks for none means."""
     begun = [each.stage for each in states if each.state != "waiting"]
     running = [each.stage for each in states if each.state == "running"]
-    return (running or begun or list(STAGES))[-1]
+    return running[-1] if running else begun[-1] if begun else states[0].stage

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlhf.beacons import patient
-from rlhf.errors import UnansweredError
+from rlhf.errors import RewardAwayError
 from rlhf.types import Completion, Reward, TextReward
 
 PARTS = 4  # a request is about so large a share of the responses: many small ones cost more than few
@@ -140,7 +140,7 @@ class EarlyScores:
                 begin = self.closing if last else time.monotonic()
             try:
                 return reward.scores(completions, begin + reward.patience)
-            except UnansweredError:
+            except RewardAwayError:
                 if last or self.failed:
                     raise
                 with self.changed:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from rlhf.errors import ArtifactError
+from rlhf.errors import ArtifactError, InUseError
 from rlhf.store.artifact import INTERRUPTED, MANIFEST, MODELS, PARTIAL, Lineage, remove, write_json
 from rlhf.store.turnover import clear, recover, take_up
 
@@ -27,7 +27,7 @@ METRICS, SAMPLES = "metrics.jsonl", "samples"
 def hold(directory: Path) -> IO[str]:
     """Lock a directory for as long as the file that this returns is open in some process.
 
-    Raises ArtifactError where another process holds it, or where nothing can be written.
+    Raises InUseError where another process holds it, ArtifactError where nothing can be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def hold(directory: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise ArtifactError(f"{directory}: in use by another rlhf process; wait or give another --run") from error
+        raise InUseError(f"{directory}: in use by another rlhf process; wait or give another --run") from error
     return file
 
 

@@ -87,8 +87,8 @@ def node_command(place: Place, master: str | None) -> list[str]:
 def beside(place: Place, server: Role) -> Object:
     """A server that the trainer's pod starts itself: GPUs of one pod are those of one container."""
     found: Object = {"command": place.local(server.command), "environment": dict(server.environment)}
-    if server.health:
-        found["health"] = f"http://127.0.0.1:{server.port}{server.health}"
+    scheme = "http" if server.health else "tcp"
+    found["health"] = f"{scheme}://127.0.0.1:{server.port}{server.health or ''}"
     return found
 
 

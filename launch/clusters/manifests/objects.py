@@ -206,12 +206,6 @@ def require_renderable(spec: RunSpec, site: Site) -> None:
         )
     if site.setup:
         problems.append("site setup: pods start no shell; put it into the image, or into site environment")
-    problems += [
-        f"site environment.{name}: is a secret, and would be in the manifests; put it into a Secret, and name that as "
-        "site kubernetes.secret"
-        for name in spec.secrets
-        if name in site.environment
-    ]
     for job in spec.jobs:
         problems += [problem for role in job.servers for problem in _unable(job, role, cluster)]
     if problems:
