@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from data.inspection import inspect_source
+from launch.cli import app as command_line
 from launch.commands.data import app
 from rlhf.config import SourceConfig
 from rlhf.errors import DataError
@@ -136,7 +137,7 @@ def test_no_torch_is_loaded(tmp_path: Path) -> None:
 
 
 def test_help_has_examples() -> None:
-    told = CliRunner().invoke(app, ["--help"]).output
+    told = CliRunner().invoke(command_line, ["data", "show", "--help"]).output
     assert "rlhf data show votes.jsonl demonstrations.parquet" in told
 
 
