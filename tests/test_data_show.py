@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from data.inspection import inspect_source
 from launch.cli import app as command_line
-from launch.commands.data import app
 from rlhf.config import SourceConfig
 from rlhf.errors import DataError
 
