@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from debian import require
 from network import Network, Node, _runs
 from running import ROOT
 
@@ -25,9 +26,7 @@ SSHD_PORT = 2222
 
 def require_ssh() -> None:
     """Install what is missing; fails where it cannot be had."""
-    if not (Path(SSHD).exists() and shutil.which("ssh")) and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", "openssh-server"], check=False)
-    assert Path(SSHD).exists() and shutil.which("ssh"), "needs openssh: apt-get install openssh-server"
+    require("openssh-server openssh-client", "sshd", "ssh")
     Path("/run/sshd").mkdir(exist_ok=True)  # where sshd wants its children to be locked up
 
 

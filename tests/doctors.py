@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from debian import require
 from network import PORT, Network, Node
 from running import ROOT, TINY
 
@@ -67,13 +67,6 @@ class Surgery:
         """Run something on a node, which must succeed."""
         done = subprocess.run(["ip", "netns", "exec", node.namespace, *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-
-
-def require(command: str, package: str) -> None:
-    """Install what a fault needs, or fail."""
-    if shutil.which(command) is None and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", package], check=False)
-    assert shutil.which(command), f"apt-get install {package}"
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from debian import require
 from interruption import own_copy, seconds_until
 from running import TINY
 
@@ -109,9 +109,7 @@ def _runs(pid: int) -> bool:
 def network() -> Iterator[Network]:
     """Two nodes, removed at the end. Fails where there cannot be any."""
     assert os.geteuid() == 0, "network namespaces need root: run this test as root, or leave it out"
-    if shutil.which("ip") is None and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", "iproute2"], check=False)
-    assert shutil.which("ip"), "network namespaces need `ip`: apt-get install iproute2"
+    require("iproute2", "ip")
     made = Network()
     try:
         made.open()

@@ -7,7 +7,6 @@ requeued job waits for seconds and not for two minutes (`cred_expire`).
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from debian import require
 
 from launch.local import free_port
 
@@ -155,12 +155,7 @@ def _run(*command: str) -> None:
 def slurm_cluster(folder: Path) -> Iterator[Cluster]:
     """The cluster, ended at the end; SLURM_CONF names it meanwhile. Fails where there cannot be one."""
     assert os.geteuid() == 0, "slurmd needs root here: run this test as root, or leave it out"
-    if shutil.which("slurmctld") is None and shutil.which("apt-get"):
-        # Its scripts would start daemons of the system's, were there an init to ask.
-        quiet = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "install", "-y", "--no-install-recommends", "slurm-wlm", "munge"]
-        subprocess.run(install, env=quiet, check=False)
-    assert shutil.which("slurmctld"), "needs Slurm: apt-get install slurm-wlm munge"
+    require("slurm-wlm munge", "slurmctld", "slurmd", "munged")
     made = Cluster(folder)
     try:
         made.open()

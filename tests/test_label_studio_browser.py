@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from debian import require
 from label_studio_server import PASSWORD, Studio, running
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -43,18 +43,13 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 def chromium() -> None:
     """Chromium and its driver, as Debian has them."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        if os.environ.get("CI") != "true" and os.geteuid():
-            pytest.skip("no chromium and chromedriver; apt-get install chromium chromium-driver")
-        install = ["apt-get", "install", "-y", "--no-install-recommends", "chromium", "chromium-driver"]
-        quiet: Any = {
-            "check": False,
-            "capture_output": True,
-            "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-        }
-        if subprocess.run(install, check=False, **quiet).returncode:
-            subprocess.run(["apt-get", "update"], check=False, **quiet)
-            subprocess.run(install, check=True, **quiet)
+    if (
+        os.environ.get("CI") != "true"
+        and os.geteuid()
+        and not (shutil.which("chromium") and shutil.which("chromedriver"))
+    ):
+        pytest.skip("no chromium and chromedriver; apt-get install chromium chromium-driver")
+    require("chromium chromium-driver", "chromium", "chromedriver")
 
 
 @pytest.fixture
