@@ -104,7 +104,7 @@ serve() { # ROLE PORT HEALTH FIELD NODE... -- SRUN OPTIONS -- COMMAND: start ser
     shift
     while [ "$1" != -- ]; do options+=("$1"); shift; done
     shift
-    [ "${there[0]}" != 127.0.0.1 ] || options+=(--nodelist="$(IFS=,; echo "${nodes[*]}")") # beside the trainers
+    [[ " ${options[*]} " != *" --overlap "* ]] || options+=(--nodelist="$(IFS=,; echo "${nodes[*]}")") # beside the trainers
     srun "${options[@]}" --ntasks-per-node=1 --label "$@" >>"$run/launch/logs/$stage-$role-$job.log" 2>&1 &
     servers+=($!)
     for host in "${there[@]}"; do
