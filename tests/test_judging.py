@@ -470,7 +470,11 @@ def test_a_command_that_is_killed_loses_no_answer(server: Server, name: str) -> 
     server.seconds = 0.1
     command = [sys.executable, "-m", "launch.entry", "label", "judge", pairs(40), "--model", "m", "--url", server.url]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # In the background of a shell SIGINT is ignored, and children inherit that.
+    child = subprocess.Popen(
+        command, env=environment, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     deadline = time.monotonic() + 60
     while len(server.bodies) < 12 and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -350,9 +350,11 @@ def test_only_what_has_changed_is_fetched_again(studio: Studio, tmp_path: Path) 
     ann.annotate(tasks[pairs[4]], [], was_cancelled=True)
     ann.vote(tasks[pairs[5]], "B")
     expected = {pairs[0]: (ann.number, True), pairs[1]: (ann.number, False), pairs[5]: (ann.number, False)}
-    classes = Counter(valid=3, edited=1, deleted=2, skipped=1, duplicate=1)
+    classes = Counter(valid=3, deleted=2, skipped=1, duplicate=1)  # each annotation once, bob's edit among the rejects
     assert pull() == (6, classes, expected)
     assert pull() == (0, classes, expected)
+    edited = [each["pair"] for each in lines(ledger.directory / "rejects.jsonl") if each["class"] == "edited"]
+    assert edited == [pairs[0]]
     gone = [reject for reject in lines(ledger.directory / "rejects.jsonl") if reject["class"] == "deleted"]
     assert {reject["pair"] for reject in gone} == {pairs[2], pairs[3]}
     assert all(reject["record"]["result"] == [chosen("A")] for reject in gone)  # nothing is lost, only not a vote
