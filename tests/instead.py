@@ -134,14 +134,14 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "torchrun --nproc-per-node 2 --no-python rlhf doctor my.yaml --nodes 2 --rendezvous 127.0.0.1:29401",
         "there is one machine",
     ),
-    "rlhf launch demo --on slurm --nodes 4 --gpus 8 --site cluster.yaml": (
-        "rlhf launch demo --on slurm --nodes 4 --gpus 8 --site cluster.yaml --dry-run",
+    "rlhf launch demo --on slurm --nodes 4 --gpus 8 --site cluster.yaml --run runs/slurm": (
+        "rlhf launch demo --on slurm --nodes 4 --gpus 8 --site cluster.yaml --run runs/slurm --dry-run",
         "needs Slurm; tests/test_slurm.py has one",
     ),
-    "rlhf status runs/demo": ("rlhf status --help", "nothing was submitted; tests/test_slurm.py does"),
-    "rlhf logs runs/demo ppo --rank 3 -f": ("rlhf logs --help", "nothing was submitted; tests/test_slurm.py does"),
-    "rlhf cancel runs/demo": ("rlhf cancel --help", "nothing was submitted; tests/soak/test_slurm.py does"),
-    "rlhf resume runs/demo": ("rlhf resume --help", "nothing was submitted; tests/soak/test_slurm.py does"),
+    "rlhf status runs/slurm": ("rlhf status --help", "nothing was submitted; tests/test_slurm.py does"),
+    "rlhf logs runs/slurm ppo --rank 3 -f": ("rlhf logs --help", "nothing was submitted; tests/test_slurm.py does"),
+    "rlhf cancel runs/slurm": ("rlhf cancel --help", "nothing was submitted; tests/soak/test_slurm.py does"),
+    "rlhf resume runs/slurm": ("rlhf resume --help", "nothing was submitted; tests/soak/test_slurm.py does"),
     "rlhf label up": ("rlhf label up --help", "runs until Ctrl-C; tests/test_label_studio.py starts one"),
     'rlhf label push demo --project "round 1" --overlap 2 --gold gold.jsonl': (
         "rlhf label push --help",

@@ -18,12 +18,13 @@ import pytest
 
 from data.labelling import pushing
 from data.labelling.annotations import Annotation, parse
+from data.labelling.client import Away
 from data.labelling.ledger import Busy, Entry, Ledger, Project, directory_of, first_is_a, read_lines
 from data.labelling.order import ordered
 from data.labelling.page import check_dimensions, missing_controls, page
 from data.labelling.pairs import Pair, read_gold, read_pairs
 from data.labelling.sampled import pairs_of_run
-from data.labelling.server import Away, LabelStudio, checked_url, is_loopback
+from data.labelling.server import LabelStudio, checked_url, is_loopback
 from data.labelling.state import State
 from data.labelling.votes import account_of, vote_record
 from data.labelling.watching import HEADER, PATH, Listener, Watch
