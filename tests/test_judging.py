@@ -303,7 +303,7 @@ def test_what_is_no_address_is_said(url: str) -> None:
 def test_the_token_is_sent_and_written_nowhere(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.token = "sk-secret"
     with pytest.raises(LabellingError, match=r"refuses us \(401\); it needs one: set RLHF_JUDGE_TOKEN"):
-        judge(pairs(1), "--url", server.url)
+        judge(pairs(1), "--url", server.url, "--concurrency", "1")
     monkeypatch.setenv("RLHF_JUDGE_TOKEN", "sk-secret")
     server.faults = [(400, {}, '{"detail": "who is sk-secret ?"}')]
     code, report = judge(pairs(2), "--url", server.url, "--concurrency", "1")
