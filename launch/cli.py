@@ -25,6 +25,8 @@ from launch.commands.schema import schema
 from launch.commands.sync import sync
 from rlhf.errors import RLHFError
 
+INTERRUPTED = 128 + signal.SIGINT
+
 app = typer.Typer(
     name="rlhf",
     help="Classic RLHF, from human votes to an aligned policy: SFT, reward model, PPO with a KL penalty.",
@@ -62,7 +64,10 @@ app.add_typer(study.app)
 def main() -> None:
     """Entry point; an error that the user can mend is one line per problem and exit code 2, never a traceback."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="rlhf", standalone_mode=False))
+        code = app(sys.argv[1:] or ["--help"], prog_name="rlhf", standalone_mode=False)
+        if code == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt, without a word
+            raise KeyboardInterrupt
+        sys.exit(code)
     except TyperException as error:  # how the command was written
         message = error.format_message().strip()
         if "\n" in message:  # the help of a group of commands that was called without one
@@ -79,7 +84,7 @@ def main() -> None:
         print(f"error: {error}; once that is mended, the same command goes on", file=sys.stderr)
     except (KeyboardInterrupt, Abort):
         print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(INTERRUPTED)
     sys.exit(2)
 
 

@@ -212,3 +212,13 @@ def test_under_torchrun_too_a_signal_ends_behind_a_checkpoint(tiny_run: Path, tm
     assert process.returncode != 0
     (step,) = checkpoints(run)
     assert f"SIGTERM after step {step}" in out
+
+
+def test_a_command_that_is_interrupted_says_so() -> None:
+    code = (
+        "import sys\nfrom launch import cli\n"
+        "@cli.app.command()\ndef wait():\n    raise KeyboardInterrupt\n"
+        "sys.argv = ['rlhf', 'wait']\ncli.main()"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

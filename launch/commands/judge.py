@@ -118,7 +118,7 @@ def judge(
     except KeyboardInterrupt:
         kept = f"{len(journal.answers):,} answers are in {journal.path}"
         typer.echo(f"interrupted: {kept}, and the same command goes on", err=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
+        raise SystemExit(128 + signal.SIGINT) from None  # said; `rlhf` would say it again
     finally:  # also after Ctrl-C, and where the endpoint is gone: what is there can be used
         found = verdicts(chosen, journal.answers)
         if found:
