@@ -63,7 +63,7 @@ def named_in_time(run: Run, *words: str) -> str:
     (line,) = re.findall(r"^ppo: warning: (rank 1 of 2 .*)$", run.said(), re.M)
     print(f"named after {took:.1f} s: {line}")
     host = beacon(run.stage, 1)["host"]
-    for word in (f"on {host} (pid", "collect/score (step 2)", "rank 0 waits for it in all_reduce number", *words):
+    for word in (f"on {host} (pid", "collect/score (step 2)", "rank 0 waits for it in all_gather number", *words):
         assert word in line, line
     warned = (run.stage / ".beacons" / "warnings.txt").read_text()
     assert line in warned
@@ -82,7 +82,7 @@ def ended_in_time(run: Run, code: int, seconds: float = 60.0) -> Path:
     assert f"stacks in {folder.relative_to(run.folder)}/" in run.said()
     assert verdict in diagnosed(run)
     entries = json.loads((folder / "rank-00000.flight-recorder.json").read_text())[0]["entries"]
-    assert entries[-1]["profiling_name"] == "gloo:all_reduce" and not entries[-1]["retired"]
+    assert entries[-1]["profiling_name"] == "gloo:all_gather" and not entries[-1]["retired"]
     assert "in whiten" in (folder / "rank-00000.stacks.txt").read_text()
     return folder
 
@@ -124,7 +124,7 @@ def test_a_hang_is_named_and_ended_and_the_same_command_goes_on(start: Start) ->
     planted(run)
     named_in_time(run, "stays in", "planted.py", "in score")
     live = diagnosed(run)
-    assert "rank 1 of 2" in live and "rank 0 waits for it in all_reduce" in live
+    assert "rank 1 of 2" in live and "rank 0 waits for it in all_gather" in live
     folder = ended_in_time(run, 70)
     assert "in score" in (folder / "rank-00001.stacks.txt").read_text()
     goes_on(run, start, "ddp")
@@ -156,17 +156,20 @@ def test_a_killed_rank_is_named(torchrun: bool, start: Start) -> None:
 
 
 class Slow(BaseHTTPRequestHandler):
-    """A reward server that takes its time, once, when one of two ranks asks about its half of a step's responses."""
+    """A reward server that takes its time, once, when one of two ranks asks about a part of a step's responses."""
 
-    slow = 4  # responses; 0 once it was slow
+    slow = 1  # responses; 0 once it was slow
+    training = False
     seconds = 10.0
     lock = threading.Lock()
 
     def do_POST(self) -> None:  # noqa: N802
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.lock:
-            slow = len(body["responses"]) == self.slow
-            type(self).slow = 0 if slow else self.slow
+            size, kind = len(body["responses"]), type(self)
+            kind.training |= size == 8  # behind the held-out responses of before the first step
+            slow = kind.training and size == kind.slow
+            kind.slow = 0 if slow else kind.slow
         if slow:
             time.sleep(self.seconds)
         content = json.dumps({"scores": [len(text) % 7 / 7 for text in body["responses"]]}).encode()

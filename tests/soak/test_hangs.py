@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
 LIMITS = "watchdog={warn_seconds: 20, abort_seconds: 24}"
 SAID = {
-    "hang": r"rank 1 of 2 on \S+ \(pid \d+\) stays in collect/score \(step 2\).*rank 0 waits for it in all_reduce",
-    "freeze": r"rank 1 of 2 on \S+ \(pid \d+\) has given no sign.*SIGSTOP.*collect/score \(step 2\).*in all_reduce",
+    "hang": r"rank 1 of 2 on \S+ \(pid \d+\) stays in collect/score \(step 2\).*rank 0 waits for it in all_gather",
+    "freeze": r"rank 1 of 2 on \S+ \(pid \d+\) has given no sign.*SIGSTOP.*collect/score \(step 2\).*in all_gather",
     "die": r"rank 1 of 2 on \S+ \(pid \d+\) was killed without a word.*collect/score \(step 2\)",
     "raise": r"rank 1 of 2 on \S+ \(pid \d+\) raised an error in update \(step 2\).*ValueError: planted in backward",
 }
