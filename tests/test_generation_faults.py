@@ -82,13 +82,17 @@ def test_a_server_of_another_kind_or_model_or_token_is_refused(monkeypatch: pyte
         sample(generator(policy(), server))
     with serving(policy(), token="right") as server:
         monkeypatch.setenv("RLHF_GENERATION_TOKEN", "wrong")
-        with pytest.raises(GenerationError, match="401 Unauthorized.*set RLHF_GENERATION_TOKEN to the server's") as of_token:
+        with pytest.raises(
+            GenerationError, match="401 Unauthorized.*set RLHF_GENERATION_TOKEN to the server's"
+        ) as of_token:
             sample(generator(policy(), server))
         monkeypatch.setenv("RLHF_GENERATION_TOKEN", "right")
         assert len(sample(generator(policy(), server)).responses) == len(PROMPTS)
     with serving(policy()) as server:
         server.workers = []
-        with pytest.raises(GenerationError, match="answered .*it must be started with rlhf generation serve") as of_kind:
+        with pytest.raises(
+            GenerationError, match="answered .*it must be started with rlhf generation serve"
+        ) as of_kind:
             sample(generator(policy(), server))
     assert not any(found.value.transient for found in (of_model, of_token, of_kind))
 

@@ -63,7 +63,9 @@ class Transfer:
                 master_listen_fd=listening.detach(),
             )
         except (OSError, RuntimeError) as error:
-            raise GenerationAwayError(f"generation servers: cannot be met at {self.host} ({one_line(error)})") from error
+            raise GenerationAwayError(
+                f"generation servers: cannot be met at {self.host} ({one_line(error)})"
+            ) from error
 
     def invitation(self, address: str, first: int) -> str:
         """What a server's workers are told, the first of which has rank `first`."""
@@ -116,7 +118,9 @@ def own_address(server: str) -> str:
         with socket.create_connection(place, timeout=30) as way:
             return str(way.getsockname()[0])
     except OSError as error:
-        raise GenerationAwayError(f"generation server {server}: {error}; start it: rlhf generation serve RUN") from error
+        raise GenerationAwayError(
+            f"generation server {server}: {error}; start it: rlhf generation serve RUN"
+        ) from error
 
 
 def one_line(error: BaseException) -> str:
