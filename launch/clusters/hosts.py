@@ -92,7 +92,7 @@ def _problems_of_localhost(where: str, hosts: list[Host]) -> list[str]:
 def _host(words: list[str]) -> Host:
     found = _HOST.fullmatch(words[0]) if words[0] else None
     if found is None or not 0 < int(found["port"] or 22) < 65536:
-        raise ValueError(f"{words[0]} is no host; write host or host:port, for example node-1:22")
+        raise ValueError(f"{words[0] or 'nothing'} is no host; write host or host:port, for example node-1:22")
     given: dict[str, str] = {}
     for word in words[1:]:
         key, equals, value = word.partition("=")
