@@ -55,6 +55,7 @@ class Conversation:
     def __init__(self, host: Host, command: Sequence[str]) -> None:
         self.host = host
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.spoken = False  # whether it is a command of ours that runs there
         ours, theirs = socket.socketpair()
         with theirs:
             self.line = Line(ours)
@@ -85,6 +86,7 @@ class Conversation:
             except OSError:
                 break
             if isinstance(said, dict) and isinstance(message := said.get(MARK), dict):
+                self.spoken = True
                 if "says" not in message:
                     return message
                 say(str(message["says"]))
@@ -97,7 +99,7 @@ class Conversation:
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         code = self.process.returncode
         said = lines[-1].removeprefix("error: ") if lines else f"ended with exit code {code}"
-        return failed(self.host, code, said if code == UNREACHABLE else f"{said}; {REMEDY}")
+        return failed(self.host, code, said if code == UNREACHABLE or self.spoken else f"{said}; {REMEDY}")
 
     def close(self) -> None:
         """End the connection, and with it the command on the host."""
