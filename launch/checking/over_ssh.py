@@ -62,7 +62,7 @@ class Conversation:
             try:
                 # Not of our process group: Ctrl-C ends the connection, and not ssh before it has told the other side.
                 self.process = subprocess.Popen(
-                    command, stdin=theirs, stdout=theirs, stderr=self.errors, start_new_session=True
+                    command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self.errors, start_new_session=True
                 )
             except OSError:
                 self.close_files()
