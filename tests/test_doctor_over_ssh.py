@@ -7,15 +7,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from cluster import SSHD_PORT, SSHCluster, line_of
+from doctors import Surgery, with_faults
 from interruption import seconds_until
-from network import Network, Node, network
+from network import PORT, Network, Node, network
 from running import ROOT, TINY
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
@@ -96,16 +96,25 @@ def test_a_host_that_cannot_is_a_line_and_the_other_one_goes_on(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_nothing_is_left_when_it_is_ended(number: signal.Signals, cluster: SSHCluster, tmp_path: Path) -> None:
-    one, two = cluster.net.nodes
-    where = ["--hosts", str(cluster.hosts), "--site", str(cluster.site)]
+    """While nodes wait for each other in vain, which they would do for long."""
+    one = cluster.net.nodes[0]
+    where = ["--hosts", str(cluster.hosts), "--site", str(cluster.site), "--wait-seconds", "500"]
     command = [sys.executable, "-P", "-m", "launch.cli", "doctor", str(TINY), *where]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path, "text": True}
-    # What builds the namespace hands its process over to the command, which is the one that gets the signal.
-    typed = cluster.net.start(one, command, **pipes)
-    said = lambda: f"{typed.poll()}"  # noqa: E731
-    seconds_until(lambda: len(ours(cluster, [two])) > 0, 120, said)
-    time.sleep(1)
-    typed.send_signal(number)
-    typed.communicate(timeout=60)
-    seconds_until(lambda: not ours(cluster, cluster.net.nodes), 60, said)
+    listens = f":{PORT:04X} 00000000:0000 0A"
+
+    def waits() -> bool:
+        """Whether the first node listens."""
+        found = subprocess.run(["ip", "netns", "exec", one.namespace, "cat", "/proc/net/tcp"], capture_output=True)
+        return listens in found.stdout.decode()
+
+    with with_faults(Surgery(cluster.net, tmp_path), "closed_rendezvous"):
+        # What builds the namespace hands its process over to the command, which is the one that gets the signal.
+        typed = cluster.net.start(one, command, **pipes)
+        said = lambda: f"{typed.poll()}"  # noqa: E731
+        seconds_until(waits, 120, said)
+        assert len(ours(cluster, cluster.net.nodes)) >= 2
+        typed.send_signal(number)
+        typed.communicate(timeout=60)
+        seconds_until(lambda: not ours(cluster, cluster.net.nodes), 60, said)
     assert list(tmp_path.iterdir()) == []

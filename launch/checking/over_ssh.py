@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -105,11 +106,13 @@ class Conversation:
         """End the connection, and with it the command on the host."""
         with suppress(OSError):
             self.line.connection.shutdown(socket.SHUT_RDWR)
-        for end in (lambda: None, self.process.terminate, self.process.kill):
-            end()
-            with suppress(subprocess.TimeoutExpired):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
                 self.process.wait(ENDS_SECONDS)
                 return
+            except subprocess.TimeoutExpired:
+                self.process.send_signal(number)
+        self.process.wait()
 
     def close_files(self) -> None:
         """Let go of what is ours."""
