@@ -29,6 +29,7 @@ from reward_models.rules import scores_of
 from rlhf.beacons import patient
 from rlhf.config import RewardServerConfig
 from rlhf.errors import RewardAwayError, RewardError
+from rlhf.references import is_loopback
 from rlhf.types import Completion
 
 TOKEN = "RLHF_REWARD_TOKEN"
@@ -73,7 +74,9 @@ class HttpReward:
         """The same, from any thread; deadline: by time.monotonic(), for all batches together."""
         size = self.config.batch_size
         parts = [torch.empty(0)]
-        with httpx.Client(timeout=self.timeout, headers=headers(), verify=certificates()) as client:
+        # On this machine there is no proxy in between, whatever the environment says.
+        proxies = not is_loopback(self.address)
+        with httpx.Client(timeout=self.timeout, headers=headers(), verify=certificates(), trust_env=proxies) as client:
             for start in range(0, len(completions), size):
                 batch = completions[start : start + size]
                 parts.append(scores_of(self._asked(client, batch, deadline), batch, self.shown, self.strict))

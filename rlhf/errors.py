@@ -7,7 +7,8 @@
     ├── ArtifactError   a model directory or manifest that is missing, damaged or of another run
     ├── RewardError     a reward of one's own that does not answer, or whose answer is no score
     │   └── RewardAwayError     a server that may answer later
-    ├── GenerationError a generation server that does not answer, or whose answer is no response
+    ├── GenerationError a generation server that refuses, serves something else, or whose answer is no response
+    │   └── GenerationAwayError one that may answer later
     ├── LabellingError  a labelling server that does not answer, refuses, or holds something else
     └── FaultError      figures that are not finite, step after step
 
@@ -67,7 +68,11 @@ class RewardAwayError(RewardError):
 
 
 class GenerationError(RLHFError):
-    """A generation server that a recipe names does not answer, or what it answers is no response."""
+    """A generation server that a recipe names refuses, serves another model, or what it answers is no response."""
+
+
+class GenerationAwayError(GenerationError):
+    """A generation server is away, busy or broken for as long as it is waited for, or weights do not get there."""
 
     transient = True
 

@@ -1,7 +1,8 @@
-"""What a recipe may name in place of something that a stage would make. Loads no torch."""
+"""What a recipe may name in place of something that a stage would make, and addresses. Loads no torch."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -23,24 +24,50 @@ def kind_of(name: str) -> Kind:
 
 def check_address(field: str, address: str) -> None:
     """Raise ConfigError for an address that is none, or that holds a secret: recipes are logged and kept."""
+    if (problem := secret_in(address)) is not None:
+        raise ConfigError(f"{field}={problem}")
     try:
         parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
+        host, _ = parts.hostname, parts.port
     except ValueError as error:
-        shown = re.sub(r"//[^/]*@", "//...@", address.partition("?")[0])
-        raise ConfigError(f"{field}={shown}: is no address ({error}); write http://HOST:PORT/PATH") from error
-    named = parts.username is not None or parts.password is not None
-    keys = [key for key, _ in parse_qsl(parts.query, keep_blank_values=True) if _gives_access(key)]
-    if named or keys:
-        place = f"{host or ''}{'' if port is None else f':{port}'}{parts.path}"
-        shown = f"{parts.scheme}://{'...@' if named else ''}{place}{f'?{keys[0]}=...' if keys else ''}"
-        what = "a name or password" if named else f"a secret in {keys[0]}"
-        raise ConfigError(
-            f"{field}={shown}: holds {what}, and recipes are logged; leave it out and set "
-            "RLHF_REWARD_TOKEN in the environment"
-        )
+        raise ConfigError(f"{field}={address}: is no address ({error}); write http://HOST:PORT/PATH") from error
     if not host:
         raise ConfigError(f"{field}={address}: names no host; write http://HOST:PORT/PATH")
+
+
+def secret_in(address: str, variable: str = "RLHF_REWARD_TOKEN") -> str | None:
+    """What is wrong with an address that holds a secret, which is not shown; None where it holds none.
+
+    variable: of the environment, which is to hold it instead.
+    """
+    found = re.match(r"(https?://)([^/?#]*@)?([^?#]*)(\?[^#]*)?", address)
+    if found is None:
+        return None
+    scheme, named, place, query = found.groups()
+    keys = [key for key, _ in parse_qsl((query or "")[1:], keep_blank_values=True) if _gives_access(key)]
+    if not named and not keys:
+        return None
+    shown = f"{scheme}{'...@' if named else ''}{place}{f'?{keys[0]}=...' if keys else ''}"
+    what = "a name or password" if named else f"a secret in {keys[0]}"
+    return f"{shown}: holds {what}, and recipes are logged; leave it out and set {variable} in the environment"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a server is on this machine: what is sent there leaves it by no proxy, whatever the environment says."""
+    try:
+        return is_local(urlsplit(address).hostname or "")
+    except ValueError:
+        return False
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is this machine, seen from itself alone."""
+    if re.fullmatch(r"localhost\.?", host):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _gives_access(key: str) -> bool:

@@ -10,7 +10,8 @@ from data import sources
 from data.scorers import load_scorer
 from rlhf.config import Recipe
 from rlhf.engine.options import require_ddp, to_training_arguments
-from rlhf.engine.zero_options import to_deepspeed
+from rlhf.engine.zero_options import ZERO, to_deepspeed
+from rlhf.engine.zero_section import problems_of
 from rlhf.errors import ConfigError, RLHFError
 from rlhf.recipe_memory import declared_context
 from rlhf.tracking.services import require_packages
@@ -60,6 +61,8 @@ def check(
     for stage in ("sft", "reward", "ppo", "evaluate"):
         if stage in stages and not used_by(recipe, stage):
             attempt(lambda stage=stage: parallelism_fits(recipe, stage, processes(stage), gpu))  # type: ignore[misc]
+    if not problems:
+        attempt(lambda: deepspeed_takes_files(recipe, stages))
     attempt(lambda: require_packages(recipe.tracking))
     if "sft" in stages and not recipe.sft.use:
         attempt(lambda: check_first_model(recipe))
@@ -95,6 +98,21 @@ def packages_are_there(recipe: Recipe, stages: Sequence[str]) -> None:
             "model.attention=auto"
         )
     if problems:
+        raise ConfigError(*problems)
+
+
+def deepspeed_takes_files(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Raise ConfigError where DeepSpeed itself would refuse what a file says of ZeRO; it takes seconds to load."""
+    sections = {}
+    for stage in ("sft", "reward", "ppo"):
+        parallelism = recipe.parallelism_of(stage)
+        if stage in stages and not used_by(recipe, stage) and parallelism.deepspeed:
+            norm = getattr(recipe, stage).max_grad_norm
+            sections[f"parallelism.deepspeed={parallelism.deepspeed}"] = to_deepspeed(parallelism, norm, stage=stage)[
+                ZERO
+            ]
+    found = zip(sections, problems_of(list(sections.values())), strict=True)
+    if problems := [f"{field}: {problem}" for field, own in found for problem in own]:
         raise ConfigError(*problems)
 
 

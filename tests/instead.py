@@ -117,6 +117,14 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "torchrun --nproc-per-node 2 -m stages.ppo --recipe my.yaml --run-dir runs/my --restart",
         "has two cores, and the stage is complete",
     ),
+    "rlhf doctor my.yaml --nodes node-1,node-2": (
+        "rlhf doctor my.yaml --nodes localhost",
+        "needs two nodes; tests/test_doctor_over_ssh.py has them",
+    ),
+    "rlhf doctor my.yaml --hosts hosts --site cluster.yaml --processes 8": (
+        "rlhf doctor --help",
+        "needs two nodes; tests/test_doctor_over_ssh.py has them",
+    ),
     "rlhf doctor my.yaml --nodes 2 --rendezvous node-1:29400 --processes 8": (
         "rlhf doctor --help",
         "needs two nodes; tests/test_doctor_nodes.py has them",

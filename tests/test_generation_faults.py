@@ -12,7 +12,7 @@ from generation_client import NEW_TOKENS, PROMPTS, TOKENIZATION, generator, poli
 from generation_server import serving
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlhf.errors import GenerationError
+from rlhf.errors import GenerationAwayError, GenerationError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -31,7 +31,7 @@ def test_two_runs_at_one_server_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
             return answers
 
         monkeypatch.setattr(asked, "_answers", interrupted)
-        with pytest.raises(GenerationError, match="3 attempts at a batch; does another run use them"):
+        with pytest.raises(GenerationAwayError, match="3 attempts at a batch; does another run use them"):
             sample(asked)
 
 
@@ -40,7 +40,7 @@ def test_a_server_that_stays_away_is_named_in_time(capfd: pytest.CaptureFixture[
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     begun = time.monotonic()
-    with pytest.raises(GenerationError, match=r"patience_seconds=0.5 \(ConnectError.*rlhf generation serve RUN"):
+    with pytest.raises(GenerationAwayError, match=r"patience_seconds=0.5 \(ConnectError.*rlhf generation serve RUN"):
         sample(generator(policy(), address, patience_seconds=0.5))
     assert time.monotonic() - begun < 5
     assert capfd.readouterr().err.count("asking again") == 1
@@ -73,22 +73,28 @@ def test_answers_that_are_no_responses_are_refused(answer: Any, message: str) ->
         with pytest.raises(GenerationError, match=message) as error:
             sample(asked)
     assert len(error.value.problems) == 1 and "\n" not in error.value.problems[0]
+    assert not error.value.transient  # it would answer the same again: no launcher tries it
 
 
 def test_a_server_of_another_kind_or_model_or_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     other = GPT2LMHeadModel(GPT2Config(vocab_size=33, n_embd=16, n_layer=1, n_head=2, n_positions=64))
-    with serving(other) as server, pytest.raises(GenerationError, match="serves a model of 33 tokens"):
+    with serving(other) as server, pytest.raises(GenerationError, match="serves a model of 33 tokens") as of_model:
         sample(generator(policy(), server))
     with serving(policy(), token="right") as server:
         monkeypatch.setenv("RLHF_GENERATION_TOKEN", "wrong")
-        with pytest.raises(GenerationError, match="401 Unauthorized.*set RLHF_GENERATION_TOKEN to the server's"):
+        with pytest.raises(
+            GenerationError, match="401 Unauthorized.*set RLHF_GENERATION_TOKEN to the server's"
+        ) as of_token:
             sample(generator(policy(), server))
         monkeypatch.setenv("RLHF_GENERATION_TOKEN", "right")
         assert len(sample(generator(policy(), server)).responses) == len(PROMPTS)
     with serving(policy()) as server:
         server.workers = []
-        with pytest.raises(GenerationError, match="answered .*it must be started with rlhf generation serve"):
+        with pytest.raises(
+            GenerationError, match="answered .*it must be started with rlhf generation serve"
+        ) as of_kind:
             sample(generator(policy(), server))
+    assert not any(found.value.transient for found in (of_model, of_token, of_kind))
 
 
 def test_a_weight_that_a_server_cannot_use_ends_in_a_line_and_not_in_a_wait() -> None:
@@ -98,7 +104,7 @@ def test_a_weight_that_a_server_cannot_use_ends_in_a_line_and_not_in_a_wait() ->
     with serving(other) as server:
         asked = generator(policy(), server)
         begun = time.monotonic()
-        with pytest.raises(GenerationError, match="500 Internal Server Error.*KeyError"):
+        with pytest.raises(GenerationAwayError, match="500 Internal Server Error.*KeyError"):
             sample(asked)
         assert time.monotonic() - begun < 10
 
@@ -112,7 +118,7 @@ def test_the_server_that_fails_is_named_at_once(monkeypatch: pytest.MonkeyPatch)
 
         monkeypatch.setattr(failing.workers[0], "rlhf_receive", fail)
         began = time.monotonic()
-        with pytest.raises(GenerationError, match=f"generation server {failing.address}: refused with 500.*boom"):
+        with pytest.raises(GenerationAwayError, match=f"generation server {failing.address}: refused with 500.*boom"):
             sample(generator(policy(1), healthy, failing))
         assert time.monotonic() - began < 5
         monkeypatch.undo()
@@ -127,7 +133,7 @@ def test_a_server_that_cannot_join_is_named_at_once(monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(server.workers[0], "rlhf_join", fail)
         began = time.monotonic()
-        with pytest.raises(GenerationError, match="no route to the trainer"):
+        with pytest.raises(GenerationAwayError, match="no route to the trainer"):
             sample(generator(policy(1), server))
         assert time.monotonic() - began < 5
 

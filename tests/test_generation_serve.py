@@ -16,6 +16,7 @@ from rlhf.config import GenerationConfig, Recipe
 from rlhf.errors import ArtifactError, ConfigError
 from rlhf.generation.inside_vllm.rlhf_weights import Guard
 from rlhf.models import save_model
+from rlhf.references import is_local
 from stages.lineage import STAGES
 from tests.test_models import tiny_policy, tiny_tokenization
 
@@ -28,7 +29,7 @@ def test_serve_wants_a_token_before_it_opens_to_others(monkeypatch: pytest.Monke
     for host in ("0.0.0.0", "::", "10.1.2.3", "node-7"):
         with pytest.raises(ConfigError, match="set RLHF_GENERATION_TOKEN"):
             app(["generation", "serve", "demo", "--host", host], standalone_mode=False)
-    assert all(map(generation.is_loopback, ("127.0.0.1", "::1", "localhost", "127.8.9.1")))
+    assert all(map(is_local, ("127.0.0.1", "::1", "localhost", "127.8.9.1")))
 
 
 def test_serve_wants_an_interpreter_that_has_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

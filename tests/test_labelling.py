@@ -24,7 +24,7 @@ from data.labelling.order import ordered
 from data.labelling.page import check_dimensions, missing_controls, page
 from data.labelling.pairs import Pair, read_gold, read_pairs
 from data.labelling.sampled import pairs_of_run
-from data.labelling.server import LabelStudio, checked_url, is_loopback
+from data.labelling.server import LabelStudio, checked_url
 from data.labelling.state import State
 from data.labelling.votes import account_of, vote_record
 from data.labelling.watching import HEADER, PATH, Listener, Watch
@@ -34,6 +34,7 @@ from launch.cli import app
 from launch.label_studio import environment, kept_secret, owner_of
 from rlhf.config import SourceConfig
 from rlhf.errors import ArtifactError, ConfigError, DataError, LabellingError
+from rlhf.references import is_loopback
 from rlhf.store.samples import conversations, write_samples
 from rlhf.types import Comparison, Message, Prompt
 

@@ -12,6 +12,7 @@ from launch.clusters.hosts import HERE, Host, read_hosts
 from launch.clusters.itinerary import ITINERARY, itinerary, read_itinerary
 from launch.clusters.job import SECRETS, SECRETS_HERE, RunSpec
 from launch.clusters.network import network_environment
+from launch.clusters.over_ssh import OverSSH, gpus_of
 from launch.clusters.processes import on_this_node
 from launch.clusters.schedulers import MODULES, find_scheduler
 from launch.clusters.site import Network, Site, read_site
@@ -140,6 +141,22 @@ def test_generators_have_the_recipe_sample_by_vllm() -> None:
     assert generator.environment["CUDA_VISIBLE_DEVICES"] == "6,7"
     assert generator.announced == ADDRESSES and generator.command[-2:] == ("--tensor-parallel-size", "2")
     assert "127.0.0.1" in generator.command, "beside its trainers nobody else has to reach it"
+
+
+def test_generators_beside_the_trainers_of_two_hosts_are_all_asked_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One server alone has the policy's weights from the main process; so PPO has to know them all."""
+    monkeypatch.delenv("RLHF_GENERATION_TOKEN", raising=False)
+    hosts = HOSTS[:2]
+    found = spec(Wanted(stages=("ppo",), nodes="2", gpus=8, generators="colocated", generator_gpus=2, hosts=hosts))
+    generator, trainer = found.job("ppo").roles
+    assert (generator.nodes, trainer.nodes, trainer.gpus) == (2, 2, 6) and "0.0.0.0" in generator.command
+    (leg,) = itinerary("torchrun", found, Site()).legs
+    assert [server.node for server in leg.servers] == [0, 1]
+    announced = ",".join(f"http://{host.address}:8000" for host in hosts)
+    assert all(f"{ADDRESSES}=[{announced}]" in agent for agent in leg.agents)
+    with pytest.raises(ConfigError, match="servers on other nodes want a token; set RLHF_GENERATION_TOKEN"):
+        OverSSH("torchrun").check(found, Site())
+    assert gpus_of(found, 0) == gpus_of(found, 1) == 8
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,19 @@ def test_a_server_is_asked_in_batches_with_the_token(monkeypatch: pytest.MonkeyP
     assert set(handler.tokens) == {"Bearer secret"}
     assert handler.asked[0]["messages"][0] == [{"role": "user", "content": "question 0 ?"}]
     assert handler.asked[0]["prompts"][0] == "question 0 ?" and handler.asked[0]["finished"][0] is True
+
+
+def test_a_server_of_this_machine_is_asked_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with server(lengths) as (address, _):
+            torch.testing.assert_close(asked(address, patience_seconds=0.3), LENGTHS)
+        with pytest.raises(RewardError, match="no answer within"):  # by name it is another one
+            HttpReward("http://elsewhere.invalid/score", RewardServerConfig(patience_seconds=0.3))(ANSWERS)
 
 
 def test_rewards_is_another_word_for_scores() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import TINY, rlhf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -59,9 +60,31 @@ def test_addresses_hold_no_secrets() -> None:
         with pytest.raises(ConfigError, match=f"http://host:80/score.{key}=...: holds a secret in {key}") as raised:
             check_address("reward.use", f"http://host:80/score?model=big&{key}=hunter2")
         assert "hunter2" not in str(raised.value)
-    with pytest.raises(ConfigError, match="is no address") as raised:
-        check_address("reward.use", "http://me:hunter2@host:port/score")
-    assert "hunter2" not in str(raised.value)
+    for broken in ("http://me:hunter2@host:port/score", "http://me:hunter2@[::1/score", "http://[::1?key=hunter2"):
+        with pytest.raises(ConfigError, match="holds a ") as raised:
+            check_address("reward.use", broken)
+        assert "hunter2" not in str(raised.value)
+    with pytest.raises(ConfigError, match="is no address"):
+        check_address("reward.use", "http://host:port/score")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("reward.use=http://me:hunter2@host:80/score", "reward.use=http://...@host:80/score: .* RLHF_REWARD_TOKEN in"),
+        ("ppo.rewards=[{use: 'https://h/s?api_key=hunter2'}]", "ppo.rewards.0.use=.* set RLHF_REWARD_TOKEN in"),
+        ("ppo.held_out.judge=http://me:hunter2@host", "ppo.held_out.judge=.* set RLHF_REWARD_TOKEN in"),
+        ("model.path=https://me:hunter2@host/org/name", "model.path=.* set HF_TOKEN in"),
+        ("tracking.mlflow={uri: 'http://host?token=hunter2'}", "tracking.mlflow.uri=.* MLFLOW_TRACKING_TOKEN in"),
+    ],
+)
+def test_a_secret_in_a_recipe_is_refused_also_by_a_stage_that_does_not_read_it(
+    setting: str, said: str, tmp_path: Path
+) -> None:
+    """Each stage writes the whole recipe into the run's directory."""
+    done = rlhf("sft", str(TINY), setting, folder=tmp_path)
+    assert done.returncode == 2 and re.search(said, done.stderr) and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "hunter2" not in done.stderr + done.stdout and list(tmp_path.iterdir()) == []
 
 
 def test_a_function_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

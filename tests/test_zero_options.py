@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import TINY
 
 from rlhf.config import ParallelismConfig
 from rlhf.engine.zero_options import to_deepspeed
 from rlhf.errors import ConfigError
+from rlhf.recipe import load_recipe
+from stages.preflight import check
 
 MAX_GRAD_NORM = 0.7
 
@@ -151,3 +154,28 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_fields_that_do_not_go_together(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         ParallelismConfig.model_validate(fields)
+
+
+def test_what_deepspeed_would_refuse_is_said_before_anything_runs(tmp_path: Path) -> None:
+    """By its own model, of the version that is installed; by a process of its own, so that nothing here loads torch."""
+    path = tmp_path / "own.json"
+    section = {
+        "reduce_bucket_sise": 5e8,
+        "stage3_prefetch_bucket_size": "auto",
+        "overlap_comm": "perhaps",
+        "offload_optimizer": {"device": "cpu", "buffer_cuont": 4},
+        "leaf_module": {"classes": ["A"]},
+    }
+    path.write_text(json.dumps({"zero_optimization": section}))
+    recipe = load_recipe(TINY, [f"ppo.parallelism={{strategy: zero3, deepspeed: {path}}}"])
+    with pytest.raises(ConfigError) as error:
+        check(recipe, ["ppo"], lambda stage: 1)
+    field = f"parallelism.deepspeed={path}: zero_optimization"
+    assert error.value.problems[:3] == (
+        f'{field}.overlap_comm="perhaps": Input should be a valid boolean, unable to interpret input; mend it',
+        f"{field}.offload_optimizer.buffer_cuont is no setting of DeepSpeed; did you mean buffer_count?",
+        f"{field}.reduce_bucket_sise is no setting of DeepSpeed; did you mean reduce_bucket_size?",
+    )
+    assert len(error.value.problems) == 3
+    path.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 5e8, "overlap_comm": False}}))
+    check(recipe, ["ppo"], lambda stage: 1)

@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from data.judging.pacing import Pace
-from data.labelling.server import is_loopback
 from data.records import printable
 from rlhf.errors import ConfigError, LabellingError
+from rlhf.references import is_loopback
 
 TOKENS = ("RLHF_JUDGE_TOKEN", "OPENAI_API_KEY")  # the first that is set
 BUSY = (408, 425, 429, 500, 502, 503, 504, 529)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 from data.labelling.client import KEY, PATIENCE_SECONDS, Client, once, plain
 from rlhf.errors import ConfigError, LabellingError
+from rlhf.references import is_loopback
 
 URL = "LABEL_STUDIO_URL"
 PAGE = 1000  # tasks in one answer
@@ -169,18 +169,3 @@ def checked_url(url: str) -> str:
     if parts.username or parts.password:
         raise ConfigError(f"--url: holds a password that others could see; leave it out, the token is in {KEY}")
     return url.rstrip("/")
-
-
-def is_loopback(url: str) -> bool:
-    """Whether an address is this machine's alone."""
-    return is_local(urlsplit(url).hostname or "")
-
-
-def is_local(host: str) -> bool:
-    """Whether a host is this machine, seen from itself alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -19,8 +19,9 @@ from pathlib import Path
 from data.labelling.client import Refused
 from data.labelling.ledger import WATCH, Busy
 from data.labelling.pulling import Pulled, Puller
-from data.labelling.server import LabelStudio, is_local
+from data.labelling.server import LabelStudio
 from rlhf.errors import ArtifactError, ConfigError, LabellingError
+from rlhf.references import is_local
 from rlhf.store.artifact import write_json
 
 HEADER = "X-RLHF-Label-Token"

@@ -50,6 +50,8 @@ class Line:
 
 def alive(connection: socket.socket) -> None:
     """Have the kernel notice within some 20 seconds that the other machine is gone."""
+    if connection.family == socket.AF_UNIX:  # to a process of this machine
+        return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000)):
         if hasattr(socket, name):

@@ -10,7 +10,7 @@ import httpx
 
 from launch.checking.finding import Finding, failure, ok, warning
 from rlhf.config import Recipe
-from rlhf.references import kind_of
+from rlhf.references import is_loopback, kind_of
 from rlhf.tracking.services import settled_mode, wanted
 from stages.lineage import used_by
 
@@ -105,7 +105,8 @@ def others(recipe: Recipe) -> Iterator[Finding]:
         named.append(("judge", judge))
     for what, address in dict.fromkeys(named):
         try:
-            httpx.get(address, timeout=SECONDS, trust_env=False)  # any answer shows that somebody is there
+            proxies = what != "generation server" and not is_loopback(address)  # as the run will ask it
+            httpx.get(address, timeout=SECONDS, trust_env=proxies)  # any answer shows that somebody is there
             yield ok(CHECK, f"{what} answers at {shown(address)}")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             yield warning(CHECK, f"{what} at {shown(address)}: {said(error)}", "start it before the run does")

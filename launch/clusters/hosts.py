@@ -36,6 +36,25 @@ class Host:
 HERE = Host(LOCALHOST, "127.0.0.1")
 
 
+def named_hosts(option: str, names: str) -> tuple[Host, ...]:
+    """The hosts of a list with commas, in its order. Raises ConfigError with a line for each that is none."""
+    hosts: list[Host] = []
+    problems: list[str] = []
+    for name in names.split(","):
+        try:
+            host = _host([name.strip()])
+        except ValueError as error:
+            problems.append(f"{option} {names}: {error}")
+            continue
+        if host.name in (other.name for other in hosts):
+            problems.append(f"{option} {names}: {host.name} is there twice; name each host once")
+        hosts.append(host)
+    problems += _problems_of_localhost(option, hosts)
+    if problems:
+        raise ConfigError(*problems)
+    return tuple(hosts)
+
+
 def read_hosts(path: Path) -> tuple[Host, ...]:
     """The hosts of a file, in its order. Raises ConfigError with a line for each line that is none."""
     try:
@@ -58,17 +77,22 @@ def read_hosts(path: Path) -> tuple[Host, ...]:
         hosts.append(host)
     if not hosts and not problems:
         problems.append(f"--hosts={path}: names no host; write one on each line, for example node-1 slots=8")
-    if len(hosts) > 1 and any(host.name == LOCALHOST for host in hosts):
-        problems.append(f"{path}: localhost is another machine on each host; name it as the others reach it")
+    problems += _problems_of_localhost(str(path), hosts)
     if problems:
         raise ConfigError(*problems)
     return tuple(hosts)
 
 
+def _problems_of_localhost(where: str, hosts: list[Host]) -> list[str]:
+    if len(hosts) > 1 and any(host.name == LOCALHOST for host in hosts):
+        return [f"{where}: localhost is another machine on each host; name it as the others reach it"]
+    return []
+
+
 def _host(words: list[str]) -> Host:
-    found = _HOST.fullmatch(words[0])
+    found = _HOST.fullmatch(words[0]) if words[0] else None
     if found is None or not 0 < int(found["port"] or 22) < 65536:
-        raise ValueError(f"{words[0]} is no host; write host or host:port, for example node-1:22")
+        raise ValueError(f"{words[0] or 'nothing'} is no host; write host or host:port, for example node-1:22")
     given: dict[str, str] = {}
     for word in words[1:]:
         key, equals, value = word.partition("=")

@@ -115,7 +115,9 @@ def _announced(spec: RunSpec, job: JobSpec) -> list[str]:
     found = []
     for role in job.servers:
         if role.announced:
-            hosts = ["127.0.0.1"] if role.colocated else [spec.hosts[node].address for node in _nodes_of(role, job)]
+            nodes = _nodes_of(role, job)
+            here = role.colocated and len(nodes) == 1
+            hosts = ["127.0.0.1"] if here else [spec.hosts[node].address for node in nodes]
             found.append(f"{role.announced}=[{','.join(f'http://{host}:{role.port}' for host in hosts)}]")
     return found
 

@@ -40,7 +40,9 @@ class OverSSH:
     def check(self, spec: RunSpec, site: Site) -> None:
         """Raise ConfigError where this machine, if it is the one, has too few GPUs, or a token is missing."""
         open_to_others = any(
-            role.name == "generator" and not role.colocated for job in spec.jobs for role in job.servers
+            role.name == "generator" and not (role.colocated and role.nodes == 1)
+            for job in spec.jobs
+            for role in job.servers
         )
         if open_to_others and not os.environ.get(TOKEN):
             raise ConfigError(f"--generators: servers on other nodes want a token; set {TOKEN} to a secret of your own")

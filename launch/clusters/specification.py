@@ -139,7 +139,8 @@ def servers_of(recipe: Recipe, run: Path, stage: str, trainer: Role, wanted: Wan
         if wanted.generator_gpus is None
         else wanted.generator_gpus
     )
-    host = "127.0.0.1" if beside else "0.0.0.0"
+    nodes = trainer.nodes if beside else int(wanted.generators)
+    host = "127.0.0.1" if beside and nodes == 1 else "0.0.0.0"  # of several, each process asks all
     serve = [interpreter(site), "-P", "-m", "launch.cli", "generation", "serve", str(run), "--wait"]
     serve += ["--host", host, "--port", str(GENERATOR_PORT)]
     if wanted.generator_python:
@@ -149,7 +150,6 @@ def servers_of(recipe: Recipe, run: Path, stage: str, trainer: Role, wanted: Wan
     environment = dict(ENVIRONMENT)
     if beside:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(trainer.gpus + number) for number in range(gpus))
-    nodes = 1 if beside else int(wanted.generators)
     yield Role(
         *("generator", nodes, 1, gpus, tuple(serve), environment, wanted.cpus, wanted.memory),
         port=GENERATOR_PORT,
@@ -176,10 +176,10 @@ def _problems_of_generators(wanted: Wanted, nodes: dict[str, int]) -> Iterator[s
     if "ppo" not in wanted.stages:
         yield f"--generators={given}: PPO is not among the stages; leave it out, or choose stages with ppo"
     if given == COLOCATED:
-        if nodes["ppo"] > 1:
+        if nodes["ppo"] > 1 and len(wanted.hosts) < 2:  # whose addresses nobody knows before the scheduler's job begins
             yield (
-                f"--generators=colocated: serves the node it is on, and PPO has {nodes['ppo']}; use --nodes ppo=1, or "
-                "generators on nodes of their own, as in --generators 1"
+                f"--generators=colocated: serves the node it is on, and PPO has {nodes['ppo']}; use --nodes ppo=1, "
+                "generators on nodes of their own, as in --generators 1, or hosts that ssh reaches"
             )
         if wanted.gpus and not 0 < (wanted.generator_gpus or 0) < wanted.gpus:
             yield (

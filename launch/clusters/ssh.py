@@ -65,10 +65,8 @@ def ask_one(plan: Itinerary, node: int, verb: str) -> Answer:
         return Answer(host, None, f"{host.name}: {error}; install an ssh client")
     said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
     said = said.removeprefix("error: ")
-    if done.returncode == UNREACHABLE and host.name != LOCALHOST:
-        return Answer(host, None, f"{host.name}: cannot be reached by ssh ({said}); try ssh {host.login} true")
     if done.returncode:
-        return Answer(host, None, f"{host.name}: {said}")
+        return Answer(host, None, failed(host, done.returncode, said))
     try:
         value = json.loads(done.stdout.strip().splitlines()[-1])
         return Answer(host, dict(value))
@@ -76,3 +74,10 @@ def ask_one(plan: Itinerary, node: int, verb: str) -> Answer:
         return Answer(
             host, None, f"{host.name}: answers {said!r}, which is no answer of ours; look at the site's setup"
         )
+
+
+def failed(host: Host, code: int, said: str) -> str:
+    """What has become of a command on a host, in a line. said: its last line, or ssh's own."""
+    if code == UNREACHABLE and host.name != LOCALHOST:
+        return f"{host.name}: cannot be reached by ssh ({said}); try ssh {host.login} true"
+    return f"{host.name}: {said}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,10 +17,13 @@ from rich.text import Text
 
 from launch.checking.examination import Verdict, examine
 from launch.checking.finding import LEVELS
-from launch.checking.meeting import Invitation, MeetingError, invitation
+from launch.checking.meeting import Invitation, MeetingError, Say, invitation
 from launch.checking.node import Question
+from launch.checking.over_ssh import Asked, examine_hosts
+from launch.clusters.hosts import Host, named_hosts, read_hosts
+from launch.clusters.site import read_site
 from launch.commands import outcome
-from launch.commands.run import DataDirectory, Overrides, resolve
+from launch.commands.run import DataDirectory, Overrides, all_overrides, resolve
 from rlhf.errors import ConfigError
 from rlhf.recipe import shipped_recipes
 
@@ -37,7 +42,21 @@ def doctor(
     before: Annotated[
         bool, typer.Option("--before", help="RECIPE is a recipe, although there is a run of that name.")
     ] = False,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Of so many, each of which runs this command.")] = 1,
+    nodes: Annotated[
+        str,
+        typer.Option(
+            "--nodes",
+            metavar="N | HOST,...",
+            help="Of so many, each of which runs this command; or of these hosts, on which ssh starts it.",
+        ),
+    ] = "1",
+    hosts: Annotated[
+        Path | None,
+        typer.Option("--hosts", "--hostfile", metavar="FILE", help="Those of a file, as of rlhf launch, by ssh."),
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option("--site", metavar="FILE", help="By ssh: the cluster's settings. Default: $RLHF_SITE.")
+    ] = None,
     rendezvous: Annotated[
         str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where they meet: the first node's address.")
     ] = None,
@@ -71,19 +90,52 @@ def doctor(
 
         rlhf doctor my.yaml --json
 
+        rlhf doctor my.yaml --nodes node-1,node-2
+
         rlhf doctor my.yaml --nodes 2 --rendezvous node-1:29400    (on every node)
 
         srun --nodes 4 --ntasks-per-node 1 rlhf doctor my.yaml --nodes 4 --rendezvous node-1:29400
 
         rlhf doctor runs/demo --stage ppo
     """
-    ahead = before or nodes > 1 or bool(overrides) or rendezvous is not None or processes is not None
+    chosen = hosts_of(nodes, hosts, processes)
+    count = int(nodes) if chosen is None else len(chosen)
+    several = count > 1 or chosen is not None
+    ahead = before or several or bool(overrides) or rendezvous is not None or processes is not None
     if (run := run_of(subject, ahead, stage)) is not None:
         tell_outcome(run, stage, as_json)
-    invited = invitation_of(nodes, rendezvous, node_rank, wait_seconds)
+    if chosen is not None and (rendezvous is not None or node_rank is not None):
+        option = f"--rendezvous {rendezvous}" if rendezvous is not None else f"--node-rank {node_rank}"
+        raise ConfigError(
+            f"{option}: hosts that ssh reaches meet at the first one, at the site's network.port; leave it out"
+        )
+    invited = None if chosen else invitation_of(count, rendezvous, node_rank, wait_seconds)
     recipe = None if subject is None else resolve(subject, overrides, data_directory)
+    if chosen is not None:
+        place = None if run_directory is None else str(run_directory)
+        asked = Asked(subject, tuple(all_overrides(overrides, data_directory)), place, processes, wait_seconds)
+        its_site = read_site(site)
+        check(lambda say: examine_hosts(asked, chosen, its_site, say), as_json)
     directory = run_directory or (Path("runs") / recipe.name if recipe else Path("runs"))
-    check(Question(recipe, directory, nodes, processes), invited, as_json)
+    check(lambda say: examine(Question(recipe, directory, count, processes), invited, say), as_json)
+
+
+def hosts_of(nodes: str, file: Path | None, processes: int | None) -> tuple[Host, ...] | None:
+    """The hosts that are named; None where `nodes` is a number. Raises ConfigError."""
+    if re.fullmatch(r"\d{1,6}", nodes):
+        if int(nodes) == 0:
+            raise ConfigError("--nodes 0: a run has at least one; leave it out for this machine alone")
+        if file is None:
+            return None
+        if nodes != "1":
+            raise ConfigError(f"--nodes {nodes}: {file} names the hosts; leave one of the two out")
+    elif file is not None:
+        raise ConfigError(f"--nodes {nodes}: {file} names hosts, too; leave one of the two out")
+    hosts = read_hosts(file) if file is not None else named_hosts("--nodes", nodes)
+    few = [host for host in hosts if host.slots is not None and processes is not None and processes > host.slots]
+    if few:
+        raise ConfigError(*(f"--processes {processes}: {host.name} has slots={host.slots}; lower it" for host in few))
+    return hosts
 
 
 def run_of(subject: str | None, ahead: bool, stage: str | None) -> Path | None:
@@ -142,14 +194,14 @@ def tell_outcome(run: Path, stage: str | None, as_json: bool) -> None:
     raise typer.Exit(0 if found.state in outcome.WELL else 1)
 
 
-def check(question: Question, invited: Invitation | None, as_json: bool) -> None:
+def check(examination: Callable[[Say], Verdict], as_json: bool) -> NoReturn:
     """Check before a run; the first node tells the verdict, and all end with its exit code."""
     aside = Console(stderr=True)
     # What was begun is cleared away also where a scheduler ends us.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         with aside.status("") as status:
-            verdict = examine(question, invited, lambda line: status.update(f"doctor: {line}"))
+            verdict = examination(lambda line: status.update(f"doctor: {line}"))
     except MeetingError as error:
         for problem in error.problems:
             typer.echo(f"{'failure':<9}{'nodes':<13}{problem}", err=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import typer
 import rlhf.generation
 from launch.local import visible_gpus
 from rlhf.errors import ArtifactError, ConfigError
+from rlhf.references import is_local
 from stages.targets import RUNS, Target, find_target
 
 app = typer.Typer(name="generation", help="Servers that sample for PPO.", no_args_is_help=True)
@@ -69,7 +68,7 @@ def serve(
 
         rlhf generation serve ./Qwen2.5-0.5B-Instruct -- --tensor-parallel-size 2 --gpu-memory-utilization 0.8
     """
-    if not os.environ.get(TOKEN) and not is_loopback(host):
+    if not os.environ.get(TOKEN) and not is_local(host):
         raise ConfigError(f"--host {host}: is open to others; set {TOKEN}, or use --host 127.0.0.1")
     for option in options or []:
         if (name := option.partition("=")[0]) in OURS:
@@ -167,13 +166,3 @@ def find_model(target: str, wait: bool) -> Target:
 def is_run(target: str) -> bool:
     """Whether a name is that of a run's directory."""
     return any((path / "recipe.yaml").is_file() for path in (Path(target), RUNS / target))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's alone."""
-    if re.fullmatch(r"localhost\.?", host):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

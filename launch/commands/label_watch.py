@@ -13,9 +13,10 @@ import typer
 
 from data.labelling.ledger import Ledger, directory_of
 from data.labelling.pulling import Pulled, Puller, server_of
-from data.labelling.server import URL, is_loopback
+from data.labelling.server import URL
 from data.labelling.watching import Listener, Watch
 from rlhf.errors import ConfigError
+from rlhf.references import is_loopback
 
 TOKEN = "RLHF_LABEL_TOKEN"
 PATIENCE = 5.0  # seconds with one request; the watch itself has no end of it

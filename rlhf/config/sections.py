@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from rlhf.references import secret_in
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -16,6 +18,8 @@ def _off(value: object) -> object:
     return "off" if value is False else value
 
 
+# What of the environment holds the secret of an address in a field of that name; of the others, a hub's.
+_VARIABLES = {"use": "RLHF_REWARD_TOKEN", "judge": "RLHF_REWARD_TOKEN", "uri": "MLFLOW_TRACKING_TOKEN"}
 BARE_OFF = BeforeValidator(_off)  # YAML reads a bare off as false
 
 
@@ -27,6 +31,15 @@ class Section(BaseModel):
     """Base of all sections: unknown keys, loose types, nan and infinity are errors; values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _addresses_hold_no_secret(self) -> Section:
+        """Whether a stage that runs reads it or not: the whole recipe is written into the run's directory."""
+        for name in type(self).model_fields:
+            value, variable = getattr(self, name), _VARIABLES.get(name, "HF_TOKEN")
+            if isinstance(value, str) and (problem := secret_in(value, variable)):
+                raise ValueError(f"{name}={problem}")
+        return self
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The fields that affect the result, as plain values."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlhf.distributed import device, rank, world_size
 from rlhf.engine.optimizer import OptimizerOptions
+from rlhf.engine.zero_section import refused
 from rlhf.errors import ConfigError
 from rlhf.partitions import OWNER
 from rlhf.trunk import PolicyWithValueHead
@@ -49,10 +50,9 @@ class ZeroEngine:
                 model=module, optimizer=optimizer, model_parameters=learning, config=settings
             )
         except (AssertionError, ValidationError) as error:  # DeepSpeed's own check of its settings
-            wrong = [" ".join(str(error).split())]
-            if isinstance(error, ValidationError):
-                wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-            raise ConfigError(*(f"parallelism.deepspeed: {each}; mend the file" for each in wrong)) from error
+            wrong = refused(settings["zero_optimization"])  # of other sections it says less
+            wrong = wrong or [f"{' '.join(str(error).split())}; mend the file"]
+            raise ConfigError(*(f"parallelism.deepspeed: {each}" for each in wrong)) from error
         self.stage = int(settings["zero_optimization"]["stage"])
         self.name = type(self.engine).__name__
         if self.engine.zero_optimization_stage() != self.stage:

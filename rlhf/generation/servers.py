@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlhf.beacons import patient
 from rlhf.config import GenerationServerConfig
-from rlhf.errors import GenerationError
+from rlhf.errors import GenerationAwayError, GenerationError
 from rlhf.generation.inside_vllm.rlhf_weights import TOKEN
 from rlhf.generation.transfer import Transfer
 from rlhf.generation.weights import Weight
@@ -93,7 +93,7 @@ class Servers:
         try:
             together(calls)
             if failed is not None:
-                raise GenerationError(f"generation servers {', '.join(self.addresses)}: {failed}")
+                raise GenerationAwayError(f"generation servers {', '.join(self.addresses)}: {failed}")
         except GenerationError:
             self.transfer = None
             if transfer is not None:
@@ -148,7 +148,9 @@ class Servers:
             except httpx.TransportError as error:
                 reason = f"{type(error).__name__}: {error}"
                 if not again:
-                    raise GenerationError(f"generation server {address}: {reason}; the same command goes on") from error
+                    raise GenerationAwayError(
+                        f"generation server {address}: {reason}; the same command goes on"
+                    ) from error
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise GenerationError(f"generation server {address}: {error}; {START}") from error
             time.sleep(patience.pause(reason))
@@ -167,13 +169,13 @@ class Patience:
         self.since = None
 
     def pause(self, reason: str) -> float:
-        """Seconds until it is to be asked again. Raises GenerationError once it has been away for too long."""
+        """Seconds until it is to be asked again. Raises GenerationAwayError once it has been away for too long."""
         now = time.monotonic()
         if self.since is None:
             self.since = now
             print(f"generation server {self.address}: {reason}; asking again", file=sys.stderr, flush=True)
         if now - self.since > self.seconds:
-            raise GenerationError(
+            raise GenerationAwayError(
                 f"generation server {self.address}: no answer within ppo.generation.server.patience_seconds="
                 f"{self.seconds:g} ({reason}); start it (rlhf generation serve RUN), the same command goes on"
             )
@@ -219,14 +221,16 @@ def said_by(answer: httpx.Response) -> str:
 
 
 def content(address: str, answer: httpx.Response) -> Any:
-    """The JSON of an answer. Raises GenerationError where a server refuses."""
+    """The JSON of an answer. Raises GenerationError where a server refuses, GenerationAwayError where it fails."""
     if not answer.is_success:
         remedy = "the server's own output says more"
         if answer.status_code in (401, 403):
             remedy = f"set {TOKEN} to the server's"
         elif answer.status_code == 404:
             remedy = START
-        raise GenerationError(f"generation server {address}: refused with {said_by(answer)}; {remedy}")
+        failed = answer.is_server_error or answer.status_code in BUSY  # else it would refuse the next time, too
+        kind = GenerationAwayError if failed else GenerationError
+        raise kind(f"generation server {address}: refused with {said_by(answer)}; {remedy}")
     try:
         return answer.json()
     except ValueError as error:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf.distributed import device
-from rlhf.errors import GenerationError
+from rlhf.errors import GenerationAwayError
 from rlhf.generation.inside_vllm.rlhf_weights import begin_broadcast, join_group
 
 STORES: Any = dist  # its stores are public, and not in its stubs
@@ -38,7 +38,7 @@ class Transfer:
     kind = "float32"  # of the servers' weights
 
     def __init__(self, addresses: Sequence[str], size: int, on_gpus: bool, seconds: float) -> None:
-        """Listen for the others. Raises GenerationError where there is no way to them."""
+        """Listen for the others. Raises GenerationAwayError where there is no way to them."""
         self.name = uuid.uuid4().hex
         self.size = size
         self.seconds = min(seconds, LONGEST_SECONDS)
@@ -63,7 +63,9 @@ class Transfer:
                 master_listen_fd=listening.detach(),
             )
         except (OSError, RuntimeError) as error:
-            raise GenerationError(f"generation servers: cannot be met at {self.host} ({one_line(error)})") from error
+            raise GenerationAwayError(
+                f"generation servers: cannot be met at {self.host} ({one_line(error)})"
+            ) from error
 
     def invitation(self, address: str, first: int) -> str:
         """What a server's workers are told, the first of which has rank `first`."""
@@ -71,13 +73,13 @@ class Transfer:
         return json.dumps({**asked, "first": first, "size": self.size, "seconds": self.seconds})
 
     def join(self) -> None:
-        """Wait for the others. Raises GenerationError."""
+        """Wait for the others. Raises GenerationAwayError."""
         members = STORES.PrefixStore(self.name, self.store)
         try:
             address = next(iter(self.own.values()))
             self.group = join_group(members, self.backend, 0, self.size, self.seconds, address)
         except RuntimeError as error:
-            raise GenerationError(f"generation servers: no process group with them ({one_line(error)})") from error
+            raise GenerationAwayError(f"generation servers: no process group with them ({one_line(error)})") from error
 
     def send(self, tensor: Tensor, given_up: Callable[[], bool]) -> None:
         """Give all workers a tensor; `failed` says why that was not possible, and then nothing more is sent.
@@ -109,14 +111,16 @@ class Transfer:
 
 
 def own_address(server: str) -> str:
-    """This machine's address as a server sees it. Raises GenerationError where there is no way there."""
+    """This machine's address as a server sees it. Raises GenerationAwayError where there is no way there."""
     parts = urlsplit(server)
     place = (parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 80))
     try:
         with socket.create_connection(place, timeout=30) as way:
             return str(way.getsockname()[0])
     except OSError as error:
-        raise GenerationError(f"generation server {server}: {error}; start it: rlhf generation serve RUN") from error
+        raise GenerationAwayError(
+            f"generation server {server}: {error}; start it: rlhf generation serve RUN"
+        ) from error
 
 
 def one_line(error: BaseException) -> str:

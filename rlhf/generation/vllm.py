@@ -20,7 +20,7 @@ from torch import nn
 from rlhf.beacons import patient
 from rlhf.config import GenerationConfig
 from rlhf.distributed import from_main, gather_objects, is_main, patient_group
-from rlhf.errors import GenerationError
+from rlhf.errors import GenerationAwayError, GenerationError
 from rlhf.generation.noise import uniforms
 from rlhf.generation.servers import BUSY, START, Servers, client_options, content, said_by
 from rlhf.generation.weights import weights_of
@@ -70,7 +70,7 @@ class VllmGenerator:
             answers = _on_every_rank(lambda context=context: self._answers(prompts, rows, seed, step, context, ended))  # type: ignore[misc]
             if from_main(self._state)[0]:
                 return self._sampled(answers)
-        raise GenerationError(
+        raise GenerationAwayError(
             f"generation servers {self._named}: lost the policy's weights in {ATTEMPTS} attempts at a batch; does "
             "another run use them?"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from rlhf.memory.computation import FLOAT32, Computation
-from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, copies, forward, gathered, logits, sampling
+from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, copies, forward, logits, sampling
 from rlhf.memory.models import answering, gradients, learner, stay, stepping
 from rlhf.memory.parts import Estimate, Parts, Roles, added
 from rlhf.shapes import Shape
@@ -90,9 +90,8 @@ def log_probs(policy: Shape, how: Computation, load: RolloutLoad) -> Roles:
 
 
 def beside(shape: Shape, how: Computation) -> float:
-    """Buffers of a model that has made its forward, while another's backward is under way."""
-    kept = 0.0 if how.checkpointing else copies(shape, how, learning=True)
-    return kept + (gathered(shape, how) if how.strategy == "zero3" else 0.0)
+    """Buffers of a model that has made its forward, while another learns; nothing of it is gathered."""
+    return 0.0 if how.checkpointing else copies(shape, how, learning=True)
 
 
 def evaluation(shape: Shape, how: Computation, load: RolloutLoad) -> Estimate:

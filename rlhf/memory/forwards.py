@@ -121,7 +121,7 @@ def gathered(shape: Shape, how: Computation, learner: bool = True) -> float:
     """What stands whole while a shared-out model computes: all but its blocks, and two of them, one on its way.
 
     In float32, as it is sent, and in the type that is computed in; of a model that only answers, in this alone. ZeRO-3
-    leaves what has been gathered where it is, up to a limit.
+    leaves what has been gathered where it is, up to a limit, and lets go of all of it at the forward's end.
     """
     if how.whole:
         return 0.0

@@ -8,7 +8,7 @@ from rlhf.shapes import Shape
 
 MOMENTS = 2 * FLOAT32  # AdamW's, of each weight that learns (Loshchilov & Hutter 2019)
 BITS = {"nf4": 4.5, "int8": 8.5}  # per quantised weight, the constants of its block included
-LIVE = 1_000_000_000  # weights that ZeRO-3 leaves gathered, since they will be needed again
+LIVE = 1_000_000_000  # weights that ZeRO-3 has gathered at most, until a forward's end
 
 
 def learner(shape: Shape, how: Computation, bucketed: bool = False) -> Parts:
@@ -18,7 +18,7 @@ def learner(shape: Shape, how: Computation, bucketed: bool = False) -> Parts:
     """
     learning = trainable(shape, how)
     below = 0.0 if how.lora_rank is None else frozen(shape, how)
-    master = FLOAT32 if how.strategy in ("zero1", "zero2") else 0  # the optimizer's own share of the weights
+    master = FLOAT32 if how.deepspeed else 0  # the optimizer's own share of the weights, also of those in float32
     return {
         "weights": 0.0 if how.offloaded == "all" else (below + learning * FLOAT32) / how.weights_over,
         "gradients": gradients(shape, how) if stay(how, bucketed) else 0.0,
@@ -65,6 +65,6 @@ def trainable(shape: Shape, how: Computation) -> int:
 
 
 def stepping(shape: Shape, how: Computation) -> float:
-    """AdamW's step makes the moments' square roots of all weights at once; DeepSpeed, one copy of the gradients."""
-    copies = 2 if how.strategy in ("zero1", "zero2") else 1
+    """AdamW's step makes the moments' square roots of all weights at once; DeepSpeed, copies of the gradients."""
+    copies = {"zero1": 2, "zero2": 2, "zero3": 3}.get(how.strategy, 1)
     return 0.0 if how.offloaded else copies * trainable(shape, how) * FLOAT32 / how.moments_over

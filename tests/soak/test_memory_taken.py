@@ -11,7 +11,6 @@ from measurements import Case, measured, peak, write_start
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
-OVER = [Case("ppo", "zero3", 16)]  # counted too high: ZeRO-3 holds less of what lies below adapters
 LIBRARIES = 90_000_000  # bytes: as resident memory exceeds tensors at every size
 CASES = [
     *(Case(stage, "ddp", rank) for stage in ("sft", "reward", "ppo") for rank in (None, 16)),
@@ -33,6 +32,6 @@ def test_it_is_what_two_processes_take(tmp_path_factory: pytest.TempPathFactory)
         learns = "all" if case.rank is None else f"adapters of {case.rank}"
         print(f"| {case.stage} | {case.strategy} | {learns} | {computed.total / 1e6:.0f} | {' | '.join(cells)} |")
         beyond = max(0, abs(computed.total - most["resident"]) - LIBRARIES) / most["resident"]
-        if (abs(apart["tensors"]) >= 0.05 and case not in OVER) or beyond >= 0.25:
+        if abs(apart["tensors"]) >= 0.05 or beyond >= 0.25:
             wrong.append((case.name, apart))
     assert not wrong
