@@ -15,23 +15,14 @@ from data.formats import as_record
 from data.quality.check import Checked, Tokens
 from data.quality.faults import faults_of
 from data.quality.repeats import Mask
+from data.quality.verdict import KINDS
 from data.quality.votes import Votes
 from data.records import BadRecord
 from rlhf.errors import ConfigError, DataError
 
-# What is left out unless the command says otherwise: what is wrong with single votes, whatever their share.
-DROPPED = (
-    "malformed",
-    "empty",
-    "identical",
-    "duplicate",
-    "near_duplicate",
-    "contradiction",
-    "leakage",
-    "too_long",
-    "template",
-)
-DROPPABLE = (*DROPPED, "tie", "truncated", "language")
+# What is left out unless the command says otherwise, and what may be.
+DROPPED = tuple(kind for kind, leaving in KINDS.items() if leaving == "dropped")
+DROPPABLE = tuple(kind for kind, leaving in KINDS.items() if leaving != "kept")
 
 
 @dataclass(frozen=True)
