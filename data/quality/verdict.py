@@ -28,6 +28,7 @@ KINDS: dict[str, Leaving] = {
     "tie": "droppable",
     "truncated": "droppable",
     "language": "droppable",
+    "offensive": "droppable",
 }
 _ORDER = ("fail", "warn", "info")
 

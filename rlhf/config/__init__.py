@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from rlhf.config.checking import AgreementLimitsConfig, CheckConfig, LimitsConfig
+from rlhf.config.checking import AgreementLimitsConfig, CheckConfig, ClassifierConfig, LimitsConfig
 from rlhf.config.data import DataConfig, FormatName, PreferenceFormat, PromptFormat, SourceConfig
 from rlhf.config.evaluation import EvaluateConfig, LmEvalConfig
 from rlhf.config.model import InitConfig, LoraConfig, ModelConfig
@@ -42,6 +42,7 @@ __all__ = [
     "AgreementLimitsConfig",
     "CheckConfig",
     "CheckpointConfig",
+    "ClassifierConfig",
     "DataConfig",
     "EvaluateConfig",
     "FaultsConfig",
