@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from planted import PLANTED, sound, swapped, write
 from running import TINY
-from stand_ins import require_data
+from stand_ins import write_model
 from typer.testing import CliRunner
 
 from data.quality.survey import Tokens
@@ -233,7 +233,7 @@ def test_the_stage_writes_what_was_found_and_tells_the_worst(tmp_path: Path) -> 
 
 def test_the_stage_finds_what_the_command_finds_with_its_tokenizer(tmp_path: Path) -> None:
     """Whether the launcher has checked before, or nobody has; a stage that goes on reads nothing again."""
-    model = require_data() / "model"
+    write_model(model := tmp_path / "model")
     votes = [*sound(60), {**sound(1)[0], "prompt": "<s> what?"}]
     votes[7:9] = [{**vote, "chosen": vote["chosen"] * 9} for vote in votes[7:9]]
     path = write(tmp_path / "votes.jsonl", votes)

@@ -1,4 +1,4 @@
-"""Offensive responses by a list of words and by a classifier, both of the user's own: what is flagged, what is counted."""
+"""Offensive responses by a list of words and by a classifier, both of the user's own: what is flagged and counted."""
 
 from __future__ import annotations
 
@@ -133,10 +133,10 @@ def test_a_classifier_reads_all_of_a_text(classifier: Path) -> None:
     judge = Classifier(ClassifierConfig(path=str(classifier), labels=["rude"]), None)
     found = judge(texts)
     assert [bool(told) for told in found] == [False, True, True, False, True, False]
-    assert found[1] is not None and found[1].startswith("rude (0.")
+    assert found[1] is not None and found[1].startswith("rude (")
     assert judge(texts[::-1]) == found[::-1]  # whoever stands beside it
-    none = Classifier(ClassifierConfig(path=str(classifier), labels=["rude"], threshold=1.0), None)
-    assert none(texts) == [None] * len(texts)
+    fine = Classifier(ClassifierConfig(path=str(classifier), labels=["fine"]), None)(texts)
+    assert [bool(told) for told in fine] == [True, True, False, True, True, True]  # some piece of each is
     both = Classifier(ClassifierConfig(path=str(classifier), labels=["rude", "fine"]), None)
     assert all(both(texts))  # their probabilities add up
 

@@ -83,6 +83,10 @@ def check(
     settings = resolve(recipe, None, data_directory) if recipe else _bare(data_directory)
     votes = _votes(files or [], recipe, settings, form, prompt)
     config = _flagged_by(settings.data.check, words, classifier, label or [])
+    if config.classifier:
+        from stages.command import quiet_libraries
+
+        quiet_libraries()
     flagging = flagging_of(config, settings.data.directory, models=True)
     tokens = tokens_of(settings, tokenizer) if recipe or tokenizer else None
     checked = check_votes(votes, config, tokens, flagging)
