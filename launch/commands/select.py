@@ -106,7 +106,8 @@ def _scored(sources: list[str], rewards: list[str]) -> Pool:
     with tempfile.TemporaryDirectory(prefix="rlhf-opinions-") as folder:
         output = Path(folder) / "scored.jsonl"
         command = [sys.executable, "-m", "stages.opinions", *map(str, [runs[0], *runs]), "--output", str(output)]
-        if code := subprocess.run(command, env=stage_environment(1)).returncode:
+        # What its libraries say is not for whoever reads our JSON.
+        if code := subprocess.run(command, env=stage_environment(1), stdout=sys.__stderr__).returncode:
             raise typer.Exit(code)  # which has said why
         return pool_of_files([str(output)])
 
