@@ -167,7 +167,7 @@ def test_wrong_options_are_told(tmp_path: Path) -> None:
             ask(read, "--budget", 1, "--output", tmp_path / "n.jsonl", *arguments)
     for by, problem in (
         ("margin", "some pairs have no scores"),
-        ("disagreement", "have no scores of two reward models"),
+        ("disagreement", "some pairs have no scores of two"),
     ):
         with pytest.raises(DataError, match=f"--by {by}: {problem}"):
             ask(read, "--budget", 1, "--output", tmp_path / "n.jsonl", "--by", by)

@@ -41,8 +41,8 @@ class JudgeConfig(Section):
             return self  # refused where it is asked
         if parts.username or parts.password or parts.query:
             raise ValueError(
-                f"url={parts.scheme}://{parts.hostname}/...: holds a name, a password or a query, and recipes are read by "
-                "others; leave that out, and set RLHF_JUDGE_TOKEN"
+                f"url={parts.scheme}://{parts.hostname}/...: holds a name, a password or a query, and recipes are read "
+                "by others; leave that out, and set RLHF_JUDGE_TOKEN"
             )
         return self
 
