@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
 from data.labelling import pushing
 from data.labelling.annotations import Annotation, parse
@@ -34,9 +33,8 @@ from data.reading import Reading
 from launch.cli import app
 from launch.label_studio import environment, kept_secret, owner_of
 from rlhf.config import SourceConfig
-from rlhf.errors import ArtifactError, ConfigError, DataError, InUseError, LabellingError
+from rlhf.errors import ArtifactError, ConfigError, DataError, LabellingError
 from rlhf.store.samples import conversations, write_samples
-from rlhf.store.unfinished import hold
 from rlhf.types import Comparison, Message, Prompt
 
 NOW = "2026-11-28T12:00:00.000000Z"
@@ -402,15 +400,6 @@ def test_a_server_s_secrets_are_for_its_owner_alone(tmp_path: Path) -> None:
     own = environment(tmp_path / "server", owner, {"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x", "HOME": "/root"})
     assert "AWS_SECRET_ACCESS_KEY" not in own and own["COLLECT_ANALYTICS"] == "false" and own["HOME"] != "/root"
     assert kept_secret(tmp_path / "server" / "secret-key", "other") == own["SECRET_KEY"]
-
-
-def test_the_directory_of_a_server_has_one_at_a_time(tmp_path: Path) -> None:
-    """The second draws no secrets, and makes no environment."""
-    with hold(tmp_path):
-        done = CliRunner().invoke(app, ["label", "up", "--directory", str(tmp_path)])
-    assert isinstance(done.exception, InUseError)
-    told = f"{tmp_path}: in use by another rlhf process; wait or give another --directory"
-    assert done.exception.problems == (told,) and [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

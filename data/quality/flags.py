@@ -69,7 +69,10 @@ def labels_of(config: ClassifierConfig, directory: str | None) -> dict[int, str]
     shape = read_json(path / "config.json")
     named = shape.get("id2label")
     every = named if isinstance(named, dict) else {n: f"LABEL_{n}" for n in range(int(shape.get("num_labels") or 2))}
-    names = {int(number): str(name) for number, name in every.items()}
+    try:
+        names = {int(number): str(name) for number, name in every.items()}
+    except ValueError as error:
+        raise ArtifactError(f"{path / 'config.json'}: id2label does not number its labels; mend it") from error
     if not config.labels and len(names) > 1:
         raise ConfigError(
             f"classifier {path}: has labels {', '.join(names.values())}; say which are of offensive texts (--label, or "
