@@ -195,6 +195,7 @@ def test_the_launcher_looks_for_words_and_the_stage_for_both(classifier: Path, t
     before = json.loads((tmp_path / "check.json").read_text())["summary"]["offensive"]
     assert (before["chosen"], before["rejected"]) == (0, 1)
     tokens = Tokens(lambda vote: 1, 2, frozenset())
+    (tmp_path / "reward").mkdir()
     gate.pass_through(recipe, tmp_path, tmp_path / "reward", {}, tokens, print)
     after = json.loads((tmp_path / "reward" / "check.json").read_text())["summary"]["offensive"]
     assert (after["chosen"], after["rejected"]) == (1, 1)
