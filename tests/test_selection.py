@@ -12,12 +12,15 @@ import pytest
 import torch
 import typer
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from data.selection import Answer, Candidate, Pool, answers_of_run, paired, pool_of_files, pool_of_run, select
 from launch.commands.select import select_command
+from rlhf.config import ModelConfig
 from rlhf.errors import ArtifactError, ConfigError, DataError
 from rlhf.store.samples import write_samples
+from rlhf.tokenization import load_tokenization
 from rlhf.types import Prompt
 from stages.opinions import opinions, reward_of
 
@@ -194,16 +197,22 @@ def test_reward_models_of_several_runs_score_the_responses_of_one(tiny_run: Path
     made = [json.loads(line) for line in output.read_text().splitlines()]
     assert told["chosen"] == len(made) == 5 and told["mean_disagreement"] > 0
     assert [each["disagreement"] for each in made] == sorted((each["disagreement"] for each in made), reverse=True)
-    # The first model's scores, but for their scale and place, are those that PPO has recorded.
     scored = tmp_path / "scored.jsonl"
     opinions(tiny_run, [tiny_run, *others], scored)
     records = [json.loads(line) for line in scored.read_text().splitlines()]
-    again = [score for record in records for score, *_ in record["scores"]]
-    recorded = [answer.scores[0] for _, answers in answers_of_run(tiny_run) for answer in answers]
-    results = json.loads((tiny_run / "reward" / "manifest.json").read_text())["results"]
-    normalised = [(score - results["score_mean"]) / (results["score_deviation"] or 1.0) for score in again]
-    assert normalised == pytest.approx(recorded, abs=1e-3)
+    assert sum(len(record["responses"]) for record in records) == sum(len(each) for _, each in answers_of_run(tiny_run))
     assert all(len(set(each)) == 3 for record in records for each in record["scores"])
+    for number, run in enumerate((tiny_run, *others)):
+        model = AutoModelForSequenceClassification.from_pretrained(run / "reward" / "model").eval()
+        tokenization = load_tokenization(run / "reward" / "model", ModelConfig())
+        for record in records[:3]:
+            answers = zip(record["responses"], record["finished"], record["scores"], strict=True)
+            for response, finished, scores in answers:
+                prompt = tokenization.prompt(Prompt(record["prompt"]))
+                tokens = [*prompt, *tokenization.response(response, finished)][-model.config.max_position_embeddings :]
+                with torch.no_grad():
+                    raw = float(model(torch.tensor([tokens])).logits[0, 0])
+                assert scores[number] == pytest.approx(raw, rel=1e-4, abs=1e-4)
 
 
 def test_what_cannot_be_an_opinion_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
