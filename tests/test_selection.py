@@ -200,16 +200,17 @@ def test_reward_models_of_several_runs_score_the_responses_of_one(tiny_run: Path
     scored = tmp_path / "scored.jsonl"
     opinions(tiny_run, [tiny_run, *others], scored)
     records = [json.loads(line) for line in scored.read_text().splitlines()]
-    assert sum(len(record["responses"]) for record in records) == sum(len(each) for _, each in answers_of_run(tiny_run))
+    asked = answers_of_run(tiny_run)
+    assert [record["responses"] for record in records] == [[one.text for one in answers] for _, answers in asked]
     assert all(len(set(each)) == 3 for record in records for each in record["scores"])
     for number, run in enumerate((tiny_run, *others)):
         model = AutoModelForSequenceClassification.from_pretrained(run / "reward" / "model").eval()
         tokenization = load_tokenization(run / "reward" / "model", ModelConfig())
-        for record in records[:3]:
+        for (prompt, _), record in zip(asked[:3], records, strict=False):
             answers = zip(record["responses"], record["finished"], record["scores"], strict=True)
             for response, finished, scores in answers:
-                prompt = tokenization.prompt(Prompt(record["prompt"]))
-                tokens = [*prompt, *tokenization.response(response, finished)][-model.config.max_position_embeddings :]
+                tokens = [*tokenization.prompt(prompt), *tokenization.response(response, finished)]
+                tokens = tokens[-model.config.max_position_embeddings :]
                 with torch.no_grad():
                     raw = float(model(torch.tensor([tokens])).logits[0, 0])
                 assert scores[number] == pytest.approx(raw, rel=1e-4, abs=1e-4)
