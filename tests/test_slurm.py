@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,18 @@ def test_a_controller_that_is_away_is_a_line(cluster: Cluster, monkeypatch: pyte
     assert len(error.value.problems) == 1
 
 
+def test_what_cannot_begin_on_a_node_is_not_tried_for_ever(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("python: /no/such/python\n")
+    options = ["--on", "slurm", "--processes", "1", "--site", "site.yaml", "--until", "sft", "--retries", "1"]
+    done = rlhf("launch", str(TINY), *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    seconds_until(lambda: not cluster.said("squeue", "--noheader"), 120, lambda: cluster.said("squeue"))
+    said = rlhf("logs", "tiny", "sft", folder=tmp_path).stdout
+    assert "2 tries in a row came to no checkpoint behind none; given up" in said, said
+    states = json.loads(rlhf("status", "tiny", "--json", folder=tmp_path).stdout)["states"]
+    assert (states[0]["state"], "exit code 127" in states[0]["told"]) == ("failed", True), states
+
+
 def test_a_trainer_is_told_where_its_servers_are(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,12 +165,13 @@ def test_a_trainer_is_told_where_its_servers_are(
     run.mkdir(parents=True)
     (tmp_path / "health").write_text("well\n")
     (run / "recipe.yaml").write_text(resolved_yaml(load_recipe(TINY)))
-    serve = ("python", "-m", "http.server", "--directory", str(tmp_path))
+    serve = (sys.executable, "-m", "http.server", "--directory", str(tmp_path))
     field = "ppo.generation.server.addresses"
+    own = (sys.executable, "-c", "import os, sys; print(os.environ['RANK'], *sys.argv[1:])", "own")
     roles = (
         Role("generator", 1, 1, 0, (*serve, str(port)), port=port, health="/health", announced=field),
         Role("reward", 1, 1, 0, (*serve, str(beside)), port=beside, health="/health", colocated=True),
-        Role("trainer", 1, 2, 0, ("python", "-c", "import os, sys; print(os.environ['RANK'], *sys.argv[1:])", "own")),
+        Role("trainer", 1, 2, 0, own),
     )
     spec = RunSpec("tiny", run, tmp_path, (JobSpec("sft", roles, retries=0),))
     SCHEDULER.check(spec, Site())

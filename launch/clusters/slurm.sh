@@ -54,9 +54,9 @@ newest() { # the stage's newest checkpoint
     echo "${found:-none}"
 }
 
-spent() { # tries of this job, counted from the last, that began with what is now the newest checkpoint
-    awk -v job="$job" -v newest="$(newest)" \
-        '$1 == "began" && $2 == job { n = $4 == newest ? n + 1 : 0 } END { print n + 0 }' "$tries"
+spent() { # tries of this job, counted from the last, that began with what is now the newest checkpoint, or before it
+    awk -v job="$job" -v newest="$(newest)" -v try=-1 \
+        '$2 == job && $3 != try { try = $3; n = $4 == newest ? n + 1 : 0 } END { print n + 0 }' "$tries"
 }
 
 begin() { # STAGE NODES: whether it has to run
