@@ -71,7 +71,8 @@ class Reading:
             none = f"none of its {self.records:,} records can be used as {self.format.name} ({reason})"
             fields = f"their fields are {listed(self.fields)}"
             return [f"{self.source.path}: {none}; {fields}; {remedy}, or see docs/data.md for other formats"]
-        remedy = "mend or remove it" if self.kind is None else "mend or remove it, or set bad_records: drop"
+        may_drop = self.kind is not None and self.source.bad_records == "fail"  # else nothing would be left
+        remedy = "mend or remove it, or set bad_records: drop" if may_drop else "mend or remove it"
         lines = [f"{bad}; {remedy}" for bad in self.bad]
         if self.bad_count > len(self.bad):
             more = self.bad_count - len(self.bad)

@@ -1,9 +1,10 @@
 """Which pairs of responses to label next, within a budget.
 
 margin: those of which a reward model is least sure, |P(one wins) - 0.5| by Bradley & Terry least first; of several
-models, by the mean of their probabilities (uncertainty sampling, Lewis & Gale 1994). random: any. diverse: prompts that
-are like no other one first. All take one pair of each prompt before a second of any, and none of nearly equal
-responses.
+models, by the mean of their probabilities (uncertainty sampling, Lewis & Gale 1994), which is the order of its entropy.
+disagreement: those on which several models differ most, by the information that a vote gives on which of them is right
+(BALD, Houlsby et al. 2011): a pair on which all say even odds has none. random: any. diverse: prompts that are like no
+other one first. All take one pair of each prompt before a second of any, and none of nearly equal responses.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from data.records import BadRecord, one_line, read_records, shown
 from rlhf.errors import ArtifactError, DataError
 from rlhf.types import Prompt
 
-BY = ("margin", "random", "diverse")
+BY = ("margin", "disagreement", "random", "diverse")
 NEAR = 0.8  # Jaccard similarity from which on texts are nearly the same
 
 
@@ -55,10 +56,25 @@ class Candidate:
     kind: str | None = None  # the prompt's stratum
 
     @property
+    def chances(self) -> list[float]:
+        """P(first wins) by each reward model."""
+        gaps = [a - b for a, b in zip(self.first.scores, self.second.scores, strict=True)]
+        return [0.5 + 0.5 * math.tanh(gap / 2) for gap in gaps]
+
+    @property
     def probability(self) -> float | None:
         """P(first wins), the mean over reward models; None where there are no scores."""
-        gaps = [a - b for a, b in zip(self.first.scores, self.second.scores, strict=True)]
-        return math.fsum(0.5 + 0.5 * math.tanh(gap / 2) for gap in gaps) / len(gaps) if gaps else None
+        return math.fsum(self.chances) / len(self.chances) if self.chances else None
+
+    @property
+    def disagreement(self) -> float | None:
+        """Mutual information of the vote and of which model is right, nats; None of less than two models.
+
+        H(mean of P) - mean of H(P), Houlsby et al. 2011, eq. 2: from 0, where all agree, to log 2.
+        """
+        if self.probability is None or len(self.chances) < 2:
+            return None
+        return max(0.0, entropy(self.probability) - math.fsum(map(entropy, self.chances)) / len(self.chances))
 
     @property
     def doubt(self) -> float:
@@ -68,13 +84,20 @@ class Candidate:
     def record(self) -> dict[str, Any]:
         """As `rlhf label push` reads it."""
         chance = {} if self.probability is None else {"probability": round(self.probability, 4)}
+        differ = {} if self.disagreement is None else {"disagreement": round(self.disagreement, 4)}
         return {
             "prompt": as_record(self.prompt)["prompt"],
             "responses": [self.first.text, self.second.text],
             "finished": [self.first.finished, self.second.finished],
             **({} if self.kind is None else {"kind": self.kind}),
             **chance,
+            **differ,
         }
+
+
+def entropy(probability: float) -> float:
+    """Of a vote that falls one way with this probability, nats."""
+    return -math.fsum(p * math.log(p) for p in (probability, 1 - probability) if p > 0)
 
 
 @dataclass
@@ -87,6 +110,11 @@ class Pool:
 
 def pool_of_run(run: Path) -> Pool:
     """Pairs of a prompt's responses at different steps of PPO. Raises ArtifactError where there are no two of them."""
+    return paired((prompt, known, None) for prompt, known in answers_of_run(run))
+
+
+def answers_of_run(run: Path) -> list[tuple[Prompt, list[Answer]]]:
+    """Each held-out prompt's responses at the steps of PPO, with the scores that PPO saw; see `pool_of_run`."""
     answers: dict[tuple[int, str], tuple[Prompt, list[Answer]]] = {}
     paths = sorted((run / "ppo" / "samples").glob("held-out-*.parquet"))
     for path in paths:
@@ -97,7 +125,7 @@ def pool_of_run(run: Path) -> Pool:
             known.append(Answer(row["response"], (float(row["score"]),), bool(row["finished"])))
     if len(paths) < 2:
         raise ArtifactError(f"{run}/ppo/samples: no responses of two steps; run ppo with ppo.evaluate_every")
-    return paired((prompt, known, None) for prompt, known in answers.values())
+    return list(answers.values())
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -173,9 +201,13 @@ def paired(asked: Iterable[tuple[Prompt, Sequence[Answer], str | None]]) -> Pool
 
 
 def select(pool: Pool, budget: int, by: str, seed: int = 0) -> list[Candidate]:
-    """`budget` pairs, or all there are; each kind of prompts has its share. DataError for margin without scores."""
+    """`budget` pairs, or all there are; each kind of prompts has its share. DataError where `by` wants more scores."""
     if by == "margin" and any(candidate.probability is None for candidate in pool.candidates):
         raise DataError("--by margin: some pairs have no scores; give scores, or --by random or diverse")
+    if by == "disagreement" and any(candidate.disagreement is None for candidate in pool.candidates):
+        raise DataError(
+            "--by disagreement: some pairs have no scores of two reward models; give --rewards, or another --by"
+        )
     kinds: dict[str | None, list[Candidate]] = defaultdict(list)
     for candidate in pool.candidates:
         kinds[candidate.kind].append(candidate)
@@ -195,6 +227,8 @@ def _ordered(candidates: Sequence[Candidate], by: str, seed: int) -> list[Candid
     random.Random(f"{seed}/select").shuffle(shuffled)
     if by == "margin":
         shuffled.sort(key=lambda candidate: candidate.doubt)
+    elif by == "disagreement":
+        shuffled.sort(key=lambda candidate: candidate.disagreement or 0.0, reverse=True)
     rounds: dict[Prompt, int] = defaultdict(int)
     ranked = []
     for position, candidate in enumerate(shuffled):

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -114,11 +115,13 @@ def kept_secret(path: Path, drawn: str) -> str:
 class Server:
     """A server's process; to be used in a `with`, whose end is also its own."""
 
-    def __init__(self, directory: Path, port: int, command: Path | None = None) -> None:
+    def __init__(self, directory: Path, port: int, command: Path | None = None, lock: IO[str] | None = None) -> None:
+        """lock: of the directory, which the server's process then holds too, should it outlive us for a moment."""
         self.directory = directory.absolute()
         self.port = port
         self.command = command or environment_folder() / "bin" / "label-studio"
         self.owner = owner_of(self.directory)
+        self.lock = lock
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -139,6 +142,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                pass_fds=[self.lock.fileno()] if self.lock else [],
                 start_new_session=True,  # Ctrl-C is for us to act upon
                 preexec_fn=_end_with_parent,
             )

@@ -36,6 +36,7 @@ from stages.frozen import freeze
 from stages.prompts import fitting_prompts
 from stages.rows import IDS, Keeping, Rows, keeping, write_rows
 from stages.sampling import sample
+from stages.token_lengths import tokens_by
 from stages.trainer import Checkpointed, Report, train
 
 FIGURES = {
@@ -113,8 +114,9 @@ def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Spli
             votes = sources.vote(source, held_out, recipe.data, recipe.seed)
             sampled[number] = [*sources.vote(source, training, recipe.data, recipe.seed).records, *votes.records]
             on_policy_accuracy = votes.bayes_accuracy if len(recipe.data.comparisons) == 1 else None
-    run = context.inputs["sft"].directory.parent
-    from_main(lambda: gate.pass_through(recipe, run, context.output, sampled, context.warn))
+    start = context.inputs["sft"]
+    tokens, run = tokens_by(tokenization, start.model, recipe), start.directory.parent
+    from_main(lambda: gate.pass_through(recipe, run, context.output, sampled, tokens, context.warn))
     split, bayes_accuracy = examples.comparisons(context, sampled)
     if not split.train or not split.test:
         raise DataError("data.comparisons: no example in the train or test part; give more or change test_fraction")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data.quality.check import Tokens
+from data.quality.survey import Tokens
 from rlhf.config import Recipe
 from rlhf.recipe_memory import declared_context
+from rlhf.store.artifact import digest
 from rlhf.types import Comparison
 from stages.origins import first_model
+
+if TYPE_CHECKING:
+    from rlhf.tokenization import Tokenization
 
 
 def tokens_of(recipe: Recipe, tokenizer: Path | None = None) -> Tokens | None:
@@ -19,14 +24,20 @@ def tokens_of(recipe: Recipe, tokenizer: Path | None = None) -> Tokens | None:
     place = str(tokenizer) if tokenizer else first_model(recipe)
     if place is None:
         return None
-    from reward_models.pairs import encode_comparison
     from rlhf.tokenization import load_tokenization
 
-    tokenization = load_tokenization(place, recipe.model, recipe.model.added_tokens)
-    most = recipe.reward.max_length or declared_context(place) or tokenization.tokenizer.model_max_length
+    return tokens_by(load_tokenization(place, recipe.model, recipe.model.added_tokens), place, recipe)
+
+
+def tokens_by(tokenization: Tokenization, model: str | Path, recipe: Recipe) -> Tokens:
+    """Lengths by a tokenizer, against `reward.max_length` or the context that the model in a directory declares."""
+    from reward_models.pairs import encode_comparison
+
+    most = recipe.reward.max_length or declared_context(model) or tokenization.tokenizer.model_max_length
 
     def measure(comparison: Comparison) -> int:
         row = encode_comparison(comparison, tokenization)
         return max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
-    return Tokens(measure, most, frozenset(tokenization.tokenizer.all_special_tokens))
+    reserved = frozenset(tokenization.tokenizer.all_special_tokens)
+    return Tokens(measure, most, reserved, digest([tokenization.contract, most]))

@@ -27,7 +27,7 @@ def unread(recipe: Recipe) -> list[str]:
         fields.append("model.init")
     if recipe.sft.use:
         fields += [f"sft.{name}" for name in type(recipe.sft).model_fields if name != "use"]
-    return fields
+    return [*fields, "labelling"]
 
 
 def check_uses(recipe: Recipe, stages: Sequence[str]) -> None:

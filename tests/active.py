@@ -1,4 +1,4 @@
-"""Reward accuracy over number of labels, pairs chosen by margin or at random; run, the table of docs/annotators.md.
+"""Reward accuracy over number of labels, pairs chosen by each way; run, it prints the table of docs/annotators.md.
 
 The task is data.toy, the reward model a linear Bradley-Terry model on the words of a response and whether they answer
 its prompt's fact, in numpy: seconds, so that many rounds and seeds can be tried.
@@ -19,6 +19,8 @@ from rlhf.types import Comparison
 
 Floats = NDArray[np.float64]
 FIRST, STEP, ROUNDS, POOL, HELD_OUT = 50, 50, 15, 4000, 2000
+WAYS = ("random", "margin", "disagreement")
+MODELS = 5  # that disagree, each fitted to votes drawn anew from those that there are (bootstrap)
 
 
 def words_of(comparison: Comparison, text: str) -> list[str]:
@@ -69,10 +71,13 @@ def curve(seed: int, by: str) -> list[tuple[int, float]]:
         weights = fit((chosen - rejected)[labelled], target[labelled])
         right = np.sign(test_difference @ weights) * better
         found.append((len(labelled), float(np.where(right == 0, 0.5, right > 0)[better != 0].mean())))
-        known = set(labelled)
-        scores = chosen @ weights, rejected @ weights
+        known, models = set(labelled), weights[:, None]
+        if by == "disagreement":
+            samples = (draw.choice(labelled, len(labelled)) for _ in range(MODELS))
+            models = np.stack([fit((chosen - rejected)[sample], target[sample]) for sample in samples], axis=1)
+        scores = chosen @ models, rejected @ models
         candidates = {
-            i: Candidate(c.prompt, Answer(f"{i}", (scores[0][i],)), Answer("", (scores[1][i],)))
+            i: Candidate(c.prompt, Answer(f"{i}", (*scores[0][i],)), Answer("", (*scores[1][i],)))
             for i, c in enumerate(pool)
             if i not in known
         }
@@ -92,16 +97,22 @@ def labels_to(curve: list[tuple[int, float]], accuracy: float) -> float:
 def main(count: int) -> None:
     """Print the curves of some seeds, with 95 % intervals over held-out pairs, and what random's accuracy takes."""
     print("| seed | chosen by | " + " | ".join(f"{FIRST + STEP * n}" for n in range(0, ROUNDS + 1, 3)) + " labels |")
-    shares = []
+    shares: dict[str, list[float]] = {way: [] for way in WAYS[1:]}
+    every: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for seed in range(1, count + 1):
-        curves = {by: curve(seed, by) for by in ("random", "margin")}
+        curves = {by: curve(seed, by) for by in WAYS}
         for by, points in curves.items():
             cells = (f"{accuracy:.3f} ({low:.3f} to {high:.3f})" for _, accuracy, low, high in map(_told, points[::3]))
-            print(f"| {seed} | {by} | " + " | ".join(cells) + " |")
+            print(f"| {seed} | {by} | " + " | ".join(cells) + " |", flush=True)
+            every[by].append([accuracy for _, accuracy in points[::3]])
         labels, accuracy = curves["random"][-1]
-        shares.append(labels_to(curves["margin"], accuracy) / labels)
-    print("labels by margin for random's last accuracy: " + ", ".join(f"{share:.0%}" for share in shares))
-    print(f"median {np.median(shares):.0%}")
+        for way, found in shares.items():
+            found.append(labels_to(curves[way], accuracy) / labels)
+    for way, points_of_seeds in every.items():
+        print(f"| mean | {way} | " + " | ".join(f"{mean:.3f}" for mean in np.mean(points_of_seeds, axis=0)) + " |")
+    for way, found in shares.items():
+        told = ", ".join(f"{share:.0%}" for share in found)
+        print(f"labels by {way} for random's last accuracy: {told}; median {np.median(found):.0%}")
 
 
 def _told(point: tuple[int, float]) -> tuple[int, float, float, float]:

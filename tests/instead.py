@@ -168,4 +168,12 @@ INSTEAD: dict[str, tuple[str, str]] = {
     ),
     "rlhf label judge demo --url https://api.openai.com/v1 --model gpt-4.1-mini --count 500 "
     "--requests-per-minute 300 --budget-tokens 1000000": ("rlhf label judge --help", "costs money"),
+    "rlhf data check votes.jsonl --words words.txt --classifier ./toxicity --label toxic --json": (
+        "rlhf data check votes.jsonl --words words.txt --json",
+        "needs a classifier; tests/test_data_flags.py trains one",
+    ),
+    "rlhf label select demo --rewards seed-1 --rewards seed-2 --by disagreement --budget 200 --output next.jsonl": (
+        "rlhf label select --help",
+        "needs runs of other seeds; tests/test_selection.py has some",
+    ),
 }

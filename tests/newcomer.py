@@ -80,6 +80,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "votes": write_votes,
     "hosts": lambda path: path.write_text("node-1 slots=8\nme@node-2:2222 slots=8 address=10.0.0.2\n"),
     "votes.jsonl": lambda path: write_lines(path, preferences(0)),
+    "words.txt": lambda path: path.write_text("# of this team\nshut up\n"),
 }
 # And for their models: what of the tiny run stands in for each.
 MODELS = {"Qwen2.5-0.5B-Instruct": "sft", "Instruct": "sft", "Llama-3-8B": "sft", "my-reward-model": "reward"}

@@ -70,10 +70,24 @@ def _duplicate(votes: Votes) -> tuple[Votes, int]:
     return [*votes, *exact, *spaced], 10
 
 
+def _nearly(votes: Votes) -> Votes:
+    """A word more in both texts; or in front of one, so that the texts may come in the other order."""
+    both = [{name: f"{vote[name][:-1]} too." for name in ("chosen", "rejected")} for vote in votes]
+    return [
+        {**vote, **(both[number] if number % 2 else {"chosen": f"zu {vote['chosen']}"})}
+        for number, vote in enumerate(votes)
+    ]
+
+
 def _near_duplicate(votes: Votes) -> tuple[Votes, int]:
-    """One word more in each text; and the order of the responses turned."""
-    changed = [{**vote, **{name: f"{vote[name][:-1]} too." for name in ("chosen", "rejected")}} for vote in votes[:30]]
-    return [*votes, *changed[:15], *map(swapped, changed[15:])], 30
+    return [*votes, *_nearly(votes[:30])], 30
+
+
+def _near_contradiction(votes: Votes) -> tuple[Votes, int]:
+    """Nearly the same pairs voted the other way, by the same annotators and by nobody named."""
+    turned = [swapped(vote) for vote in _nearly(votes[:8])]
+    unnamed = [{name: vote[name] for name in ("prompt", "chosen", "rejected")} for vote in turned[4:]]
+    return [*votes, *turned[:4], *unnamed], 8
 
 
 def _contradiction(votes: Votes) -> tuple[Votes, int]:
@@ -175,3 +189,4 @@ PLANTED: dict[str, Callable[[Votes], tuple[Votes, int]]] = {
     "language": _language,
 }
 SWAPPED_LABELS = _swapped_labels
+NEAR_CONTRADICTION = _near_contradiction

@@ -183,6 +183,7 @@ NOTHING = [
     "model.activation_checkpointing=true",
     "evaluate.parallelism={processes: 2}",
     "watchdog=null",
+    "labelling={judge: {model: m}}",
 ]
 SOMETHING = {
     "sft": ["seed=1", "sft.learning_rate=1e-5", "sft.packing=false", "model.init.layers=3", "data.test_fraction=0.2"],

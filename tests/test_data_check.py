@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import PLANTED, SWAPPED_LABELS, sound, swapped, write
+from planted import NEAR_CONTRADICTION, PLANTED, SWAPPED_LABELS, sound, swapped, write
 
-from data.quality.check import Checked, Tokens, check_votes
+from data.quality.check import Checked, check_votes
+from data.quality.survey import Tokens
 from data.quality.votes import votes_of_files
 from rlhf.config import CheckConfig, DataConfig, LimitsConfig, SourceConfig
 from rlhf.errors import DataError
@@ -72,6 +73,37 @@ def test_an_annotator_with_swapped_labels_is_named(tmp_path: Path) -> None:
     assert found["low_agreement"].severity == "fail"
     assert found["low_agreement"].examples[0]["annotator"] == "fay"
     assert found["contradiction"].severity == "info"  # each of them is true to himself
+
+
+def test_nearly_the_same_pairs_contradict_each_other(tmp_path: Path) -> None:
+    votes, count = NEAR_CONTRADICTION(sound())
+    verdict = checked(path := write(tmp_path / "votes.jsonl", votes)).verdict
+    found = next(finding for finding in verdict.findings if finding.kind == "contradiction")
+    assert (found.count, found.severity) == (count, "warn") and f"{count} more with one that is nearly" in found.message
+    assert verdict.summary["contradictions"]["same"] == 0 and verdict.summary["contradictions"]["nearly_same"] == count
+    for example in found.examples:
+        one, other = (int(place.rsplit(":", 1)[1]) - 1 for place in (example["place"], example["what"]))
+        assert other - one == 400 and example["what"].endswith(path.rsplit("/", 1)[1] + f":{other + 1}")
+    exact = [swapped(vote) for vote in votes[20:23]]
+    found = findings(write(tmp_path / "votes.jsonl", [*votes, *exact]))["contradiction"]
+    assert found.count == count + 3 and found.message.startswith("3 of 408 pairs")
+    assert [" nearly " in f" {example['what']}" for example in found.examples] == [False] * 3 + [True] * 2
+
+
+def test_near_pairs_of_different_annotators_disagree(tmp_path: Path) -> None:
+    votes, count = NEAR_CONTRADICTION(sound())
+    votes = [{**vote, "annotator": "dan"} if number >= 400 else vote for number, vote in enumerate(votes)]
+    found = findings(write(tmp_path / "votes.jsonl", votes))["contradiction"]
+    assert (found.count, found.severity) == (count, "info")
+    assert f"{count} more by different annotators" in found.message
+
+
+def test_which_of_two_alike_responses_won_is_not_guessed(tmp_path: Path) -> None:
+    """Both responses nearly the same: another pair like it may be turned or not."""
+    alike = [{**vote, "rejected": f"{vote['chosen'][:-1]} now."} for vote in sound(400)]
+    nearly = [{**swapped(vote), "chosen": f"so {vote['rejected']}"} for vote in alike[:20]]
+    found = findings(write(tmp_path / "votes.jsonl", [*alike, *nearly]))
+    assert found["near_duplicate"].count == 20 and "contradiction" not in found
 
 
 def test_different_annotators_disagree_and_one_contradicts_himself(tmp_path: Path) -> None:

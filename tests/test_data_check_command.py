@@ -7,20 +7,26 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from planted import PLANTED, sound, swapped, write
 from running import TINY
+from stand_ins import write_model
 from typer.testing import CliRunner
 
+from data.quality.survey import Tokens
 from launch.cli import app
 from rlhf.errors import ConfigError, DataError, RLHFError
-from rlhf.recipe import load_recipe
+from rlhf.recipe import load_recipe, resolved_yaml
+from rlhf.tokenization import load_tokenization
 from stages import gate, preflight
+from stages.token_lengths import tokens_by
 
 ROOT = Path(__file__).parents[1]
+SHORT = Tokens(lambda vote: 1, 2, frozenset())  # nothing is too long
 
 
 def ask(*arguments: str) -> tuple[int, str]:
@@ -94,7 +100,7 @@ def test_the_cleaned_file_passes_and_each_one_left_out_is_told(tmp_path: Path) -
     assert len(kept) + len(dropped) == len(votes) and f"{len(kept):,} votes kept, {len(dropped):,} left out" in told
     assert all(each["place"].startswith(path) and each["why"] for each in dropped)
     planted = {"malformed", "identical", "duplicate", "contradiction", "template", "leakage"}
-    assert {each["kind"] for each in dropped} == planted | {"near_duplicate"}  # by what several faults made of one pair
+    assert {each["kind"] for each in dropped} == planted
     lines = {int(each["place"].rsplit(":", 1)[1]) for each in dropped}
     assert kept == [vote for line, vote in enumerate(votes, start=1) if line not in lines]
     code, told = ask(str(clean), "--json")
@@ -177,9 +183,9 @@ def test_what_was_checked_is_remembered_while_nothing_changes(tmp_path: Path, mo
     monkeypatch.setattr(gate, "_checked", {})
     counted: list[Any] = []
     original = gate.check_votes
-    monkeypatch.setattr(gate, "check_votes", lambda *given: counted.append(given) or original(*given))
+    monkeypatch.setattr(gate, "check_votes", lambda *given, **more: counted.append(given) or original(*given, **more))
     check(recipe, tmp_path)
-    gate.pass_through(recipe, tmp_path, tmp_path, {}, print)
+    gate.pass_through(recipe, tmp_path, tmp_path, {}, SHORT, print)
     assert counted == []
     monkeypatch.setattr(gate, "_checked", {})
     check(recipe_on(path, tmp_path, "data.check.similarity=0.9"), tmp_path)
@@ -206,8 +212,10 @@ def test_the_stage_writes_what_was_found_and_tells_the_worst(tmp_path: Path) -> 
     path, said = rotten(tmp_path), list[str]()
     (tmp_path / "reward").mkdir()
     with pytest.raises(DataError):
-        gate.pass_through(recipe_on(path, tmp_path), tmp_path, tmp_path / "reward", {}, said.append)
-    gate.pass_through(recipe_on(path, tmp_path, "data.check.gate=warn"), tmp_path, tmp_path / "reward", {}, said.append)
+        gate.pass_through(recipe_on(path, tmp_path), tmp_path, tmp_path / "reward", {}, SHORT, said.append)
+    gate.pass_through(
+        recipe_on(path, tmp_path, "data.check.gate=warn"), tmp_path, tmp_path / "reward", {}, SHORT, said.append
+    )
     assert [line.split(":")[:2] for line in said] == [["data check", " duplicate"], ["data check", " contradiction"]]
     assert gate.headline(tmp_path / "reward") == {
         "verdict": "fail",
@@ -217,8 +225,41 @@ def test_the_stage_writes_what_was_found_and_tells_the_worst(tmp_path: Path) -> 
             "contradiction": {"severity": "fail", "count": 60},
         },
     }
-    gate.pass_through(recipe_on(path, tmp_path, "data.check.gate=off"), tmp_path, tmp_path / "nix", {}, said.append)
+    gate.pass_through(
+        recipe_on(path, tmp_path, "data.check.gate=off"), tmp_path, tmp_path / "nix", {}, SHORT, said.append
+    )
     assert not (tmp_path / "nix").exists()
+
+
+def test_the_stage_finds_what_the_command_finds_with_its_tokenizer(tmp_path: Path) -> None:
+    """Whether the launcher has checked before, or nobody has; a stage that goes on reads nothing again."""
+    write_model(model := tmp_path / "model")
+    votes = [*sound(60), {**sound(1)[0], "prompt": "<s> what?"}]
+    votes[7:9] = [{**vote, "chosen": vote["chosen"] * 9} for vote in votes[7:9]]
+    path = write(tmp_path / "votes.jsonl", votes)
+    recipe = recipe_on(path, tmp_path, "reward.max_length=300", "data.check.too_long={warn: 0.02}")
+    (tmp_path / "recipe.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
+    _, told = ask("--recipe", str(tmp_path / "recipe.yaml"), "--tokenizer", str(model), "--json")
+    wanted = json.loads(told)
+    assert {each["kind"]: (each["severity"], each["count"]) for each in wanted["findings"]} == {
+        "too_long": ("warn", 2),
+        "template": ("warn", 1),
+    }
+    check(recipe, tmp_path)
+    gate.keep(recipe, tmp_path)
+    tokens = tokens_by(load_tokenization(model, recipe.model), model, recipe)
+    for run in ("elsewhere", "."):  # without the launcher's check, and with it
+        said, output = list[str](), tmp_path / f"reward of {run}"
+        output.mkdir()
+        gate.pass_through(recipe, tmp_path / run, output, {}, tokens, said.append)
+        found = json.loads((output / "check.json").read_text())
+        assert {name: found[name] for name in wanted} == wanted and "2 too_long, 1 template" in said[0]
+    unread = replace(tokens, measure=lambda vote: 1 // 0)
+    gate.pass_through(recipe, tmp_path, output, {}, unread, said.append)
+    assert said[1] == said[0]
+    with pytest.raises(DataError, match=r"data.comparisons: too_long: 2 of 61 records"):
+        failing = recipe_on(path, tmp_path, "reward.max_length=300", "data.check.too_long={fail: 0.02}")
+        gate.pass_through(failing, tmp_path, output, {}, tokens, said.append)
 
 
 @pytest.mark.parametrize("recipe", ["demo", str(TINY)])

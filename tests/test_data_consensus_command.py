@@ -101,6 +101,13 @@ def test_bad_records_end_it_unless_they_may_be_dropped(votes: Path, tmp_path: Pa
     assert "1 bad records left out" in ask(mixed, "--output", output, "--drop-bad")
 
 
+def test_where_no_record_can_be_used_no_option_is_named_that_would_not_help(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "p", "chosen": 3, "rejected": "b"}\n')
+    for options in ([], ["--drop-bad"]):
+        with pytest.raises(DataError, match=r"bad.jsonl:1: chosen=3 is not a text.*; mend or remove it$"):
+            ask(tmp_path / "bad.jsonl", "--output", tmp_path / "c.jsonl", *options)
+
+
 def test_votes_on_different_pairs_tell_nothing_and_that_is_said(tmp_path: Path) -> None:
     lone = simulate(3, prompts=30, responses=2, overlap=1).votes
     write_jsonl(tmp_path / "lone.jsonl", [replace(vote, seconds=1.0) for vote in lone])

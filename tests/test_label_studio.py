@@ -488,11 +488,13 @@ def test_up_starts_a_server_and_stops_it(tmp_path: Path) -> None:
     assert process.stdout is not None
     said = [process.stdout.readline() for _ in range(4)]
     assert f"Label Studio 1.23.2 at http://127.0.0.1:{port}" in said[0] and str(folder / "token") in said[2]
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (
-        again.returncode == 2
-        and again.stderr == f"error: --port {port}: is in use; give another, or stop what listens there\n"
-    )
+    elsewhere = [str(tmp_path / "other") if word == str(folder) else word for word in command]
+    for words, problem in (
+        (command, f"{folder}: in use by another rlhf process; wait or give another --directory"),
+        (elsewhere, f"--port {port}: is in use; give another, or stop what listens there"),
+    ):
+        again = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert (again.returncode, again.stderr) == (2, f"error: {problem}\n")
     process.send_signal(signal.SIGINT)
     code, rest = ended(process)
     assert code == 0 and "stopping" in rest and is_free(port), rest

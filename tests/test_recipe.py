@@ -73,7 +73,7 @@ def test_unknown_key_is_answered_with_the_path_that_was_meant(tmp_path: Path) ->
         ("max_length=3", "did you mean sft.max_length or reward.max_length?"),
         ("data.prompts.0.cuont=5", "did you mean data.prompts.0.count?"),
         ("model.lora.xyz=1", "known keys of model.lora: rank, alpha, quantization"),
-        ("xyz=1", "model, data, sft, reward, ppo, evaluate, checkpoint, tracking, parallelism, watchdog"),
+        ("xyz=1", "model, data, sft, reward, ppo, evaluate, checkpoint, tracking, parallelism, watchdog, labelling"),
     ],
 )
 def test_hints_for_unknown_keys(seed: Path, override: str, hint: str) -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from data.selection import Answer, Candidate, Pool, paired, pool_of_files, pool_of_run, select
+from data.selection import Answer, Candidate, Pool, answers_of_run, paired, pool_of_files, pool_of_run, select
 from launch.commands.select import select_command
+from rlhf.config import ModelConfig
 from rlhf.errors import ArtifactError, ConfigError, DataError
 from rlhf.store.samples import write_samples
+from rlhf.tokenization import load_tokenization
 from rlhf.types import Prompt
+from stages.opinions import opinions, reward_of
 
 app = typer.Typer()
 app.command()(select_command)
@@ -56,6 +64,22 @@ def test_of_several_models_the_mean_probability_counts() -> None:
     sure = Candidate(Prompt("q"), Answer("a", (1.0, 1.0)), Answer("b", (0.0, 0.0)))
     assert split.probability == pytest.approx(0.5)
     assert select(Pool([sure, split]), 1, "margin") == [split]
+
+
+def test_disagreement_is_what_a_vote_tells_of_which_model_is_right() -> None:
+    def of(*gaps: float) -> Candidate:
+        return Candidate(Prompt(f"{gaps}"), Answer("a", gaps), Answer("b", (0.0,) * len(gaps)))
+
+    torn, undecided, agreed = of(30.0, -30.0), of(0.0, 0.0), of(2.0, 2.0)
+    assert torn.disagreement == pytest.approx(math.log(2)) and undecided.disagreement == agreed.disagreement == 0
+    two = of(1.0, -0.5)
+    first, second = (1 / (1 + math.exp(-gap)) for gap in (1.0, -0.5))
+    joint = [(p / 2, (1 - p) / 2) for p in (first, second)]  # of model and vote
+    votes = [sum(column) for column in zip(*joint, strict=True)]
+    by_definition = sum(p * math.log(p / (0.5 * vote)) for row in joint for p, vote in zip(row, votes, strict=True))
+    assert two.disagreement == pytest.approx(by_definition, rel=1e-9)
+    assert select(Pool([undecided, two, agreed, torn]), 2, "disagreement") == [torn, two]
+    assert of(1.0).disagreement is None and of().disagreement is None
 
 
 def test_kinds_have_their_shares_of_any_budget() -> None:
@@ -137,12 +161,74 @@ def test_wrong_options_are_told(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(json.dumps({"prompt": "p", "responses": ["an oak", "the sea"]}))
     read = tmp_path / "r.jsonl"
     for arguments, problem in (
-        (["--by", "luck"], "--by=luck: not known; choose from margin, random, diverse"),
+        (["--by", "luck"], "--by=luck: not known; choose from margin, disagreement, random, diverse"),
         (["--output", "n.csv"], "must end in .jsonl"),
         (["--output", "no/n.jsonl"], "no file can be there"),
         (["--output", str(read)], "would replace a file that is read"),
     ):
         with pytest.raises(ConfigError, match=problem):
             ask(read, "--budget", 1, "--output", tmp_path / "n.jsonl", *arguments)
-    with pytest.raises(DataError, match="--by margin: some pairs have no scores"):
-        ask(read, "--budget", 1, "--output", tmp_path / "n.jsonl")
+    for by, problem in (
+        ("margin", "some pairs have no scores"),
+        ("disagreement", "some pairs have no scores of two"),
+    ):
+        with pytest.raises(DataError, match=f"--by {by}: {problem}"):
+            ask(read, "--budget", 1, "--output", tmp_path / "n.jsonl", "--by", by)
+
+
+def other_run(run: Path, copy: Path, seed: int, **manifest: object) -> Path:
+    """A run whose reward model is another: the same weights, moved at random."""
+    shutil.copytree(run / "reward", copy / "reward", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(run / "sft", copy / "sft", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copy(run / "recipe.yaml", copy)
+    weights, generator = load_file(copy / "reward" / "model" / "model.safetensors"), torch.Generator().manual_seed(seed)
+    moved = {k: w + 0.05 * torch.randn(w.shape, generator=generator).to(w.dtype) for k, w in weights.items()}
+    save_file(moved, copy / "reward" / "model" / "model.safetensors", metadata={"format": "pt"})
+    path = copy / "reward" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **manifest}))
+    return copy
+
+
+def test_reward_models_of_several_runs_score_the_responses_of_one(tiny_run: Path, tmp_path: Path) -> None:
+    others = [other_run(tiny_run, tmp_path / f"other-{seed}", seed) for seed in (1, 2)]
+    output = tmp_path / "next.jsonl"
+    named = [word for other in others for word in ("--rewards", other)]
+    told = json.loads(ask(tiny_run, *named, "--by", "disagreement", "--budget", 5, "--output", output, "--json"))
+    made = [json.loads(line) for line in output.read_text().splitlines()]
+    assert told["chosen"] == len(made) == 5 and told["mean_disagreement"] > 0
+    assert [each["disagreement"] for each in made] == sorted((each["disagreement"] for each in made), reverse=True)
+    scored = tmp_path / "scored.jsonl"
+    opinions(tiny_run, [tiny_run, *others], scored)
+    records = [json.loads(line) for line in scored.read_text().splitlines()]
+    asked = answers_of_run(tiny_run)
+    assert [record["responses"] for record in records] == [[one.text for one in answers] for _, answers in asked]
+    assert all(len(set(each)) == 3 for record in records for each in record["scores"])
+    for number, run in enumerate((tiny_run, *others)):
+        model = AutoModelForSequenceClassification.from_pretrained(run / "reward" / "model").eval()
+        tokenization = load_tokenization(run / "reward" / "model", ModelConfig())
+        for (prompt, _), record in zip(asked[:3], records, strict=False):
+            answers = zip(record["responses"], record["finished"], record["scores"], strict=True)
+            for response, finished, scores in answers:
+                tokens = [*tokenization.prompt(prompt), *tokenization.response(response, finished)]
+                tokens = tokens[-model.config.max_position_embeddings :]
+                with torch.no_grad():
+                    raw = float(model(torch.tensor([tokens])).logits[0, 0])
+                assert scores[number] == pytest.approx(raw, rel=1e-4, abs=1e-4)
+
+
+def test_what_cannot_be_an_opinion_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
+    wanted = "--budget", 1, "--output", tmp_path / "n.jsonl"
+    for arguments, problem in (
+        ([tiny_run, "--rewards", tmp_path], "no run; --rewards takes runs"),
+        ([tiny_run, tiny_run, "--rewards", tiny_run], "scores the responses of one run; give one"),
+        ([tiny_run, "--rewards", tiny_run], "a run is given twice"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            ask(*arguments, *wanted)
+    asked = other_run(tiny_run, tmp_path / "asked", 3, use="mine.module:function")
+    with pytest.raises(
+        ArtifactError, match="asked: its reward is the function mine.module:function, which is not asked"
+    ):
+        reward_of(asked)
+    with pytest.raises(ArtifactError, match="its stage reward is not complete"):
+        reward_of(tmp_path)

@@ -92,14 +92,14 @@ def parse(text: str | None) -> Said | None:
     return None if text is None else ANSWERS.get(text.strip())
 
 
-def read_rubric(path: Path | None) -> str:
-    """The criteria of a file, or ours. Raises DataError where it cannot be read or is empty."""
+def read_rubric(path: Path | None, option: str = "--rubric") -> str:
+    """The criteria of a file, or ours. Raises DataError, by the option that names it, for one without any."""
     if path is None:
         return RUBRIC
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--rubric {path}: cannot be read ({error}); give a text in UTF-8") from error
+        raise DataError(f"{option} {path}: cannot be read ({error}); give a text in UTF-8") from error
     if not text:
-        raise DataError(f"--rubric {path}: is empty; say in it what makes a response better")
+        raise DataError(f"{option} {path}: is empty; say in it what makes a response better")
     return text

@@ -8,20 +8,21 @@ Show it: rlhf data check votes.jsonl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from data.quality.bias import Bias, Share, find_bias, one_sided
+from data.quality.examples import examples_of_repeats
+from data.quality.flags import Flagging
 from data.quality.repeats import Mask, Repeats, find_repeats
-from data.quality.survey import EXAMPLES, Example, Survey, example_of, survey
+from data.quality.survey import EXAMPLES, Example, Survey, Tokens, survey
 from data.quality.verdict import Finding, Verdict, judged, judged_alpha, sorted_by_severity, worse
-from data.quality.votes import Vote, Votes
+from data.quality.votes import Votes
 from rlhf.config import CheckConfig, LimitsConfig
 from rlhf.errors import DataError
-from rlhf.types import Comparison
 
 SIGNIFICANT = 0.01  # p-value of a bias
 SHARED = 20  # pairs with several annotators' votes, from which on their agreement is judged
@@ -36,16 +37,9 @@ SINGLE = {
     "tie": ("are ties", "none is needed: they count as even odds"),
     "truncated": ("with a response that looks cut", "say so by chosen_finished and rejected_finished: false"),
     "language": ("with a response in another script, or broken characters", "see whether that is meant"),
+    "offensive": ("with a response that is flagged", "see whether people meant to prefer these"),
 }
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """How long votes are in a model's tokens."""
-
-    measure: Callable[[Comparison], int]  # of prompt and longer response together
-    most: int
-    reserved: Collection[str]  # the tokenizer's special tokens
+BY_MODELS = ("too_long", "template", "offensive")  # what a tokenizer, or a classifier, has a say in
 
 
 @dataclass(frozen=True)
@@ -54,24 +48,37 @@ class Checked:
 
     verdict: Verdict
     repeats: Repeats
+    flagged: Mask  # votes with an offensive response; empty where nothing is looked for
 
 
-def check_votes(votes: Votes, config: CheckConfig, tokens: Tokens | None = None) -> Checked:
+def check_votes(
+    votes: Votes, config: CheckConfig, tokens: Tokens | None = None, flagging: Flagging | None = None
+) -> Checked:
     """Check all votes. Raises DataError for a file that cannot be read at all, and where there is no vote."""
-    found = survey(votes, tokens.reserved, tokens.measure, tokens.most) if tokens else survey(votes)
+    found = survey(votes, tokens, flagging)
     if not len(found):
         raise DataError("no comparison to check; give files that hold some")
     repeats, bias = find_repeats(found, config.similarity), find_bias(found)
-    wanted = _Wanted(found, repeats)
-    shown = wanted.examples(votes)
+    shown = examples_of_repeats(votes, found, repeats)
     findings = [
         *_of_single_votes(found, config),
         *_of_repeats(found, repeats, config, shown),
         *_of_bias(bias, config),
     ]
-    summary = _summary(votes, found, bias)
+    summary = _summary(votes, found, bias) | {"contradictions": contradictions(repeats)}
     sizes = {name: value.tolist() for name, value in vars(found.sizes).items()}
-    return Checked(Verdict(sorted_by_severity(findings), summary, sizes), repeats)
+    flagged = found.column("flagged") != 0
+    return Checked(Verdict(sorted_by_severity(findings), summary, sizes), repeats, flagged)
+
+
+def look_again(
+    verdict: Verdict, votes: Votes, config: CheckConfig, tokens: Tokens, flagging: Flagging | None
+) -> Verdict:
+    """A verdict that was come to without models, with what they tell: a pass that compares no vote with another."""
+    found = survey(votes, tokens, flagging, compare=False)
+    kept = [finding for finding in verdict.findings if finding.kind not in BY_MODELS]
+    told = [finding for finding in _of_single_votes(found, config) if finding.kind in BY_MODELS]
+    return replace(verdict, findings=sorted_by_severity([*kept, *told]), summary={**verdict.summary, **_told(found)})
 
 
 def _of_single_votes(found: Survey, config: CheckConfig) -> Iterator[Finding]:
@@ -84,7 +91,23 @@ def _of_single_votes(found: Survey, config: CheckConfig) -> Iterator[Finding]:
             severity = "fail" if found.refused[kind] else judged(getattr(config, kind), share)
             of_each = [_part(bad, records, "records")] * (bad > 0) + [_part(good, votes)] * (good > 0)
             part = _part(count, records, "records") if records - found.bad_records == votes else " and ".join(of_each)
+            what += f": {_told_of_flagged(found)}" if kind == "offensive" else ""
             yield Finding(kind, severity, count, f"{part} {what}", remedy, found.examples[kind])
+
+
+def _told_of_flagged(found: Survey) -> str:
+    sides = offensive(found)
+    wins = Share(found.flagged_wins[0], sum(found.flagged_wins))
+    beside = f"over one that is not, it wins {wins}" if wins.votes else "it never stands against one that is not"
+    return f"{sides['chosen']:,} times the chosen one, {sides['rejected']:,} times the rejected one; {beside}"
+
+
+def offensive(found: Survey) -> dict[str, Any]:
+    """Of how many votes which response is flagged, and how often it wins over one that is not."""
+    flagged = found.column("flagged")
+    counts = {name: int(((flagged & bit) > 0).sum()) for name, bit in (("chosen", 1), ("rejected", 2))}
+    wins = Share(found.flagged_wins[0], sum(found.flagged_wins))
+    return {**counts, "both": int((flagged == 3).sum()), "flagged_wins": wins.as_json() if wins.votes else None}
 
 
 def _of_repeats(
@@ -103,13 +126,17 @@ def _of_repeats(
         message = f"{_part(count, pairs, 'pairs')} are nearly the same as an earlier one"
         severity = judged(config.near_duplicate, count / pairs)
         yield finding("near_duplicate", severity, count, message, "keep the first of them")
-    inner, between = (int(repeats.pairs(mask).sum()) for mask in (repeats.contradiction, repeats.disagreement))
-    if inner + between:
+    opposed = contradictions(repeats)
+    if total_opposed := sum(opposed.values()):
         pairs = int(repeats.pairs(np.ones(total, bool)).sum())
+        inner, near = opposed["same"], opposed["nearly_same"]
         message = f"{_part(inner, pairs, 'pairs')} have votes in both directions"
-        message += f", and {between:,} more by different annotators, who disagree" if between else ""
-        remedy = "find out which is right, or drop both" if inner else "none is needed: see the agreement"
-        yield finding("contradiction", judged(config.contradiction, inner / pairs), inner + between, message, remedy)
+        message += f", and {near:,} more with one that is nearly the same" if near else ""
+        if between := opposed["between_annotators"] + opposed["nearly_same_between_annotators"]:
+            message += f", and {between:,} more by different annotators, who disagree"
+        remedy = "find out which is right, or drop both" if inner + near else "none is needed: see the agreement"
+        severity = judged(config.contradiction, (inner + near) / pairs)
+        yield finding("contradiction", severity, total_opposed, message, remedy)
     exact, near = int(repeats.leakage.sum()), int(repeats.near_leakage.sum())
     if exact + near:
         held_out = int((found.column("held_out") == 1).sum())
@@ -119,6 +146,16 @@ def _of_repeats(
         severity = worse(judged(config.leakage, exact / held_out), judged(config.near_leakage, near / held_out))
         remedy = "take these prompts out of one part, or held-out figures flatter"
         yield finding("leakage", severity, exact + near, message, remedy)
+
+
+def contradictions(repeats: Repeats) -> dict[str, int]:
+    """Pairs with votes in both directions, and groups of nearly the same pairs: of one source, and between several."""
+    return {
+        "same": int(repeats.pairs(repeats.contradiction).sum()),
+        "nearly_same": len(repeats.groups(repeats.near_contradiction)),
+        "between_annotators": int(repeats.pairs(repeats.disagreement).sum()),
+        "nearly_same_between_annotators": len(repeats.groups(repeats.near_disagreement)),
+    }
 
 
 def _of_bias(bias: Bias, config: CheckConfig) -> Iterator[Finding]:
@@ -134,7 +171,7 @@ def _of_bias(bias: Bias, config: CheckConfig) -> Iterator[Finding]:
     partial = bias.partial_to_a_side(least, SIGNIFICANT)
     if one_sided(first, least, SIGNIFICANT) or partial:
         message = f"the response shown first wins {first}"
-        message += f"; by annotator: {_told(partial)}" if partial else ""
+        message += f"; by annotator: {_named(partial)}" if partial else ""
         severity = "warn" if partial and config.position_bias.warn is not None else "info"
         count = first.wins if first.share > 0.5 else first.votes - first.wins
         remedy = "draw the order anew for each vote, and have these votes looked at"
@@ -161,13 +198,13 @@ def _of_agreement(bias: Bias, config: CheckConfig) -> Iterator[Finding]:
         return
     message += f" on {together.units:,} pairs with votes of several annotators" if message else ""
     if contrary:
-        message += f"{'; ' if message else ''}as most others votes only {_told(contrary)}"
+        message += f"{'; ' if message else ''}as most others votes only {_named(contrary)}"
     examples = [{"annotator": name, **share.as_json()} for name, share in contrary.items()]
     remedy = "are labels swapped, or is the task unclear?"
     yield Finding("low_agreement", severity, together.units, message, remedy, examples)
 
 
-def _told(shares: dict[str, Share]) -> str:
+def _named(shares: dict[str, Share]) -> str:
     first = list(shares.items())[:EXAMPLES]
     more = f", and {len(shares) - len(first):,} more" if len(shares) > len(first) else ""
     return ", ".join(f"{name} {share.share:.0%} of {share.votes:,}" for name, share in first) + more
@@ -175,56 +212,6 @@ def _told(shares: dict[str, Share]) -> str:
 
 def _part(count: int, whole: int, of: str = "votes") -> str:
     return f"{count:,} of {whole:,} {of} ({count / max(1, whole):.1%})"
-
-
-class _Wanted:
-    """Which votes are to be shown: fetched in a second pass, which ends with the last of them."""
-
-    def __init__(self, found: Survey, repeats: Repeats) -> None:
-        self.rows: dict[str, list[tuple[int, int]]] = {}  # kind → vote, and the one it goes with
-        for kind, mask in (
-            ("duplicate", repeats.duplicate),
-            ("near_duplicate", repeats.near_duplicate),
-            ("leakage", repeats.leakage if repeats.leakage.any() else repeats.near_leakage),
-        ):
-            first = np.flatnonzero(mask)[:EXAMPLES]
-            self.rows[kind] = [(int(row), int(repeats.partners[kind][row])) for row in first]
-        opposed = repeats.contradiction if repeats.contradiction.any() else repeats.disagreement
-        self.rows["contradiction"] = list(_opposites(found, repeats, opposed))
-
-    def examples(self, votes: Votes) -> dict[str, list[Example]]:
-        """The examples of each kind."""
-        numbers = {row for pairs in self.rows.values() for pair in pairs for row in pair}
-        fetched = fetch(votes, numbers)
-        told = {
-            "duplicate": "the same as the one at {}",
-            "near_duplicate": "nearly the same as the one at {}",
-            "contradiction": "voted the other way at {}",
-            "leakage": "its prompt is in training at {}",
-        }
-        return {
-            kind: [example_of(fetched[row], told[kind].format(fetched[other].place)) for row, other in pairs]
-            for kind, pairs in self.rows.items()
-        }
-
-
-def _opposites(found: Survey, repeats: Repeats, opposed: Mask) -> Iterator[tuple[int, int]]:
-    """Of the first opposed pairs the first vote, and the first in the other direction."""
-    said, pair = found.column("said"), repeats.partners["pair"]
-    for first in np.flatnonzero(repeats.pairs(opposed))[:EXAMPLES]:
-        rows = np.flatnonzero((pair == first) & (said != 0))
-        yield int(rows[0]), int(rows[said[rows] != said[rows[0]]][0])
-
-
-def fetch(votes: Votes, numbers: Collection[int]) -> dict[int, Vote]:
-    """Votes by their index."""
-    last, found = max(numbers, default=-1), {}
-    for number, vote in enumerate(votes.read() if numbers else ()):
-        if number in numbers:
-            found[number] = vote
-        if number >= last:
-            break
-    return found
 
 
 def _summary(votes: Votes, found: Survey, bias: Bias) -> dict[str, Any]:
@@ -237,6 +224,12 @@ def _summary(votes: Votes, found: Survey, bias: Bias) -> dict[str, Any]:
         "held_out": found.held_out_votes,
         "split": votes.split,
         "ties": found.counts["tie"],
-        "longest_tokens": max(found.tokens, default=None),
+        **_told(found),
         **bias.as_json(),
     }
+
+
+def _told(found: Survey) -> dict[str, Any]:
+    """What is known where it was looked for."""
+    looked = len(found.flagged) > 0
+    return {"longest_tokens": max(found.tokens, default=None), "offensive": offensive(found) if looked else None}

@@ -12,26 +12,19 @@ from typing import Any
 import numpy as np
 
 from data.formats import as_record
-from data.quality.check import Checked, Tokens
+from data.quality.check import Checked
 from data.quality.faults import faults_of
+from data.quality.minhash import Rows
 from data.quality.repeats import Mask
+from data.quality.survey import Tokens
+from data.quality.verdict import KINDS
 from data.quality.votes import Votes
 from data.records import BadRecord
 from rlhf.errors import ConfigError, DataError
 
-# What is left out unless the command says otherwise: what is wrong with single votes, whatever their share.
-DROPPED = (
-    "malformed",
-    "empty",
-    "identical",
-    "duplicate",
-    "near_duplicate",
-    "contradiction",
-    "leakage",
-    "too_long",
-    "template",
-)
-DROPPABLE = (*DROPPED, "tie", "truncated", "language")
+# What is left out unless the command says otherwise, and what may be.
+DROPPED = tuple(kind for kind, leaving in KINDS.items() if leaving == "dropped")
+DROPPABLE = tuple(kind for kind, leaving in KINDS.items() if leaving != "kept")
 
 
 @dataclass(frozen=True)
@@ -83,8 +76,8 @@ def _sorted_out(
     votes: Votes, checked: Checked, kinds: Collection[str], tokens: Tokens | None
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
     """(record, why it is left out) of each vote and each bad record; the one or the other may be None."""
-    masks, partners = _masks(checked, kinds), checked.repeats.partners
-    wanted = {int(row) for kind in masks for row in partners[_PARTNER[kind]][masks[kind]] if row >= 0}
+    related = _related(checked, kinds)
+    wanted = {int(row) for each in related for row in each.partner[each.mask] if row >= 0}
     places: dict[int, str] = {}
     waiting: list[BadRecord] = []
 
@@ -101,33 +94,47 @@ def _sorted_out(
         if tokens and "too_long" in kinds and (length := tokens.measure(vote.comparison)) > tokens.most:
             own["too_long"] = f"{length:,} tokens, more than {tokens.most:,}"
         found = next(((kind, own[kind]) for kind in DROPPABLE if kind in kinds and kind in own), None)
-        if found is None:
-            repeated = next((kind for kind in masks if masks[kind][number]), None)
-            if repeated:
-                other = places.get(int(partners[_PARTNER[repeated]][number]))
-                found = repeated, _WHY[repeated] + (f" ({other})" if other and other != vote.place else "")
+        if found is None and (each := next((each for each in related if each.mask[number]), None)):
+            other = places.get(int(each.partner[number]))
+            found = each.kind, each.why + (f" ({other})" if other and other != vote.place else "")
         why = {"place": vote.place, "kind": found[0], "why": found[1]} if found else None
         yield as_record(vote.comparison), why
     yield from bad_ones()
 
 
-_PARTNER = {"duplicate": "duplicate", "near_duplicate": "near_duplicate", "contradiction": "pair", "leakage": "leakage"}
-_WHY = {
-    "duplicate": "repeats an earlier vote",
-    "near_duplicate": "nearly repeats an earlier pair",
-    "contradiction": "on a pair with votes in both directions",
-    "leakage": "of training, with a prompt that is held out as well",
-}
+@dataclass(frozen=True)
+class _Related:
+    """Votes that are left out for what others say."""
+
+    kind: str
+    mask: Mask
+    partner: Rows  # by vote, the one that it goes with
+    why: str
 
 
-def _masks(checked: Checked, kinds: Collection[str]) -> dict[str, Mask]:
-    """Which votes are left out for what others say: all votes of near pairs, and of training what leaks."""
-    repeats = checked.repeats
+def _related(checked: Checked, kinds: Collection[str]) -> list[_Related]:
+    """All votes of near pairs, and of training what leaks; the first that names a vote is why."""
+    repeats, partners = checked.repeats, checked.repeats.partners
     near = repeats.near_duplicate
-    masks = {
-        "duplicate": repeats.duplicate,
-        "contradiction": repeats.contradiction,
-        "near_duplicate": near[repeats.partners["pair"]] if len(near) else near,
-        "leakage": repeats.leaking,
-    }
-    return {kind: np.asarray(mask, bool) for kind, mask in masks.items() if kind in kinds}
+    alone, flagged = np.full(len(near), -1), checked.flagged if len(checked.flagged) else np.zeros(len(near), bool)
+    every = [
+        _Related("offensive", flagged, alone, "a response is flagged"),
+        _Related("duplicate", repeats.duplicate, partners["duplicate"], "repeats an earlier vote"),
+        _Related("contradiction", repeats.contradiction, partners["pair"], "on a pair with votes in both directions"),
+        _Related(
+            "contradiction",
+            repeats.near_contradiction,
+            partners["alike"],
+            "on one of some nearly equal pairs with votes in both directions",
+        ),
+        _Related(
+            "near_duplicate",
+            near[partners["pair"]] if len(near) else near,
+            partners["near_duplicate"],
+            "nearly repeats an earlier pair",
+        ),
+        _Related(
+            "leakage", repeats.leaking, partners["leakage"], "of training, with a prompt that is held out as well"
+        ),
+    ]
+    return [each for each in every if each.kind in kinds]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.quality.minhash import Rows, Signatures, bands, joint_bands, neighbours, similarity
+from data.quality.minhash import PIECE, Rows, Signatures, bands, joint_bands, neighbours, similarity
 from data.quality.survey import Survey
 
 Mask = NDArray[np.bool_]
+CLEAR = 0.2  # of similarities, four deviations of the estimate: from which on it is told which response is which
 
 
 @dataclass(frozen=True)
@@ -21,27 +22,45 @@ class Repeats:
     near_duplicate: Mask  # on a pair nearly the same as an earlier one
     contradiction: Mask  # on a pair that one annotator, or somebody unnamed, voted on in both directions
     disagreement: Mask  # on a pair that different annotators voted on in both directions
+    near_contradiction: Mask  # the same of pairs that are nearly one, and each voted on in one direction
+    near_disagreement: Mask
     leakage: Mask  # held out, with a prompt that training has too
     near_leakage: Mask  # held out, with a prompt nearly the same as one of training
     leaking: Mask  # of training, with a prompt that is held out too, or nearly
-    partners: dict[str, Rows]
+    leaning: NDArray[np.int8]  # 1, -1, 0: each vote's direction, the same for all pairs that are nearly one
+    partners: dict[str, Rows]  # pair: the first vote on it; alike: that on the pair which it is nearly the same as
 
     def pairs(self, mask: Mask) -> Mask:
         """Of votes on some pairs the first on each pair."""
         first: Mask = mask & (self.partners["pair"] == np.arange(len(mask)))
         return first
 
+    def groups(self, mask: Mask) -> Rows:
+        """Of votes on pairs that are nearly one, the first vote on what all of a group are alike."""
+        return np.unique(self.partners["alike"][mask])
+
 
 def find_repeats(survey: Survey, least: float) -> Repeats:
     """least: Jaccard similarity from which on texts are nearly the same."""
     unit, said, annotator = survey.column("unit"), survey.column("said"), survey.column("annotator")
     duplicate, originals = _repeated(np.stack([unit, annotator.astype(np.uint64), said.astype(np.uint64)], axis=1))
-    contradiction, disagreement = _opposed(unit, np.where(duplicate, 0, said), annotator, survey.column("record"))
+    record = survey.column("record")
+    contradiction, disagreement = _opposed(unit, np.where(duplicate, 0, said), annotator, record)
     _, first, numbers = np.unique(unit, return_index=True, return_inverse=True)
     near, nearest = _near_duplicates(survey, np.sort(first), least)
+    pair = first[numbers]
+    alike = np.where(near[pair], nearest[pair], pair)
+    leaning = _turned(survey, near, nearest)[pair] * survey.column("leaning")
+    # Pairs that nearly repeat another, and those others; what stands against itself already is told of once.
+    rows = np.flatnonzero(np.isin(alike, alike[near]))
+    told = (duplicate | contradiction | disagreement)[rows]
+    opposed = _opposed(alike[rows].astype(np.uint64), np.where(told, 0, leaning[rows]), annotator[rows], record[rows])
+    near_contradiction, near_disagreement = np.zeros((2, len(unit)), bool)
+    near_contradiction[rows], near_disagreement[rows] = opposed
     leakage, near_leakage, leaking, leaked = _leakage(survey, least)
-    partners = {"duplicate": originals, "near_duplicate": nearest, "leakage": leaked, "pair": first[numbers]}
-    return Repeats(duplicate, near, contradiction, disagreement, leakage, near_leakage, leaking, partners)
+    partners = {"duplicate": originals, "near_duplicate": nearest, "leakage": leaked, "pair": pair, "alike": alike}
+    opposites = contradiction, disagreement, near_contradiction, near_disagreement
+    return Repeats(duplicate, near, *opposites, leakage, near_leakage, leaking, leaning, partners)
 
 
 def _repeated(keys: NDArray[np.uint64]) -> tuple[Mask, Rows]:
@@ -115,13 +134,31 @@ def _near_duplicates(survey: Survey, firsts: Rows, least: float) -> tuple[Mask, 
 
 def _alike(one: Signatures, other: Signatures, least: float) -> Mask:
     """Whether two responses are nearly two others, whichever is which; both signatures stand in a row."""
+    return np.maximum(*_both_ways(one, other)) >= least
+
+
+def _both_ways(one: Signatures, other: Signatures) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lesser similarity of two responses to two others: the first to the first, and the first to the second."""
     middle = one.shape[1] // 2
     turned = np.roll(other, middle, axis=1)
     straight, crossed = (
         np.minimum(similarity(one[:, :middle], these[:, :middle]), similarity(one[:, middle:], these[:, middle:]))
         for these in (other, turned)
     )
-    return np.maximum(straight, crossed) >= least
+    return straight, crossed
+
+
+def _turned(survey: Survey, near: Mask, nearest: Rows) -> NDArray[np.int8]:
+    """Of each near duplicate, whether its responses stand as in what it goes with (1), turned (-1), or nobody can say.
+
+    Nobody can (0) where the two responses of a pair are themselves so alike that either may be either.
+    """
+    turned, each = np.ones(len(near), np.int8), survey.each.read()
+    rows = np.flatnonzero(near)
+    for piece in (rows[i : i + PIECE] for i in range(0, len(rows), PIECE)):
+        straight, crossed = _both_ways(each[nearest[piece]], each[piece])
+        turned[piece] = np.where(np.abs(straight - crossed) > CLEAR, np.sign(straight - crossed), 0)
+    return turned
 
 
 def _leakage(survey: Survey, least: float) -> tuple[Mask, Mask, Mask, Rows]:

@@ -1,6 +1,6 @@
 """One pass over all votes: what must be known of each to compare it with the others, and counts of the rest.
 
-Memory holds 29 bytes of a vote, and some 100 while votes are compared; 384 bytes lie in unnamed files, see `minhash`.
+Memory holds 30 bytes of a vote, and some 100 while votes are compared; 384 bytes lie in unnamed files, see `minhash`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data.progress import counted
 from data.quality.faults import faults_of, normalised, same_text
+from data.quality.flags import Flagging
 from data.quality.minhash import BINS, SignatureFile, minima, signed
 from data.quality.votes import Vote, Votes
 from data.records import BadRecord, shown
@@ -29,6 +30,16 @@ SHOWN = 90  # characters of a text in an example
 HALVINGS = 24  # bins of lengths, each twice as wide as the one before
 
 Example = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How long votes are in a model's tokens."""
+
+    measure: Callable[[Comparison], int]  # of prompt and longer response together
+    most: int
+    reserved: Collection[str]  # the tokenizer's special tokens
+    identity: str = ""  # what tells the tokenizer from others
 
 
 @dataclass
@@ -52,6 +63,7 @@ class Survey:
     unit: array[int] = field(default_factory=lambda: array("Q"))  # hash of a prompt and two responses, in any order
     prompt: array[int] = field(default_factory=lambda: array("Q"))  # hash of the prompt
     said: array[int] = field(default_factory=lambda: array("b"))  # 1, -1: which of the two won; 0 a tie
+    leaning: array[int] = field(default_factory=lambda: array("b"))  # the same, of the two in the order of `each`
     # Index of the name. Unknown: -1, and -2, -3, ... where one record has several such votes that say the same.
     annotator: array[int] = field(default_factory=lambda: array("i"))
     record: array[int] = field(default_factory=lambda: array("I"))  # which record it stands in
@@ -70,12 +82,16 @@ class Survey:
     refused: Counter[str] = field(default_factory=Counter)  # of these, by kind, those that the recipe does not drop
     examples: dict[str, list[Example]] = field(default_factory=dict)
     tokens: array[int] = field(default_factory=lambda: array("I"))  # of the longer sequence, where they were measured
+    # Of each vote 0 where nothing is flagged, 1 of chosen, 2 of rejected, 3 of both; empty where nothing is looked for.
+    flagged: array[int] = field(default_factory=lambda: array("b"))
+    flagged_wins: list[int] = field(default_factory=lambda: [0, 0])  # over one that is not flagged; and losses
+    votes: int = 0
     _place: str = ""  # of the last record
     _unnamed: Counter[tuple[int, int]] = field(default_factory=Counter)  # its votes without a name, by pair and result
 
     def __len__(self) -> int:
         """How many votes."""
-        return len(self.unit)
+        return self.votes
 
     def column(self, name: str) -> NDArray[Any]:
         """A column as numpy has it."""
@@ -90,11 +106,12 @@ class Survey:
 
 
 def survey(
-    votes: Votes, reserved: Collection[str] = (), measure: Callable[[Comparison], int] | None = None, most: int = 0
+    votes: Votes, tokens: Tokens | None = None, flagging: Flagging | None = None, compare: bool = True
 ) -> Survey:
-    """Go through all votes. reserved: see `faults_of`. measure: tokens of the longer sequence, of which `most` fit.
+    """Go through all votes. tokens: measures them too. flagging: what takes responses for offensive.
 
-    Raises DataError for a file that cannot be read at all.
+    compare: whether what it takes to compare votes with each other is gathered, most of the work. Raises DataError for
+    a file that cannot be read at all.
     """
     found = Survey()
 
@@ -106,14 +123,18 @@ def survey(
 
     for batch in _batches(counted(votes.read(tell_bad), "checking votes")):
         for vote in batch:
-            for kind, what in faults_of(vote.comparison, reserved).items():
+            for kind, what in faults_of(vote.comparison, tokens.reserved if tokens else ()).items():
                 found.note(kind, example_of(vote, what))
-            if measure:
-                found.tokens.append(tokens := measure(vote.comparison))
-                if tokens > most:
-                    found.note("too_long", example_of(vote, f"{tokens:,} tokens, more than {most:,}"))
+            if tokens:
+                found.tokens.append(length := tokens.measure(vote.comparison))
+                if length > tokens.most:
+                    found.note("too_long", example_of(vote, f"{length:,} tokens, more than {tokens.most:,}"))
             _measure_sizes(found.sizes, vote.comparison)
-        _compare_texts(found, batch)
+        if flagging:
+            _flag(found, batch, flagging)
+        if compare:
+            _compare_texts(found, batch)
+        found.votes += len(batch)
     accounts = votes.accounts.values()
     found.records = sum(
         account["comparisons"] if account["records"] is None else account["records"] for account in accounts
@@ -134,6 +155,20 @@ def _batches(votes: Iterable[Vote]) -> Iterator[list[Vote]]:
         yield batch
 
 
+def _flag(found: Survey, batch: list[Vote], flagging: Flagging) -> None:
+    """Which responses are offensive; each text is looked at once."""
+    texts = list(dict.fromkeys(text for vote in batch for text in (vote.comparison.chosen, vote.comparison.rejected)))
+    told = dict(zip(texts, flagging(texts), strict=True))
+    for vote in batch:
+        sides = {"chosen": told[vote.comparison.chosen], "rejected": told[vote.comparison.rejected]}
+        found.flagged.append((sides["chosen"] is not None) + 2 * (sides["rejected"] is not None))
+        if found.flagged[-1]:
+            seen = ", ".join(f"{side}: {what}" for side, what in sides.items() if what)
+            found.note("offensive", example_of(vote, seen))
+        if not vote.comparison.tie and found.flagged[-1] in (1, 2):
+            found.flagged_wins[found.flagged[-1] - 1] += 1
+
+
 def _compare_texts(found: Survey, batch: list[Vote]) -> None:
     """Hashes and signatures of texts."""
     prompts, lower, higher = [], [], []
@@ -148,6 +183,7 @@ def _compare_texts(found: Survey, batch: list[Vote]) -> None:
         exact = [same_text(text) for text in (comparison.prompt.text, comparison.chosen, comparison.rejected)]
         found.unit.append(unit := _hash("\0".join((exact[0], *sorted(exact[1:])))))
         found.said.append(said := 0 if comparison.tie else 1 if exact[1] <= exact[2] else -1)
+        found.leaning.append(0 if comparison.tie else 1 if chosen <= rejected else -1)
         found.annotator.append(_who(found, vote, unit, said))
         found.record.append((found.record[-1] if found.record else 0) + (vote.place != found._place))
         found._place = vote.place

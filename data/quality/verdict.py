@@ -9,23 +9,27 @@ from typing import Any, Literal
 from rlhf.config import CheckConfig, LimitsConfig
 
 Severity = Literal["info", "warn", "fail"]
-KINDS = (
-    "malformed",
-    "empty",
-    "identical",
-    "duplicate",
-    "near_duplicate",
-    "contradiction",
-    "leakage",
-    "length_bias",
-    "position_bias",
-    "too_long",
-    "low_agreement",
-    "template",
-    "tie",
-    "truncated",
-    "language",
-)
+Leaving = Literal["dropped", "droppable", "kept"]
+# Every kind, and whether a cleaned file leaves out what it is of: by itself, when asked to, or never, for it is of no
+# single vote.
+KINDS: dict[str, Leaving] = {
+    "malformed": "dropped",
+    "empty": "dropped",
+    "identical": "dropped",
+    "duplicate": "dropped",
+    "near_duplicate": "dropped",
+    "contradiction": "dropped",
+    "leakage": "dropped",
+    "length_bias": "kept",
+    "position_bias": "kept",
+    "too_long": "dropped",
+    "low_agreement": "kept",
+    "template": "dropped",
+    "tie": "droppable",
+    "truncated": "droppable",
+    "language": "droppable",
+    "offensive": "droppable",
+}
 _ORDER = ("fail", "warn", "info")
 
 
@@ -117,4 +121,5 @@ def worse(one: Severity, other: Severity) -> Severity:
 
 def sorted_by_severity(findings: list[Finding]) -> list[Finding]:
     """The worst first, and in the order of KINDS."""
-    return sorted(findings, key=lambda finding: (_ORDER.index(finding.severity), KINDS.index(finding.kind)))
+    kinds = list(KINDS)
+    return sorted(findings, key=lambda finding: (_ORDER.index(finding.severity), kinds.index(finding.kind)))

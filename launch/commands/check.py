@@ -1,27 +1,29 @@
 """`rlhf data check`: whether comparisons can be trusted, before a reward model learns from them.
 
-Loads torch only where token lengths are asked for, by way of the tokenizer's library.
+Loads torch only where token lengths or a classifier are asked for.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data.quality.check import Checked, Tokens, check_votes
+from data.quality.check import Checked, check_votes
 from data.quality.cleaning import DROPPABLE, DROPPED, clean
+from data.quality.flags import flagging_of
+from data.quality.survey import Tokens
 from data.quality.verdict import Verdict
 from data.quality.votes import Votes, votes_of_files
 from data.records import printable
 from launch.commands.data import source_of
 from launch.commands.run import DataDirectory, resolve
-from rlhf.config import Recipe
+from rlhf.config import CheckConfig, ClassifierConfig, Recipe
 from rlhf.errors import ConfigError
 from rlhf.tracking.console import wide_console
 from stages.token_lengths import tokens_of
@@ -41,6 +43,15 @@ def check(
     prompt: Annotated[str | None, typer.Option("--prompt", help="What rated texts without a prompt answer.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="A model's directory; default: the recipe's.")
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option("--words", metavar="FILE", help="Flag responses with one of its words, one a line.")
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option("--classifier", metavar="DIR", help="Flag responses by a text classifier.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="NAME", help="The classifier's label of offensive texts.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures and examples.")] = None,
     cleaned: Annotated[Path | None, typer.Option("--clean", help="Write the votes that are sound (.jsonl).")] = None,
@@ -63,14 +74,22 @@ def check(
 
         rlhf data check --recipe my.yaml --json
 
+        rlhf data check votes.jsonl --words words.txt --classifier models/toxicity --label toxic
+
         rlhf data check votes/ --recipe my.yaml --clean clean.jsonl --drop duplicate,contradiction,leakage
     """
     kinds = _kinds(drop)
     _require_places(html, cleaned)
     settings = resolve(recipe, None, data_directory) if recipe else _bare(data_directory)
     votes = _votes(files or [], recipe, settings, form, prompt)
+    config = _flagged_by(settings.data.check, words, classifier, label or [])
+    if config.classifier:
+        from stages.command import quiet_libraries
+
+        quiet_libraries()
+    flagging = flagging_of(config, settings.data.directory, models=True)
     tokens = tokens_of(settings, tokenizer) if recipe or tokenizer else None
-    checked = check_votes(votes, settings.data.check, tokens)
+    checked = check_votes(votes, config, tokens, flagging)
     if as_json:
         typer.echo(json.dumps(checked.verdict.as_json(), indent=2))
     else:
@@ -85,6 +104,16 @@ def _kinds(drop: str | None) -> tuple[str, ...]:
     if unknown := [kind for kind in kinds if kind not in DROPPABLE]:
         raise ConfigError(f"--drop={unknown[0]}: not a kind that can be left out; choose from {', '.join(DROPPABLE)}")
     return kinds
+
+
+def _flagged_by(config: CheckConfig, words: Path | None, classifier: Path | None, labels: list[str]) -> CheckConfig:
+    """A recipe's check with what the command gives instead; paths of the command start where it is given."""
+    if labels and not classifier:
+        raise ConfigError(f"--label={labels[0]}: is of a classifier; give its directory with --classifier")
+    changes: dict[str, Any] = {"words": str(words.absolute())} if words else {}
+    if classifier:
+        changes["classifier"] = ClassifierConfig(path=str(classifier.absolute()), labels=labels)
+    return config.model_copy(update=changes)
 
 
 def _require_places(*outputs: Path | None) -> None:
@@ -157,6 +186,8 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
         found.append(
             ("agreement", f"{told}{together['share']:.1%} of votes on {together['units']:,} shared pairs equal")
         )
+    if flagged := summary["offensive"]:
+        found.append(("flagged", f"{flagged['chosen']:,} chosen, {flagged['rejected']:,} rejected"))
     if summary["longest_tokens"]:
         found.append(("longest", f"{summary['longest_tokens']:,} tokens"))
     return found

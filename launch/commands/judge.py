@@ -14,29 +14,33 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from data.judging.asking import Outcome, Settings, answer_limit, ask_all
-from data.judging.endpoint import checked_url, request_of, token_for
+from data.judging.asking import Outcome, Settings, ask_all
 from data.judging.journal import SUFFIX, Answer, Journal
-from data.judging.questions import FRAME_DIGEST, Question, both_orders, read_rubric
+from data.judging.questions import FRAME_DIGEST, Question, both_orders
 from data.judging.report import JUDGES, Bias, WithPeople, people_votes, position_bias, with_people
 from data.judging.votes import Verdict, verdicts, vote_record
 from data.labelling.ledger import write_lines
 from data.labelling.order import ordered
 from data.labelling.pairs import KIND, Pair
 from data.records import shown
+from launch.commands.judge_settings import settings_of
 from launch.commands.run import DataDirectory
+from rlhf.config import JudgeConfig
 from rlhf.errors import ArtifactError, ConfigError, LabellingError
 from rlhf.tracking.console import StageProgress, wide_console
 
 STOPPED_SHORT = 3  # exit code: the budget is used up, and pairs are left
 NAMED = 5  # answers that cannot be read, or questions that were refused, that a report names
-OWN = ("model", "messages", "stream", "n")  # fields of a request that --request may not set
+DEFAULT = JudgeConfig()
 
 
 def judge(
     sources: Annotated[list[str], typer.Argument(metavar="FILES…|RUN", help="Comparisons, responses, or a run.")],
-    model: Annotated[str, typer.Option(metavar="NAME", help="The model's name at the endpoint.")],
-    url: Annotated[str, typer.Option(metavar="URL", help="The endpoint.")] = "http://127.0.0.1:8000/v1",
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name at the endpoint.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="What its labelling.judge says stands where no option does.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(metavar="URL", help=f"The endpoint. Default: {DEFAULT.url}.")] = None,
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where the votes go.")] = Path("judged.jsonl"),
     rubric: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What makes a response better, in your words.")
@@ -46,17 +50,29 @@ def judge(
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="At most so many pairs, by proportion of kinds.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order, and so of which pairs --count takes.")] = 0,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Questions in flight at once.")] = 8,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, max=256, help=f"Questions in flight at once. Default: {DEFAULT.concurrency}.")
+    ] = None,
     requests_per_minute: Annotated[float | None, typer.Option(min=0.01, help="At most so many.")] = None,
     budget_tokens: Annotated[
         int | None, typer.Option(min=1, help="Stop before OUTPUT has cost more, prompts and answers together.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer; more for a model that thinks first.")] = 16,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Of one answer; more for a model that thinks first. Default: {DEFAULT.max_tokens}."),
+    ] = None,
     request: Annotated[
-        str, typer.Option(metavar="JSON", help="Fields of each request besides; null takes one out.")
-    ] = "{}",
-    patience: Annotated[float, typer.Option(min=0, help="Seconds for which a failing endpoint is asked again.")] = 600,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 120,
+        str | None, typer.Option(metavar="JSON", help="Fields of each request besides; null takes one out.")
+    ] = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help=f"Seconds for which a failing endpoint is asked again. Default: {DEFAULT.patience:g}."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, help=f"Seconds that one answer may take. Default: {DEFAULT.timeout:g}.")
+    ] = None,
     allow_http: Annotated[
         bool, typer.Option("--allow-http", help="Send the token in clear to another machine.")
     ] = False,
@@ -85,29 +101,26 @@ def judge(
 
         rlhf label judge pairs.jsonl --model judge --output judged.jsonl --people labels/round-1/votes.jsonl
 
+        rlhf label judge demo --recipe my.yaml    (its labelling.judge: whom to ask, and by which rubric)
+
         rlhf label judge pairs.jsonl --url https://api.openai.com/v1 --model gpt-4.1-mini --count 500
         --requests-per-minute 300 --budget-tokens 1000000 --rubric constitution.txt
     """
     from launch.commands.label import find_pairs  # which registers this command
 
-    if not model.strip():
-        raise ConfigError("--model: is empty; give the model's name at the endpoint")
     if output.suffix != ".jsonl":
         raise ConfigError(f"--output {output}: is read as comparisons by its name; give one that ends in .jsonl")
-    settings = Settings(
-        url=checked_url(url),
-        model=model,
-        rubric=read_rubric(rubric),
-        max_tokens=max_tokens,
-        extra=fields_of(request),
-        token=token_for(url, allow_http),
-        concurrency=concurrency,
-        requests_per_minute=requests_per_minute,
-        budget_tokens=budget_tokens,
-        patience=patience,
-        timeout=timeout,
-    )
-    answer_limit(request_of(model, "", max_tokens, settings.extra))
+    given: dict[str, Any] = {
+        "url": url,
+        "model": model,
+        "max_tokens": max_tokens,
+        "request": request,
+        "concurrency": concurrency,
+    }
+    given |= {"requests_per_minute": requests_per_minute, "budget_tokens": budget_tokens}
+    given |= {"patience": patience, "timeout": timeout}
+    settings = settings_of(recipe, given, rubric, data_directory, allow_http)
+    name = JUDGES + settings.model
     votes = people_votes(people, data_directory, drop_bad) if people else None
     pairs = find_pairs(sources, stage, data_directory, kind_field, drop_bad)
     chosen = ordered(pairs.found.values(), (), seed, count, 0.0)
@@ -122,11 +135,11 @@ def judge(
     finally:  # also after Ctrl-C, and where the endpoint is gone: what is there can be used
         found = verdicts(chosen, journal.answers)
         if found:
-            write_lines(output, (vote_record(verdict, JUDGES + model) for verdict in found))
+            write_lines(output, (vote_record(verdict, name) for verdict in found))
         journal.close()
     unparsed = [answer for key, answer in answers_to(questions, journal) if answer.choice is None]
     record = summary(chosen, found, unparsed, outcome)
-    record |= {"judge": JUDGES + model, "output": str(output), "answers": str(journal.path)}
+    record |= {"judge": name, "output": str(output), "answers": str(journal.path)}
     record |= {"tokens": journal.tokens, "identical": pairs.identical, "bad": len(pairs.bad)}
     bias = position_bias(found)
     beside = with_people(found, votes) if votes is not None else None
@@ -165,19 +178,6 @@ def open_journal(output: Path, settings: Settings) -> Journal:
         raise ArtifactError(f"{output}: was not written by this command ({path} is missing); give another --output")
     asks = {"max_tokens": settings.max_tokens, "request": dict(settings.extra), "frame": FRAME_DIGEST}
     return Journal.open(path, {"model": settings.model, "rubric": settings.rubric, **asks})
-
-
-def fields_of(text: str) -> dict[str, Any]:
-    """The fields that --request gives. Raises ConfigError for what is no JSON object, or holds what is ours."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f"--request {shown(text)}: is no JSON object; give one such as '{{\"top_p\": 0.9}}'")
-    if taken := [name for name in OWN if name in found]:
-        raise ConfigError(f"--request: {taken[0]} is not for it to set; leave it out")
-    return found
 
 
 def answers_to(questions: Sequence[Question], journal: Journal) -> list[tuple[tuple[str, bool], Answer]]:

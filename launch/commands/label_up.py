@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from data.labelling.client import KEY
 from data.labelling.server import URL
 from launch.label_studio import PASSWORD, TOKEN, VERSION, Server, environment_folder, install, is_installed
 from rlhf.errors import LabellingError
+from rlhf.store.unfinished import hold
 
 DEFAULT = Path("labels/server")
 
@@ -38,13 +39,18 @@ def up(
 
         rlhf label up --directory /data/label-studio --port 8081
     """
+    with hold(directory, "--directory") as lock:  # from the first: the second of two would draw other secrets
+        _serve(directory, port, lock)
+
+
+def _serve(directory: Path, port: int, lock: IO[str]) -> None:
     console = Console(stderr=True)
     with _waiting(console) as tick:
         if not is_installed():
             console.print(f"making an environment for Label Studio {VERSION}: {environment_folder()}", highlight=False)
         command = install(tick)
         is_new = not (directory / TOKEN).is_file()
-        server = Server(directory, port, command)
+        server = Server(directory, port, command, lock)
         for name in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, _stop)
         try:

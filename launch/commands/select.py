@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from data.selection import BY, Pool, pool_of_files, pool_of_run, select
+from data.selection import BY, Pool, answers_of_run, pool_of_files, pool_of_run, select
 from launch.commands.generation import is_run
 from launch.commands.run import DataDirectory
+from launch.local import stage_environment
 from rlhf.errors import ConfigError, DataError
 from rlhf.store.artifact import write_text
 from stages.targets import RUNS
@@ -21,19 +25,28 @@ def select_command(
     budget: Annotated[int, typer.Option("--budget", min=1, help="How many pairs.")],
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The pairs, for label push (.jsonl).")],
     by: Annotated[str, typer.Option("--by", metavar="WAY", help=f"One of {', '.join(BY)}.")] = "margin",
+    rewards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rewards", metavar="RUN", help="Have the reward model of another run score RUN's responses too."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of pairs that are equal otherwise.")] = 0,
     data_directory: DataDirectory = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
 ) -> None:
-    """Choose pairs of responses to label: where the reward model is least sure, at random, or of different prompts.
+    """Choose pairs of responses to label: where reward models are least sure or differ, at random, or of other prompts.
 
-    Of a run the pairs are a prompt's held-out responses at different steps of PPO, with their scores. A file has
+    Of a run the pairs are a prompt's held-out responses at different steps of PPO, with their scores. With --rewards,
+    which may be repeated, the reward models of RUN and of those runs score them all, in text and in nats. A file has
     records {"prompt": "...", "responses": [...], "scores": [...]}, and kind for the stratum of the prompt; scores are a
     figure for each response, or a list with one of each reward model. Each kind has its share of the budget.
 
     Examples:
 
         rlhf label select demo --budget 200 --output next.jsonl
+
+        rlhf label select demo --rewards other --rewards third --by disagreement --budget 200 --output next.jsonl
 
         rlhf label select responses.jsonl --budget 500 --by diverse --output next.jsonl
     """
@@ -45,12 +58,13 @@ def select_command(
         raise ConfigError(f"--output={output}: no file can be there; give one in a directory that exists")
     if any(Path(source).resolve() == output.resolve() for source in sources):
         raise ConfigError(f"--output={output}: would replace a file that is read; give another name")
-    pool = _pool(sources, data_directory)
+    pool = _scored(sources, rewards) if rewards else _pool(sources, data_directory)
     if not pool.candidates:
         raise DataError(f"{', '.join(sources)}: no pair of two different responses; give more responses")
     chosen = select(pool, budget, by, seed)
     write_text(output, "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in chosen))
     chances = [max(p, 1 - p) for one in chosen if (p := one.probability) is not None]
+    differ = [each for one in chosen if (each := one.disagreement) is not None]
     figures = {
         "by": by,
         "pairs": len(pool.candidates),
@@ -59,12 +73,14 @@ def select_command(
         "prompts": len({one.prompt for one in chosen}),
         "kinds": len({one.kind for one in chosen}),
         "mean_confidence": sum(chances) / len(chances) if chances else None,
+        "mean_disagreement": sum(differ) / len(differ) if differ else None,
         "output": str(output),
     }
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
         return
     sure = f"; the reward model is {figures['mean_confidence']:.0%} sure of them on average" if chances else ""
+    sure += f", and models differ by {figures['mean_disagreement']:.3f} nats" if differ else ""
     left_out = f", {pool.alike:,} of nearly equal responses left out" if pool.alike else ""
     typer.echo(f"{len(chosen):,} of {len(pool.candidates):,} pairs chosen by {by}{left_out}{sure}")
     typer.echo(f"wrote {output}: {figures['prompts']:,} prompts; to label: rlhf label push {output} --project TITLE")
@@ -72,6 +88,30 @@ def select_command(
 
 def _pool(sources: list[str], data_directory: str | None) -> Pool:
     if len(sources) == 1 and is_run(sources[0]):
-        path = Path(sources[0])
-        return pool_of_run(path if (path / "recipe.yaml").is_file() else RUNS / path)
+        return pool_of_run(_run(sources[0]))
     return pool_of_files(sources, data_directory)
+
+
+def _scored(sources: list[str], rewards: list[str]) -> Pool:
+    """A run's pairs with a score of each reward model, its own first; `stages.opinions` loads them."""
+    for name in (*sources, *rewards):
+        if not is_run(name):
+            raise ConfigError(f"{name}: no run; --rewards takes runs, and scores the responses of a run")
+    if len(sources) > 1:
+        raise ConfigError(f"--rewards={rewards[0]}: scores the responses of one run; give one")
+    runs = [_run(name).resolve() for name in (*sources, *rewards)]
+    if len(set(runs)) < len(runs):
+        raise ConfigError(f"--rewards={', '.join(rewards)}: a run is given twice; give others than {sources[0]}, once")
+    answers_of_run(runs[0])  # where there are none, no model is loaded
+    with tempfile.TemporaryDirectory(prefix="rlhf-opinions-") as folder:
+        output = Path(folder) / "scored.jsonl"
+        command = [sys.executable, "-m", "stages.opinions", *map(str, [runs[0], *runs]), "--output", str(output)]
+        # What its libraries say is not for whoever reads our JSON.
+        if code := subprocess.run(command, env=stage_environment(1), stdout=sys.__stderr__).returncode:
+            raise typer.Exit(code)  # which has said why
+        return pool_of_files([str(output)])
+
+
+def _run(name: str) -> Path:
+    path = Path(name)
+    return path if (path / "recipe.yaml").is_file() else RUNS / path

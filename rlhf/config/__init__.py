@@ -11,9 +11,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from rlhf.config.checking import AgreementLimitsConfig, CheckConfig, LimitsConfig
+from rlhf.config.checking import AgreementLimitsConfig, CheckConfig, ClassifierConfig, LimitsConfig
 from rlhf.config.data import DataConfig, FormatName, PreferenceFormat, PromptFormat, SourceConfig
 from rlhf.config.evaluation import EvaluateConfig, LmEvalConfig
+from rlhf.config.labelling import JudgeConfig, LabellingConfig
 from rlhf.config.model import InitConfig, LoraConfig, ModelConfig
 from rlhf.config.ppo import PpoConfig
 from rlhf.config.rollout import (
@@ -42,6 +43,7 @@ __all__ = [
     "AgreementLimitsConfig",
     "CheckConfig",
     "CheckpointConfig",
+    "ClassifierConfig",
     "DataConfig",
     "EvaluateConfig",
     "FaultsConfig",
@@ -50,7 +52,9 @@ __all__ = [
     "GenerationServerConfig",
     "HeldOutConfig",
     "InitConfig",
+    "JudgeConfig",
     "KlConfig",
+    "LabellingConfig",
     "LimitsConfig",
     "LmEvalConfig",
     "LoraConfig",
@@ -102,6 +106,7 @@ class Recipe(Section):
     tracking: Annotated[TrackingConfig, AffectsNothing] = TrackingConfig()
     parallelism: Annotated[ParallelismConfig, AffectsNothing] = ParallelismConfig()
     watchdog: Annotated[WatchdogConfig | None, AffectsNothing] = WatchdogConfig()
+    labelling: Annotated[LabellingConfig, AffectsNothing] = LabellingConfig()
 
     def parallelism_of(self, stage: str) -> ParallelismConfig:
         """A stage's own parallelism, or the recipe's."""

@@ -29,11 +29,22 @@ class AgreementLimitsConfig(Section):
     fail: Annotated[float, Field(ge=-1, le=1)] | None = 0.0  # the whole 95 % interval is below: less than by chance
 
 
+class ClassifierConfig(Section):
+    """A text classifier of one's own, which tells offensive responses."""
+
+    path: str  # the directory of a model with safetensors; relative ones start at data.directory
+    labels: list[str] = []  # its labels of offensive texts; may be left out where it has but one
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5  # probability of them from which on a response is flagged
+
+
 class CheckConfig(Section):
     """The check of comparisons: `rlhf data check`, and before every reward training."""
 
     # A verdict of fail ends reward training (fail), is told (warn), is not sought (off).
     gate: Annotated[Literal["fail", "warn", "off"], BARE_OFF] = "fail"
+    # Responses that hold one of a file's words, one a line, are offensive; relative paths start at data.directory.
+    words: str | None = None
+    classifier: ClassifierConfig | None = None  # in the command and in the reward stage
     similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.8  # Jaccard, from which on texts are nearly the same
 
     # A kind's limits are given whole: without fail it never fails.
@@ -55,3 +66,4 @@ class CheckConfig(Section):
     tie: LimitsConfig = LimitsConfig()
     truncated: LimitsConfig = LimitsConfig()
     language: LimitsConfig = LimitsConfig()
+    offensive: LimitsConfig = LimitsConfig()  # of votes, those with a response that words or classifier flag

@@ -24,8 +24,8 @@ LINEAGE = "lineage.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
-def hold(directory: Path) -> IO[str]:
-    """Lock a directory for as long as the file that this returns is open in some process.
+def hold(directory: Path, option: str = "--run") -> IO[str]:
+    """Lock a directory for as long as the file that this returns is open in some process; option: what names another.
 
     Raises InUseError where another process holds it, ArtifactError where nothing can be written.
     """
@@ -33,12 +33,12 @@ def hold(directory: Path) -> IO[str]:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / ".lock").open("a", encoding="utf-8")
     except OSError as error:
-        raise ArtifactError(f"{directory}: cannot be written ({error.strerror}); give another --run") from error
+        raise ArtifactError(f"{directory}: cannot be written ({error.strerror}); give another {option}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise InUseError(f"{directory}: in use by another rlhf process; wait or give another --run") from error
+        raise InUseError(f"{directory}: in use by another rlhf process; wait or give another {option}") from error
     return file
 
 
