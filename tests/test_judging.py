@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from judged import votes
@@ -86,12 +88,12 @@ def test_a_pair_gives_a_vote_once_both_answers_can_be_read() -> None:
     assert len(verdicts([PAIR], answers)) == 1
 
 
-def test_a_vote_keeps_what_is_known_of_its_pair() -> None:
+def test_a_vote_keeps_what_is_known_of_its_pair(tmp_path: Path) -> None:
     (found,) = verdicts(
         [PAIR], {(PAIR.id, n): Answer(PAIR.id, n, "BA"[n], seconds=2, time=1.8e9) for n in (False, True)}
     )
-    write("v.jsonl", record := vote_record(found, "judge:m"))
-    assert votes("v.jsonl") == [
+    path = write(tmp_path / "v.jsonl", record := vote_record(found, "judge:m"))
+    assert votes(path) == [
         Comparison(
             PAIR.prompt, "no idea", "because", annotator="judge:m", seconds=4, rejected_finished=False, time=1.8e9
         )

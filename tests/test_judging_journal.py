@@ -16,6 +16,12 @@ from data.judging.journal import Answer, Journal
 from data.judging.pacing import Budget, Pace
 from rlhf.errors import ArtifactError
 
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 # The journal.
 
 

@@ -28,10 +28,11 @@ from label_commands import (
     pushed,
     wait_for,
 )
-from label_studio_server import Studio, free_port, template
+from label_studio_server import Studio, template
 
 from data.labelling.client import official
 from launch.label_studio import is_free
+from launch.local import free_port
 
 pytestmark = pytest.mark.services
 
