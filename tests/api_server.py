@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+from answering import answering
 
 Object = dict[str, Any]
 
@@ -205,11 +205,5 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def running(resources: dict[str, list[tuple[str, str]]] | None = None) -> Iterator[Cluster]:
     """A server for a while."""
-    with Cluster(resources) as cluster:
-        thread = threading.Thread(target=cluster.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield cluster
-        finally:
-            cluster.shutdown()
-            thread.join()
+    with answering(Cluster(resources)) as cluster:
+        yield cluster

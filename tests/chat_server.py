@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from answering import answering
+
 Rule = Callable[[str, str], str | None]  # of what stands as A and as B, to what is said
 Fault = tuple[int, dict[str, str], str]  # status, headers, body
 PARTS = re.compile(r"^(#\w+) response A\n(.*?)\n\1 response B\n(.*?)\n\1 the end$", re.M | re.S)
@@ -118,12 +120,5 @@ def completion(body: dict[str, Any], text: str | None, usage: bool) -> dict[str,
 @contextmanager
 def serving(rule: Rule = longer, port: int = 0) -> Iterator[Server]:
     """A server while the block runs."""
-    server = Server(rule, port)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with answering(Server(rule, port)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -10,9 +10,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
 import yaml
 from debian import require
 from network import Network, Node, _runs
@@ -101,6 +102,14 @@ class SSHCluster:
     def ended(self, run: Path) -> bool:
         """Whether the run has come to its end, whichever."""
         return Records(run).order().do == "end"
+
+
+@pytest.fixture(scope="module", name="cluster")
+def ssh_cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHCluster]:
+    """Over the nodes of a file's tests."""
+    made = SSHCluster(net, tmp_path_factory.mktemp("ssh"))
+    yield made
+    made.close()
 
 
 def line_of(pid: int) -> Sequence[str]:

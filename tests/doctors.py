@@ -84,19 +84,21 @@ def slow_link(surgery: Surgery) -> Iterator[None]:
 @contextmanager
 def read_only(surgery: Surgery) -> Iterator[None]:
     """The second node sees the folder and may not write there."""
-    place = str(surgery.folder)
-    mount = f"mount -o bind {place} {place} && mount -o remount,bind,ro {place} && cd {place}"
-    surgery.before[1] += ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    remounted(surgery, "mount -o bind {0} {0} && mount -o remount,bind,ro {0}")
     yield
 
 
 @contextmanager
 def not_shared(surgery: Surgery) -> Iterator[None]:
     """The second node has another folder at the same place."""
-    place = str(surgery.folder)
-    mount = f"mount -t tmpfs none {place} && cd {place}"
-    surgery.before[1] += ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    remounted(surgery, "mount -t tmpfs none {0}")
     yield
+
+
+def remounted(surgery: Surgery, how: str) -> None:
+    """Mount something over the folder, as the second node sees it. how: of {0}, the folder."""
+    mount = f"{how} && cd {{0}}".format(surgery.folder)
+    surgery.before[1] += ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
 
 
 @contextmanager

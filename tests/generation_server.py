@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from answering import answering
 from torch import Tensor, nn
 
 from rlhf.generation.inside_vllm.rlhf_weights import Weights
@@ -146,12 +147,5 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(model: nn.Module, **options: Any) -> Iterator[Server]:
     """A server for a while."""
-    server = Server(model, **options)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with answering(Server(model, **options)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -27,6 +27,7 @@ from data.labelling.client import Refused
 from data.labelling.page import QUESTION, REASON
 from data.labelling.server import LabelStudio
 from launch.label_studio import LOG, Server, environment_folder, install
+from launch.local import free_port
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 PASSWORD = "a password of tests"
@@ -69,13 +70,6 @@ def running(folder: Path) -> Iterator[Studio]:
         finally:
             for person in studio.people.values():
                 person.client.http.close()
-
-
-def free_port() -> int:
-    """A port that nobody listens at just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from cluster import SSHCluster
 from interruption import EVERY_STEP, own_copy, seconds_until
 from running import TINY, rlhf
@@ -18,9 +19,11 @@ SETTINGS = ["ppo.parallelism={strategy: ddp, processes: 2}", f"ppo.steps={STEPS}
 AGAIN_SECONDS = 240.0  # until a node is missed, started again, and its stage has loaded; on a busy machine
 
 
-def undisturbed(inputs: Path, folder: Path) -> Path:
-    """PPO of these settings by `rlhf` on this machine, two processes."""
-    copy = own_copy(inputs, folder, ["sft", "reward"])
+@pytest.fixture(scope="module", name="reference")
+def undisturbed(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PPO of these settings by two processes of this machine."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    copy = own_copy(tiny_run, folder, ["sft", "reward"])
     done = rlhf("ppo", str(TINY), *SETTINGS, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return copy / "ppo"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,12 @@ import kubernetes_validate
 import kubernetes_validate.utils
 import pytest
 import yaml
+from published import DATA
 
 from launch.clusters.job import JobSpec, Role, RunSpec
 from launch.clusters.kubernetes import SCHEDULER
 from launch.clusters.site import Site, read_site
 
-DATA = Path(os.environ.get("RLHF_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 CRDS = DATA.parent / "crds"
 FILES = {
     "JobSet": "jobset.x-k8s.io_jobsets.yaml",

@@ -34,51 +34,53 @@ from stages import command
 from tests.allocated import LARGE, M_MMAP_THRESHOLD, Allocated
 
 
-class Resident:
-    """Peaks between marks, of the pages of this process, less those that it had before."""
+class Marks:
+    """The most bytes that were held between marks."""
 
     def __init__(self) -> None:
+        self.name, self.most = "loading", dict[str, int]()
+
+    def mark(self, name: str) -> None:
+        """What happens from now on, until the next mark."""
+        if name != self.name:
+            self._note()
+            self.name = name
+
+    def peaks(self) -> dict[str, int]:
+        """The most bytes that were held at a time, by mark."""
+        self._note()
+        return self.most
+
+    def _note(self) -> None:
+        self.most[self.name] = max(self.most.get(self.name, 0), self._peak())
+
+    def _peak(self) -> int:
+        """The most bytes since this was last asked."""
+        raise NotImplementedError
+
+
+class Resident(Marks):
+    """Of the pages of this process, less those that it had before."""
+
+    def __init__(self) -> None:
+        super().__init__()
         # What is freed goes back to the system, and is not kept for later.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
         self.before = field("VmRSS")
-        self.name, self.most = "loading", dict[str, int]()
 
-    def mark(self, name: str) -> None:
-        """What happens from now on, until the next mark."""
-        if name != self.name:
-            self._note()
-            self.name = name
-
-    def peaks(self) -> dict[str, int]:
-        """The most bytes that were held at a time, by mark."""
-        self._note()
-        return self.most
-
-    def _note(self) -> None:
-        self.most[self.name] = max(self.most.get(self.name, 0), field("VmHWM") - self.before)
+    def _peak(self) -> int:
+        peak = field("VmHWM") - self.before
         Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
+        return peak
 
 
-class OnGpu:
-    """Peaks between marks, of what torch's allocator gave on this process's GPU."""
+class OnGpu(Marks):
+    """Of what torch's allocator gave on this process's GPU."""
 
-    def __init__(self) -> None:
-        self.name, self.most = "loading", dict[str, int]()
-
-    def mark(self, name: str) -> None:
-        """What happens from now on, until the next mark."""
-        if name != self.name:
-            self._note()
-            self.name = name
-
-    def peaks(self) -> dict[str, int]:
-        """The most bytes that were held at a time, by mark."""
-        self._note()
-        return self.most
-
-    def _note(self) -> None:
-        self.most[self.name] = max(self.most.get(self.name, 0), torch.cuda.max_memory_allocated())
+    def _peak(self) -> int:
+        peak = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+        return peak
 
 
 METERS: dict[str, Callable[[], Any]] = {"tensors": Allocated, "resident": Resident, "gpu": OnGpu}

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from debian import require
 from interruption import own_copy, seconds_until
 from running import TINY
@@ -105,7 +106,7 @@ def _runs(pid: int) -> bool:
     return False
 
 
-@contextmanager
+@pytest.fixture(scope="module", name="net")
 def network() -> Iterator[Network]:
     """Two nodes, removed at the end. Fails where there cannot be any."""
     assert os.geteuid() == 0, "network namespaces need root: run this test as root, or leave it out"

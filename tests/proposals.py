@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from data import toy
 from launch.proposal.beginning import Wishes, begin, write
 from rlhf.config import Recipe
@@ -43,6 +45,20 @@ def model_like(path: Path, changes: dict[str, object]) -> str:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + bytes_of_weights)  # sparse: takes no room
     return path.name
+
+
+@pytest.fixture(name="folder")
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with demonstrations, votes and prompts."""
+    write_examples(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(name="model")
+def half_b(folder: Path) -> str:
+    """A directory that looks like a model of 0.5 B weights from outside; nothing here loads one."""
+    return model_like(folder / "Half-B", {})
 
 
 def made(path: str = "my.yaml", force: bool = False, **wishes: object) -> Recipe:

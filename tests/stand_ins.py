@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-import pytest
 import torch
+from published import DATA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from data import toy
 
-DATA = Path(os.environ.get("RLHF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 HH = DATA / "pairs" / "hh_harmless_base_test.jsonl.gz"
 END, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
     "{% for message in messages %}" + OPEN + "{{ message['role'] }}\n{{ message['content'] }}" + CLOSE + "\n"
     "{% endfor %}{% if add_generation_prompt %}" + OPEN + "assistant\n{% endif %}"
 )
-
-
-def require_data() -> None:
-    """Skip where the real records are not, but for continuous integration, which has them."""
-    if not DATA.is_dir() and os.environ.get("CI") != "true":
-        pytest.skip(f"no data in {DATA}; set RLHF_TEST_DATA")
 
 
 def write_model(directory: Path, vocab_size: int = 400, context: int = 4096, **shape: int) -> None:

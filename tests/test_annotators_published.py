@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
 
 import krippendorff
 import numpy as np
 import pytest
+from published import published_data  # noqa: F401  # the fixture `real_data`
 
 from data.annotators.tables import tabulate
 from data.quality.votes import votes_of_files
@@ -17,17 +16,6 @@ from rlhf.config import DataConfig, SourceConfig
 
 PANDALM = "pairs/pandalm_testset_3annot.jsonl.gz"
 SQUALITY = "ratings/squality_human_eval_long.jsonl.gz"
-
-
-@pytest.fixture(scope="module")
-def real_data() -> str:
-    """The directory with the published files."""
-    directory = Path(os.environ.get("RLHF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (directory / PANDALM).exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{directory / PANDALM} is absent, and continuous integration must have it")
-        pytest.skip(f"{directory / PANDALM} is absent; set RLHF_TEST_DATA to the data directory")
-    return str(directory)
 
 
 @pytest.mark.parametrize(("name", "prompt"), [(PANDALM, None), (SQUALITY, "Answer.")])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from interruption import EVERY_STEP, assert_same, lines_of, manifest, own_copy, stage_process, wait_for
+from judges import judged_by_chance
 from running import TINY, rlhf
 from waiting_checkpoints import ASIDE, held_up, killed_in_flight, standing, unfinished
 
@@ -88,21 +89,11 @@ def test_a_stage_that_ends_for_bad_input_leaves_what_is_in_flight_whole(
     assert standing(run / "ppo" / "checkpoints") == [1]
 
 
-# A judge of no sense, but always of the same: which policy it finds the best is chance.
-CHANCE = """
-from zlib import crc32
-def score(prompts, responses):
-    return [crc32(f"1 {pair}".encode()) % 1000 / 1000 for pair in zip(prompts, responses)]
-"""
-
-
 @pytest.mark.soak
 def test_the_best_is_that_of_a_run_that_waits_for_each_checkpoint(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "chance.py").write_text(CHANCE)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    settings = ("ppo.held_out.judge=chance:score", "ppo.evaluate_every=1", "ppo.steps=8", "ppo.held_out.prompts=4")
+    settings = (*judged_by_chance(tmp_path, monkeypatch), "ppo.steps=8", "ppo.held_out.prompts=4")
     found = {}
     for name, own in (("waiting", ()), ("aside", (ASIDE, EVERY_STEP))):
         run = own_copy(tiny_run, tmp_path / name, INPUTS)

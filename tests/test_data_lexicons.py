@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from published import published_data  # noqa: F401  # the fixture `real_data`
 
 from data.lexicons import AFINN_FILE, VADER_FILE, afinn, vader
 from data.stories import demonstrations
@@ -22,17 +22,6 @@ ROOT = Path(__file__).parents[1]
 HAPPY = " The little dog was so happy, and they were best friends."
 NEUTRAL = " The dog sat on the mat next to the door."
 SAD = " The little dog was lost and scared, and it cried all night."
-
-
-@pytest.fixture(scope="module")
-def real_data() -> str:
-    """The directory with the published lexicons and stories."""
-    directory = Path(os.environ.get("RLHF_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if not (directory / VADER_FILE).exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{directory / VADER_FILE} is absent, and continuous integration must have it")
-        pytest.skip(f"{directory / VADER_FILE} is absent; set RLHF_TEST_DATA to the data directory")
-    return str(directory)
 
 
 @pytest.fixture

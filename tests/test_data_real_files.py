@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from published import published_data  # noqa: F401  # the fixture `real_data`
 
 from data import sources
 from data.formats import write_jsonl
@@ -38,17 +38,6 @@ FILES: dict[str, tuple[str, int, int, list[int]]] = {
     SQUALITY: ("squality", 900, 900, []),
 }
 every_file = pytest.mark.parametrize("name", FILES)
-
-
-@pytest.fixture(scope="module")
-def real_data() -> str:
-    """The directory with the published files."""
-    directory = Path(os.environ.get("RLHF_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if not (directory / HH).exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{directory / HH} is absent, and continuous integration must have it")
-        pytest.skip(f"{directory / HH} is absent; set RLHF_TEST_DATA to the data directory")
-    return str(directory)
 
 
 def reading(name: str, directory: str, kind: str | None = None, **options: Any) -> Reading:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from published import published_data  # noqa: F401  # the fixture `real_data`
 
 from data.stories import STORIES_FILE, WINDOW_CHARACTERS, demonstrations, prompts, stories
 from rlhf.errors import DataError
@@ -22,17 +23,6 @@ FIRST = (
     "Every â€œmarkâ€ that was decoded wrongly keeps its window out, however long and well "
     "the story goes on after that."
 )
-
-
-@pytest.fixture(scope="module")
-def real_data() -> str:
-    """The directory with the published stories."""
-    directory = Path(os.environ.get("RLHF_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if not (directory / STORIES_FILE).exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{directory / STORIES_FILE} is absent, and continuous integration must have it")
-        pytest.skip(f"{directory / STORIES_FILE} is absent; set RLHF_TEST_DATA to the data directory")
-    return str(directory)
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from doctors import Surgery, Told, with_faults
-from network import Network, network
+from network import Network, network  # noqa: F401  # the fixture `net`
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 
@@ -28,12 +27,6 @@ WRONG = {
     "closed_ports": ("network", "failure", r"node-1 does not reach node-2 but at the rendezvous: 10\.77\.0\.2: .*"),
     "wrong_clock": ("clocks", "failure", r"the clock of node-2 is (299|300)\.\d s ahead of that of node-1"),
 }
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made:
-        yield made
 
 
 def told_of(net: Network, folder: Path, *faults: str) -> Told:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from answering import answering
 
 from reward_models.client import HttpReward
 from reward_models.rules import FunctionReward
@@ -59,14 +60,8 @@ class Server:
 @contextmanager
 def serving(each: float = 0.0, status: int = 200) -> Iterator[Server]:
     server = Server(each, status)
-    thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with answering(server.http):
         yield server
-    finally:
-        server.http.shutdown()
-        server.http.server_close()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

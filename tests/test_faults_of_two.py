@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from rlhf.config import ParallelismConfig
-from rlhf.distributed import process_group, rank
+from rlhf.distributed import rank
 from rlhf.ppo.experience import collect, own_rows
 from rlhf.ppo.safety import is_sound
 from rlhf.ppo.targets import find_targets
@@ -25,6 +22,7 @@ from rlhf.ppo.update import update
 from rlhf.sharding import own_part
 from tests.cast import CONFIG, KEY, KL_COEF, PROMPTS, Cast, load_cast, save_cast, step, weights
 from tests.test_safety import spoil_gradient, spoil_values
+from tests.two_ranks import chosen, two_ranks
 
 SECONDS = 400.0
 STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
@@ -102,12 +100,8 @@ def play(folder: Path, strategy: str, way: str) -> Outcome:
     return Outcome(names, not torch.equal(before, after), after, then.statistics, steps, healthy)
 
 
-def one_of_two(index: int, port: int, folder: Path, strategies: list[str]) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with process_group(timeout_minutes=SECONDS / 120):
-        made = {(strategy, way): play(folder, strategy, way) for strategy in strategies for way in WAYS}
-        torch.save(made, folder / f"rank{index}.pt")
+def play_all(folder: Path, strategies: list[str]) -> dict[tuple[str, str], Outcome]:
+    return {(strategy, way): play(folder, strategy, way) for strategy in strategies for way in WAYS}
 
 
 @pytest.fixture(scope="module")
@@ -115,26 +109,10 @@ def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[dict[Any, Outcome]]]:
     """Of each rank, of the strategies whose tests were chosen."""
-    folder = save_cast(tmp_path_factory.mktemp("cast"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    chosen = {
-        getattr(item, "callspec", None) and item.callspec.params.get("strategy") for item in request.session.items
-    }
-    strategies = [strategy for strategy in STRATEGIES if strategy in chosen]
-    processes = multiprocessing.start_processes(
-        one_of_two, args=(port, folder, strategies), nprocs=2, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + SECONDS
-    try:
-        while not processes.join(timeout=1.0):
-            if time.monotonic() > deadline:
-                pytest.fail(f"the two processes did not end within {SECONDS:.0f} seconds: they wait for each other")
-    finally:
-        for process in processes.processes:
-            process.kill()
-    yield [torch.load(folder / f"rank{i}.pt", weights_only=False) for i in range(2)]
+    folder, asked = save_cast(tmp_path_factory.mktemp("cast")), chosen(request, "strategy")
+    with two_ranks(play_all, folder, [strategy for strategy in STRATEGIES if strategy in asked], SECONDS) as both:
+        pass
+    yield both
 
 
 @pytest.fixture(scope="module")

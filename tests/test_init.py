@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from proposals import SCHEMA, made, model_like, write_examples
+from proposals import SCHEMA, half_b, made, working_folder  # noqa: F401  # the fixtures `folder` and `model`
 
 from launch.proposal.beginning import Wishes, begin
 from launch.proposal.examples import look
@@ -17,20 +17,6 @@ from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError, DataError, RLHFError
 from rlhf.recipe import _parsed
 from rlhf.schema import recipe_schema
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with demonstrations, votes and prompts."""
-    write_examples(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def model(folder: Path) -> str:
-    """A directory that looks like a model of 0.5 B weights from outside; nothing here loads one."""
-    return model_like(folder / "Half-B", {})
 
 
 def test_files_alone_make_a_model_from_nothing(folder: Path) -> None:

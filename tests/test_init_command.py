@@ -11,24 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from proposals import model_like, write_examples
+from proposals import half_b, working_folder  # noqa: F401  # the fixtures `folder` and `model`
 from running import ROOT, rlhf
 
 from rlhf.recipe import load_recipe
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with demonstrations, votes and prompts."""
-    write_examples(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def model(folder: Path) -> str:
-    """A directory that looks like a model of 0.5 B weights from outside; nothing here loads one."""
-    return model_like(folder / "Half-B", {})
 
 
 def test_the_command_asks_nothing_without_a_terminal(folder: Path) -> None:

@@ -20,8 +20,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from label_studio_server import free_port
-from stand_ins import DATA, require_data
+from published import DATA, require_data
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -30,6 +29,7 @@ from data.labelling.pairs import read_pairs
 from data.locations import files_of
 from data.reading import Reading
 from launch.cli import app
+from launch.local import free_port
 from rlhf.config import SourceConfig
 from rlhf.errors import LabellingError
 from rlhf.types import Comparison

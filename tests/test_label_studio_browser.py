@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 from debian import require
-from label_studio_server import PASSWORD, Studio, running
+from label_commands import (
+    a_studio,  # noqa: F401  # the fixture `studio`
+    label,
+    lines,
+    pushed,
+)
+from label_studio_server import PASSWORD, Studio
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_label_studio import label, lines, pushed
 
 pytestmark = pytest.mark.services
 FLAGS = (
@@ -33,12 +38,6 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # the page needs nobody else
 )
 SECONDS = 40
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    with running(tmp_path_factory.mktemp("studio")) as started:
-        yield started
 
 
 def chromium() -> None:

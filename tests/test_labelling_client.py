@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from answering import answering
 
 from data.labelling.client import Away, Refused, Unsent, official
 from data.labelling.server import LabelStudio
@@ -57,11 +57,9 @@ def told(answers: Callable[[str, int], Answer]) -> Iterator[Told]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        state.url = f"http://127.0.0.1:{listener.server_address[1]}"
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as listener:
+        state.url = f"http://127.0.0.1:{listener.server_port}"
         yield state
-        listener.shutdown()
 
 
 CHANGES: list[Callable[[LabelStudio], object]] = [

@@ -12,7 +12,7 @@ from typing import Any
 import krippendorff
 import numpy as np
 import pytest
-from stand_ins import DATA, require_data
+from published import DATA, require_data
 from typer.testing import CliRunner
 
 from data.labelling.attention import DRIFT_P, Habits, Share, of_annotators

@@ -5,36 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import SSHCluster
+from cluster import SSHCluster, ssh_cluster  # noqa: F401  # the fixture `cluster`
 from interruption import assert_same, own_copy
-from launched import SETTINGS, STEPS, Launched, undisturbed
-from network import Network, network
+from launched import SETTINGS, STEPS, Launched, undisturbed  # noqa: F401  # the fixture `reference`
+from network import network  # noqa: F401  # the fixture `net`
 from running import TINY
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHCluster]:
-    made = SSHCluster(net, tmp_path_factory.mktemp("ssh"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """PPO by two processes of this machine."""
-    return undisturbed(tiny_run, tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_a_chain_over_two_nodes(cluster: SSHCluster, tiny_run_of_two: Path, tmp_path: Path) -> None:

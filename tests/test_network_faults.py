@@ -5,20 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from network import Network, network
+from network import Network, network  # noqa: F401  # the fixture `net`
 from network_faults import carried_out, undisturbed
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

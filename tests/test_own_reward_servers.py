@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from answering import answering
 from torch import Tensor
 
 from reward_models.client import HttpReward
@@ -48,15 +48,8 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def server(answer: Callable[[dict[str, Any]], tuple[int, Any]]) -> Iterator[tuple[str, type[Handler]]]:
     handler = type("Own", (Handler,), {"asked": [], "tokens": [], "answer": staticmethod(answer)})
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as listening:
         yield f"http://127.0.0.1:{listening.server_port}/score", handler
-    finally:
-        listening.shutdown()
-        thread.join()
-        listening.server_close()
 
 
 def lengths(question: dict[str, Any]) -> tuple[int, Any]:

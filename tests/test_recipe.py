@@ -6,31 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, settings
+from recipes_written import problems, recipe_of_a_seed, written  # noqa: F401  # the fixture `seed`
 
 from rlhf.config import Recipe
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe, resolved_yaml
-
-ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-
-
-def written(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
-    file = folder / name
-    file.write_text(text, encoding="utf-8")
-    return file
-
-
-def problems(path: Path | str, *overrides: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load_recipe(path, overrides)
-    assert all("\n" not in line for line in caught.value.problems)
-    return list(caught.value.problems)
-
-
-@pytest.fixture
-def seed(tmp_path: Path) -> Path:
-    return written(tmp_path, "seed: 1\n")
 
 
 def test_values_reach_the_recipe_and_the_rest_is_default(tmp_path: Path) -> None:

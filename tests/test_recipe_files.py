@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from recipes_written import problems, written
 
 from rlhf.recipe import load_recipe
-from tests.test_recipe import problems, written
 
 
 @pytest.mark.parametrize(

@@ -3,35 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from recipes_written import ANY_FILE, recipe_of_a_seed, written  # noqa: F401  # the fixture `seed`
 
 from rlhf.config import Recipe
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe, resolved_yaml
-
-ANY_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-
-
-def written(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
-    file = folder / name
-    file.write_text(text, encoding="utf-8")
-    return file
-
-
-def problems(path: Path | str, *overrides: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load_recipe(path, overrides)
-    assert all("\n" not in line for line in caught.value.problems)
-    return list(caught.value.problems)
-
-
-@pytest.fixture
-def seed(tmp_path: Path) -> Path:
-    return written(tmp_path, "seed: 1\n")
-
 
 plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.dates(), st.binary())
 known = st.sampled_from([*Recipe.model_fields, "base", "kl", "coef", "prompts", "path", "lora", "rank", "steps", "0"])

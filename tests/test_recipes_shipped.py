@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from published import require_data
 from running import ROOT, rlhf
-from stand_ins import require_data, write_hh, write_model, write_ultrafeedback
+from stand_ins import write_hh, write_model, write_ultrafeedback
 
 from rlhf.config import Recipe
 from rlhf.devices import Hardware, settled_recipe

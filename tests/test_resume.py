@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 from interruption import EVERY_STEP, assert_same, figures, kill_tree, lines_of, manifest, own_copy, start, wait_for
+from judges import judged_by_chance
 from running import TINY, rlhf
 
 STAGES = ["sft", "reward", "ppo"]
@@ -93,21 +93,11 @@ def goes_on_bit_for_bit(stage: str, reference: Path, folder: Path, *overrides: s
     return whole / stage
 
 
-# A judge of no sense, but always of the same: which policy it finds the best is chance.
-CHANCE = """
-from zlib import crc32
-def score(prompts, responses):
-    return [crc32(f"{salt} {{pair}}".encode()) % 1000 / 1000 for pair in zip(prompts, responses)]
-"""
-
-
 @pytest.mark.soak
 def test_an_adaptive_controller_and_the_best_policy_go_on(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "chance.py").write_text(CHANCE.format(salt=1))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    judge = ("ppo.held_out.judge=chance:score", "ppo.evaluate_every=1")
+    judge = judged_by_chance(tmp_path, monkeypatch)
     overrides = ("ppo.kl.controller=adaptive", "ppo.kl.target=0.5", "ppo.kl.horizon=20", *judge)
     whole = goes_on_bit_for_bit("ppo", tiny_run, tmp_path, *overrides)
     coefficients = {line["objective/kl_coef"] for line in figures(whole) if "objective/kl_coef" in line}

@@ -1,7 +1,6 @@
 import copy
 import functools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from published import DATA, require_data
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -22,7 +22,6 @@ from stages.rows import Keeping
 from stages.sft import IGNORED, encode
 from tests.test_models import TEXTS, tiny_policy
 
-DATA = Path(os.environ.get("RLHF_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 STORIES = DATA / "model" / "stories260k"
 THINKING_TEMPLATE = (  # forgets what earlier assistant turns thought, as several published templates do
     "{% for m in messages %}<|{{ m['role'] }}|>"
@@ -39,8 +38,7 @@ def byte_level() -> Tokenization:
 @functools.cache
 def sentencepiece_like() -> Tokenization:
     """A tokenizer that puts a space before every text; the file is needed where CI is set."""
-    if not STORIES.is_dir() and os.environ.get("CI") != "true":
-        pytest.skip(f"{STORIES} is absent; set RLHF_TEST_DATA")
+    require_data()
     return load_tokenization(STORIES, ModelConfig())
 
 

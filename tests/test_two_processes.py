@@ -5,109 +5,28 @@ are started once and play all cases of the tests that were chosen; if one of the
 """
 
 import os
-import socket
-import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 
-from rlhf.config import ParallelismConfig, PpoConfig
-from rlhf.distributed import barrier, gather_objects, global_max, global_sum, is_main, process_group, rank, world_size
+from rlhf.distributed import barrier, gather_objects, global_max, global_sum, is_main, rank, world_size
 from rlhf.ppo.dealing import gather_rows
 from rlhf.ppo.experience import own_rows
 from rlhf.ppo.update import micro_batches_in_lockstep, minibatches, own_share
 from rlhf.sharding import own_part, whole
 from rlhf.types import Prompt
-from tests.cast import CONFIG, KEY, load_cast, save_cast, step, weights
+from tests.cases_of_two import CASES, RAGGED, RARELY
+from tests.cast import KEY, load_cast, save_cast, step, weights
+from tests.two_ranks import chosen, two_ranks
 
 SECONDS, EACH = 60.0, 12.0  # to start, and for a case
 # Only for who knows that nothing here has used torch yet (tests/mutate.py): without the seconds of imports.
 START = os.environ.get("RLHF_TEST_PROCESSES", "spawn")
-LONG, SHORT = "The cat sat on the mat, and the dog ", ("a", "it", "ran", "on")
-TEXTS = [text for i in range(4) for text in (LONG[: 36 - 4 * i], SHORT[i])]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A step to play."""
-
-    texts: Sequence[str]
-    minibatches: int
-    budget: int  # of a micro-batch, in tokens
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    lora: bool = False
-    parallelism: ParallelismConfig = ParallelismConfig()
-    inexact: bool = False  # old log-probs come from a forward of their own
-
-    @property
-    def config(self) -> PpoConfig:
-        sizes = {"prompts_per_step": len(self.texts), "minibatches": self.minibatches}
-        return PpoConfig.model_validate(
-            CONFIG.model_dump() | sizes | {"micro_batch_tokens": self.budget} | self.changes
-        )
-
-
-ELSEWHERE = "ragged, sampled elsewhere"
-RAGGED = {
-    # Rank 0 has the long prompts, and with them more micro-batches.
-    "ragged": Case(TEXTS, 2, 20),
-    # Behind `!` the stop token is certain, so all of rank 1's responses are one token long.
-    "one rank ends at once": Case([text + "!" * (text in SHORT) for text in TEXTS], 2, 20),
-    # Three rows on one rank and two on the other; every minibatch is one row, so one rank has no work at all.
-    "nothing to do": Case(["The cat", "a", "and the dog", "it", "on the mat"], 5, 1000),
-}
-SAMPLING = CONFIG.generation.model_dump()
-GROUPS = {"responses_per_prompt": 2}
-ESTIMATORS: dict[str, dict[str, Any]] = {
-    "gae": {"whiten_rewards": True, "entropy_bonus": 0.1},
-    "trunk": {"value_start": "trunk", "value_coef": 0.4},
-    "rloo": {"advantage": "rloo", **GROUPS, "kl": {"estimator": "k2", "place": "loss"}},
-    "reinforce++": {"advantage": "reinforce++", "normalize_scores": "running", "target_kl": 1.0},
-    "grpo": {"advantage": "grpo", **GROUPS, "ratio": "sequence", "clip": 0.01},
-}
-CASES = RAGGED | {
-    name + " with adapters" * lora: Case(TEXTS[: 4 if "responses_per_prompt" in changes else 8], 2, 20, changes, lora)
-    for name, changes in ESTIMATORS.items()
-    for lora in (False, True)
-}
-CASES[ELSEWHERE] = Case(TEXTS, 2, 20, inexact=True)
-SHARDED = ParallelismConfig(strategy="fsdp")
-DEEPSPEED = {
-    f"{name}, zero{stage}": replace(CASES[name], parallelism=ParallelismConfig(strategy=f"zero{stage}"))
-    for stage in (1, 2, 3)
-    for name in CASES
-}
-# `make test` plays these of FSDP2's and DeepSpeed's, `make soak ARGS="-k two_processes"` the rest.
-OFTEN = {f"{name}, {how}" for how in ("fsdp", "zero3") for name in (*RAGGED, "trunk", "rloo with adapters")}
-OFTEN |= {"gae with adapters, fsdp", "ragged, zero2", "ragged, fsdp with replicas", "trunk, fsdp with offloading"}
-OFTEN |= {"ragged, fsdp, offloaded"}
-CASES |= {f"{name}, fsdp": replace(case, parallelism=SHARDED) for name, case in CASES.items()}
-CASES["ragged, fsdp with replicas"] = replace(
-    CASES["ragged"], parallelism=SHARDED, changes={"generation": {**SAMPLING, "weights": "replica"}}
-)
-CASES["trunk, fsdp with offloading"] = replace(
-    CASES["trunk"], parallelism=ParallelismConfig(strategy="fsdp", cpu_offload=True)
-)
-CASES["ragged, fsdp, offloaded"] = replace(
-    CASES["ragged"], parallelism=SHARDED, changes={"offload": ["reference", "reward", "optimizer"]}
-)
-CASES |= DEEPSPEED
-CASES["ragged, zero3 with replicas"] = replace(
-    CASES["ragged"],
-    parallelism=ParallelismConfig(strategy="zero3"),
-    changes={"generation": {**SAMPLING, "weights": "replica"}},
-)
-for number in (2, 3):
-    CASES[f"gae, zero{number} with offloading"] = replace(
-        CASES["gae"], parallelism=ParallelismConfig(strategy=f"zero{number}", cpu_offload=True)
-    )
-RARELY = [case for case in CASES if ("zero" in case or "fsdp" in case) and case not in OFTEN]
 
 
 @dataclass(frozen=True)
@@ -194,40 +113,16 @@ def play_all(folder: Path, cases: Sequence[str]) -> dict[str, Any]:
     return {case: play(folder, case) for case in cases} | {"collectives": collectives()}
 
 
-def one_of_two(index: int, port: int, folder: Path, cases: Sequence[str]) -> None:
-    """What each process runs, joined as under torchrun."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # of a fork; a new process has no other
-    os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with process_group(timeout_minutes=2.0):
-        torch.save(play_all(folder, cases), folder / f"rank{index}.pt")
-
-
 @pytest.fixture(scope="module")
 def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[dict[str, Any]]]:
     """Of a single process, and of the two ranks."""
-    folder = save_cast(tmp_path_factory.mktemp("cast"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    chosen = {getattr(item, "callspec", None) and item.callspec.params.get("case") for item in request.session.items}
-    cases = [case for case in CASES if case in chosen]
-    processes = multiprocessing.start_processes(
-        one_of_two, args=(port, folder, cases), nprocs=2, join=False, start_method=START
-    )
-    alone = play_all(folder, cases)
-    seconds = SECONDS + EACH * len(cases)
-    deadline = time.monotonic() + seconds
-    try:
-        while not processes.join(timeout=1.0):
-            if time.monotonic() > deadline:
-                pytest.fail(f"the two processes did not end within {seconds:.0f} seconds: they wait for each other")
-    finally:
-        for process in processes.processes:
-            process.kill()
-    yield [alone, *(torch.load(folder / f"rank{i}.pt", weights_only=False) for i in range(2))]
+    folder, asked = save_cast(tmp_path_factory.mktemp("cast")), chosen(request, "case")
+    cases = [case for case in CASES if case in asked]
+    with two_ranks(play_all, folder, cases, SECONDS + EACH * len(cases), START) as both:
+        alone = play_all(folder, cases)
+    yield [alone, *both]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_ins import DATA, require_data
+from published import DATA, require_data
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 COMPARISONS, MOST_MEGABYTES = 100_000, 150

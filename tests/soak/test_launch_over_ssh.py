@@ -8,37 +8,19 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from cluster import SSHCluster, line_of
+from cluster import SSHCluster, line_of, ssh_cluster  # noqa: F401  # the fixture `cluster`
 from interruption import assert_same, own_copy
-from launched import SETTINGS, Launched, undisturbed
-from network import Network, network
+from launched import SETTINGS, Launched, undisturbed  # noqa: F401  # the fixture `reference`
+from network import network  # noqa: F401  # the fixture `net`
 from running import TINY
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 ONLY = ["--from", "ppo", "--until", "ppo"]
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHCluster]:
-    made = SSHCluster(net, tmp_path_factory.mktemp("ssh"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return undisturbed(tiny_run, tmp_path_factory.mktemp("undisturbed"))
 
 
 def worker_killed(run: Launched) -> None:

@@ -6,16 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from network import Network, network
+from network import Network, network  # noqa: F401  # the fixture `net`
 from network_faults import CASES, Times, carried_out, undisturbed
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

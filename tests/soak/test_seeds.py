@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published import DATA, require_data
 
 from rlhf.analysis.seeds import read_summaries, table
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
-DATA = Path(os.environ.get("RLHF_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 DEMO_SEEDS = (101, 102, 103, 104, 105)
 STORIES_SEEDS = (201, 202, 203)
 
@@ -51,8 +51,7 @@ def test_demo_learns_on_five_seeds(tmp_path: Path) -> None:
 
 
 def test_stories_become_cheerful_on_three_seeds(tmp_path: Path) -> None:
-    if not DATA.is_dir() and os.environ.get("CI") != "true":
-        pytest.skip(f"no data in {DATA}; set RLHF_TEST_DATA")
+    require_data()
     for summary in run_seeds("stories", STORIES_SEEDS, tmp_path, "--data-dir", str(DATA)):
         ppo = summary["ppo"]
         assert ppo["gold_after"] - ppo["gold_before"] >= 0.1

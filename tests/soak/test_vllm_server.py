@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_environment import vllm_python
 
 from data import toy
+from launch.local import free_port
 from rlhf.config import GenerationConfig, GenerationServerConfig, ModelConfig
 from rlhf.errors import GenerationError
 from rlhf.generation.vllm import VllmGenerator
@@ -47,12 +47,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = rlhf("run", LEARNING, *WIDER, folder=folder, seconds=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "learning"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager
