@@ -83,7 +83,7 @@ def ended_in_time(run: Run, code: int, seconds: float = 60.0) -> Path:
     assert verdict in diagnosed(run)
     entries = json.loads((folder / "rank-00000.flight-recorder.json").read_text())[0]["entries"]
     assert entries[-1]["profiling_name"] == "gloo:all_gather" and not entries[-1]["retired"]
-    assert "in whiten" in (folder / "rank-00000.stacks.txt").read_text()
+    assert "in gather_objects" in (folder / "rank-00000.stacks.txt").read_text()
     return folder
 
 
