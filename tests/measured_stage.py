@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import stages.ppo
 import stages.reward
 import stages.sft  # noqa: F401
-from launch.local import free_port, rank_environment
+from launch.local import Meeting, free_port, rank_environment
 from rlhf.distributed import rank
 from rlhf.engine.zero import ZeroEngine, load_deepspeed
 from rlhf.generation.native import NativeGenerator
@@ -131,7 +131,7 @@ def start(name: str, kind: str, processes: int, file: str, arguments: list[str])
     port, started = free_port(), []
     for number in range(processes):
         if (child := os.fork()) == 0:
-            os.environ.update(rank_environment(number, processes, port) if processes > 1 else {})
+            os.environ.update(rank_environment(number, processes, Meeting(port=port)) if processes > 1 else {})
             sys.argv[1:] = arguments
             try:
                 run(name, kind, file)
