@@ -74,7 +74,8 @@ def test_an_update_of_both_models_takes_activations_of_one_at_a_time() -> None:
     for model in models:
         accept(model)
     engines = [DdpEngine(model, OPTIONS) for model in models]
-    tokens, mask, zeros = torch.zeros(8, 128, dtype=torch.long), torch.ones(8, 128, dtype=torch.bool), torch.zeros(8, 64)
+    tokens, mask = torch.zeros(8, 128, dtype=torch.long), torch.ones(8, 128, dtype=torch.bool)
+    zeros = torch.zeros(8, 64)
     rows, ends = torch.arange(8), mask[:, 0]
     experience = Experience(tokens, mask, rows, mask[:, :64], zeros, zeros, zeros, zeros, zeros[:, 0], ends)
     targets = Targets(zeros + 1, zeros + 1, zeros, 0.0)

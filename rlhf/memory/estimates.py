@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from rlhf.memory.computation import FLOAT32, Computation
-from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, forward, logits, sampling
+from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, beside, forward, logits, sampling
 from rlhf.memory.models import answering, gradients, learner, stay, stepping
 from rlhf.memory.parts import Estimate, Parts, Roles, added
 from rlhf.shapes import Shape
@@ -50,6 +50,8 @@ def ppo(
     values = scorer if scorer and scorer.weights > policy.weights else policy
     learning = {"policy": policy} | ({"value model": values} if critic else {})
     standing = {role: dict(learner(shape, how)) for role, shape in learning.items()}
+    if load.sampler == "beside":
+        standing["policy"] |= beside(policy, how, load)
     if how.lora_rank is None:
         standing["reference"] = dict(answering(policy, how))
     if scorer:
@@ -82,7 +84,7 @@ def ppo(
 
 def log_probs(policy: Shape, how: Computation, load: RolloutLoad) -> Roles:
     """What is asked of a rollout without a gradient: of the reference, and of the policy where it samples otherwise."""
-    own = how.bfloat16 or load.sampler == "server" or how.lora_rank is not None
+    own = how.bfloat16 or load.sampler in ("server", "beside") or how.lora_rank is not None
     found = forward(policy, how, load.rows * load.length, learner=own)
     answers = logits(policy, how, load.rows * load.response, POLICY_PER_LOGIT)
     return {"policy" if own else "reference": {**found, "logits": answers}}
