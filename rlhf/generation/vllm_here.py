@@ -87,9 +87,11 @@ class VllmHere:
             self.engine.add_request(str(place), {"prompt_token_ids": list(prompt)}, self._question(own))
         found: dict[int, tuple[list[int], list[float]]] = {}
         while self.engine.has_unfinished_requests():
-            for answer in self.engine.step():
+            with unchanged():
+                answers = self.engine.step()
+            for answer in answers:
                 if answer.finished:
-                    place, tokens, logprobs = int(answer.request_id), *_read(answer)
+                    place, (tokens, logprobs) = int(answer.request_id), _read(answer)
                     found[place] = tokens, logprobs
                     if ended is not None:
                         ended(place, tokens)
@@ -162,10 +164,13 @@ def start(policy: nn.Module, config: GenerationConfig, bfloat16: bool) -> tuple[
 
 @contextmanager
 def unchanged() -> Iterator[None]:
-    """Inside, vLLM may do to the process what it does; random states and the way to set threads are put back."""
+    """Inside, vLLM may do to the process what it does; random states and the way to set threads are put back.
+
+    It seeds all random states when it starts, and draws from torch's while it samples, also where rows have seeds.
+    """
     threads, count, states = torch.set_num_threads, torch.get_num_threads(), (random.getstate(), np.random.get_state())
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
             yield
     finally:
         torch.set_num_threads = threads

@@ -44,6 +44,7 @@ def test_after_an_update_vllm_is_the_policy(tied: bool, tmp_path: Path) -> None:
         vocab_size=300,
         max_position_embeddings=128,
         tie_word_embeddings=tied,
+        initializer_range=0.2,  # so that it matters what the weights are
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     prompts = [[5 + i, 7, 9, 11 + i][: 2 + i % 3] for i in range(20)]
@@ -52,10 +53,12 @@ def test_after_an_update_vllm_is_the_policy(tied: bool, tmp_path: Path) -> None:
     done = by_vllm(script, "model", "prompts.json", "answer.json", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     answer = json.loads((tmp_path / "answer.json").read_text())
-    print(answer)
+    print(f"tied {tied}: log-probs apart by {[turn['apart'] for turn in answer['turns']]}")
     assert answer["same"] == [True] * 4
     for turn in answer["turns"]:
         assert turn["apart"] < 1e-4 and turn["again"] and turn["told"] == list(range(20))
+    first, second, third = (turn["responses"] for turn in answer["turns"])
+    assert first != second != third
 
 
 def test_ppo_samples_from_the_policy_that_it_trains(tmp_path: Path) -> None:

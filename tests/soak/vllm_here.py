@@ -51,9 +51,14 @@ def main(directory: Path, prompts: list[list[int]]) -> dict[str, Any]:
             worst = max(worst, float((own - sampled.logprobs[row][sampled.mask[row]]).abs().max()))
         turns.append(
             {"apart": worst, "again": torch.equal(again.responses, sampled.responses), "told": sorted(told)}
-            | {"lengths": sorted(set(sampled.mask.sum(-1).tolist()))}
+            | {
+                "responses": [
+                    response[mask].tolist() for response, mask in zip(sampled.responses, sampled.mask, strict=True)
+                ]
+            }
         )
         before = torch.get_rng_state()
+        torch.manual_seed(len(turns))
         with torch.no_grad():
             for parameter, other in zip(model.parameters(), plain.parameters(), strict=True):
                 parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
