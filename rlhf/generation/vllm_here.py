@@ -124,7 +124,7 @@ def start(policy: nn.Module, config: GenerationConfig, bfloat16: bool) -> tuple[
     Room for keys and values is for `batch_size` rows of twice `max_new_tokens`, as `rlhf.memory` counts, and for one of
     the whole context. Raises GenerationError where it does not start.
     """
-    bare: Any = policy.get_base_model() if is_adapted(policy) else policy  # type: ignore[operator]
+    bare: Any = policy.get_base_model() if is_adapted(policy) else policy
     described = copy.deepcopy(bare.config)
     described.architectures = described.architectures or [type(bare).__name__]
     shape = shape_of_config(described.to_dict(), "policy")
