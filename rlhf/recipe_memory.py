@@ -92,7 +92,7 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
         response=generation.max_new_tokens,
         generation_rows=min(generation.batch_size, -(-prompts // processes)),
         micro_batch_tokens=recipe.ppo.micro_batch_tokens,
-        sampler=generation.weights if stage == "ppo" else "shared",
+        sampler="shared" if stage != "ppo" else "beside" if generation.vllm_here else generation.weights,
         nucleus=generation.top_p < 1,
     )
     if stage == "ppo":

@@ -92,6 +92,11 @@ def packages_are_there(recipe: Recipe, stages: Sequence[str]) -> None:
             f"parallelism.strategy={strategy}: needs deepspeed; in the clone: pip install -c constraints.txt -e "
             "'.[deepspeed]'"
         )
+    if "ppo" in stages and recipe.ppo.generation.vllm_here and importlib.util.find_spec("vllm") is None:
+        problems.append(
+            "ppo.generation.engine=vllm with weights=replica: vllm is not installed in this environment; install it, "
+            "or use weights=server"
+        )
     if recipe.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         problems.append(
             "model.attention=flash_attention_2: the package flash-attn is not installed; install it, or use "
@@ -159,6 +164,11 @@ def parallelism_fits(recipe: Recipe, stage: str, processes: int, gpu: bool = Fal
             raise ConfigError(
                 f"parallelism.shard_over={parallelism.shard_over}: {processes} processes do not split into such "
                 "groups; use a divisor"
+            )
+        if recipe.ppo.generation.vllm_here and processes > 1:
+            raise ConfigError(
+                f"ppo.generation.weights=replica with engine=vllm: {processes} processes, where vllm samples in one "
+                "alone; use weights=server, or ppo.parallelism.processes=1"
             )
         if recipe.ppo.prompts_per_step < processes:
             raise ConfigError(

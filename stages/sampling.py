@@ -25,10 +25,15 @@ def native_generator(policy: nn.Module, tokenization: Tokenization, recipe: Reci
 
 
 def rollout_generator(policy: nn.Module, tokenization: Tokenization, recipe: Recipe) -> Generator:
-    """What samples PPO's rollouts: the policy itself, or the servers that the recipe names."""
+    """What samples PPO's rollouts: the policy itself, vLLM in this process, or the servers that the recipe names."""
     config = recipe.ppo.generation
     if config.engine == "native":
         return native_generator(policy, tokenization, recipe)
+    if config.vllm_here:
+        from rlhf.generation.vllm_here import VllmHere
+
+        bfloat16 = recipe.model.dtype == "bfloat16"
+        return VllmHere(policy, tokenization.stop_id, tokenization.pad_id, config, bfloat16)
     from rlhf.generation.vllm import VllmGenerator
 
     return VllmGenerator(policy, tokenization.stop_id, tokenization.pad_id, config)

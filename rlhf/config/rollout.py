@@ -37,8 +37,8 @@ class GenerationConfig(Section):
 
     engine: Literal["native", "vllm"] = "native"  # PPO's sampler; all else samples natively
     # The sampler's. shared: the policy's own, under fsdp as they are shared out, all processes decoding in step.
-    # replica: whole on every process while it samples, which is faster, where they fit. server: vLLM's, elsewhere,
-    # which is given the policy's after every step.
+    # replica: whole on every process while it samples, which is faster, where they fit; of vLLM, in this one process
+    # from beginning to end. server: vLLM's, elsewhere, which is given the policy's after every step.
     weights: Annotated[Literal["shared", "replica", "server"], AffectsNothing] = "shared"
     server: Annotated[GenerationServerConfig, AffectsNothing] = GenerationServerConfig()
     max_new_tokens: PositiveInt = 24
@@ -47,14 +47,19 @@ class GenerationConfig(Section):
     # Rows of a rank decoded together; of a server, requests of a rank at a time.
     batch_size: Annotated[PositiveInt, AffectsNothing] = 256
 
+    @property
+    def vllm_here(self) -> bool:
+        """Whether vLLM samples in the training process."""
+        return self.engine == "vllm" and self.weights == "replica"
+
     @model_validator(mode="after")
     def _servers_where_they_are_asked(self) -> GenerationConfig:
-        if (self.engine == "vllm") != (self.weights == "server"):
+        if self.weights == ("server" if self.engine == "native" else "shared"):
             raise ValueError(
-                f"engine={self.engine} with weights={self.weights}: vllm samples on servers, and only it does; use "
-                "engine=vllm weights=server, or neither"
+                f"engine={self.engine} with weights={self.weights}: only vllm samples on servers, and it has weights "
+                "of its own; use engine=vllm with weights=server or replica, or engine=native with shared or replica"
             )
-        if self.engine == "vllm" and not self.server.addresses:
+        if self.weights == "server" and not self.server.addresses:
             raise ValueError(
                 "engine=vllm without a server: start one with rlhf generation serve RUN, and name it, for example "
                 "server.addresses=[http://127.0.0.1:8000]"

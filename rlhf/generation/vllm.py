@@ -21,7 +21,7 @@ from rlhf.beacons import patient
 from rlhf.config import GenerationConfig
 from rlhf.distributed import from_main, gather_objects, is_main, patient_group
 from rlhf.errors import GenerationAwayError, GenerationError
-from rlhf.generation.noise import uniforms
+from rlhf.generation.answers import as_sampled, seeds_of
 from rlhf.generation.servers import BUSY, START, Servers, client_options, content, said_by
 from rlhf.generation.weights import weights_of
 from rlhf.types import Ended, Sampled
@@ -69,7 +69,7 @@ class VllmGenerator:
                 self._give_weights()
             answers = _on_every_rank(lambda context=context: self._answers(prompts, rows, seed, step, context, ended))  # type: ignore[misc]
             if from_main(self._state)[0]:
-                return self._sampled(answers)
+                return as_sampled(answers, self.stop_id, self.pad_id)
         raise GenerationAwayError(
             f"generation servers {self._named}: lost the policy's weights in {ATTEMPTS} attempts at a batch; does "
             "another run use them?"
@@ -118,7 +118,7 @@ class VllmGenerator:
                 f"generation servers {self._named}: have room for {context:,} tokens where a prompt of {longest:,} and "
                 f"max_new_tokens={self.config.max_new_tokens} want more; start them with -- --max-model-len {wanted}"
             )
-        seeds = (uniforms(seed, step, rows, 1)[:, 0] * 2**53).long().tolist()
+        seeds = seeds_of(seed, step, rows)
         turns = math.ceil(len(rows) / self.config.batch_size)
         seconds = self.config.server.patience_seconds + turns * self.config.server.timeout_seconds
         with patient("waits for responses", seconds):
@@ -192,18 +192,6 @@ class VllmGenerator:
                 f"generation server {address}: its answer holds no tokens with their log-probs "
                 f"({type(error).__name__}: {error}); {START}"
             ) from error
-
-    def _sampled(self, answers: Sequence[tuple[list[int], list[float]]]) -> Sampled:
-        width = max((len(tokens) for tokens, _ in answers), default=0)
-        responses = torch.full((len(answers), width), self.pad_id)
-        logprobs = torch.zeros(len(answers), width)
-        for row, (tokens, own) in enumerate(answers):
-            responses[row, : len(tokens)] = torch.tensor(tokens)
-            logprobs[row, : len(tokens)] = torch.tensor(own)
-        lengths = torch.tensor([len(tokens) for tokens, _ in answers])
-        mask = torch.arange(width) < lengths[:, None]
-        finished = ((responses == self.stop_id) & mask).any(-1)
-        return Sampled(responses, logprobs, logprobs, mask, finished)
 
 
 def _on_every_rank(work: Callable[[], T]) -> T:

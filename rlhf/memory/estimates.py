@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from rlhf.memory.computation import FLOAT32, Computation
-from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, copies, forward, logits, sampling
+from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, beside, forward, logits, sampling
 from rlhf.memory.models import answering, gradients, learner, stay, stepping
 from rlhf.memory.parts import Estimate, Parts, Roles, added
 from rlhf.shapes import Shape
@@ -50,6 +50,8 @@ def ppo(
     values = scorer if scorer and scorer.weights > policy.weights else policy
     learning = {"policy": policy} | ({"value model": values} if critic else {})
     standing = {role: dict(learner(shape, how)) for role, shape in learning.items()}
+    if load.sampler == "beside":
+        standing["policy"] |= beside(policy, how, load)
     if how.lora_rank is None:
         standing["reference"] = dict(answering(policy, how))
     if scorer:
@@ -59,16 +61,15 @@ def ppo(
     if not stay(how, bucketed=False):
         learned = {role: {"gradients": gradients(shape, how)} for role, shape in learning.items()}
     rows, length = load.rows, load.length
-    updated = {"policy": backward(policy, how, rows, length, rows * load.response, POLICY_PER_LOGIT)}
-    if critic:  # whose forward comes before the policy's backward: activations of both stand together
-        waiting = backward(values, how, rows, length)
-        updated["value model"] = {**waiting, "buffers": beside(values, how)}
+    updated = backward(policy, how, rows, length, rows * load.response, POLICY_PER_LOGIT)
     passing: dict[str, Roles] = {
         "sampling": {"policy": sampling(policy, how, load)},
         "log-probs": log_probs(policy, how, load),
-        "update": added(learned, updated),
+        "update": added(learned, {"policy": updated}),
         "optimizer": added(learned, {"policy": {"optimizer": stepping(policy, how)}}),
     }
+    if critic:  # whose forward follows the policy's backward: activations of one model stand at a time
+        passing["value update"] = added(learned, {"value model": backward(values, how, rows, length)})
     if "reference" in offload and "reference" in standing:
         passing["log-probs"] = added(passing["log-probs"], {"reference": standing.pop("reference")})
     if "reward" in offload and scorer:
@@ -76,22 +77,17 @@ def ppo(
         passing["scores"] = added(scored, {"reward model": standing.pop("reward model")})
     if "optimizer" in offload:  # and while a checkpoint is written, beside nothing else
         moments: Roles = {role: {"optimizer": standing[role].pop("optimizer")} for role in learning}
-        for phase in ("update", "optimizer"):
+        for phase in passing.keys() & {"update", "value update", "optimizer"}:
             passing[phase] = added(passing[phase], moments)
     return Estimate(standing, passing)
 
 
 def log_probs(policy: Shape, how: Computation, load: RolloutLoad) -> Roles:
     """What is asked of a rollout without a gradient: of the reference, and of the policy where it samples otherwise."""
-    own = how.bfloat16 or load.sampler == "server" or how.lora_rank is not None
+    own = how.bfloat16 or load.sampler in ("server", "beside") or how.lora_rank is not None
     found = forward(policy, how, load.rows * load.length, learner=own)
     answers = logits(policy, how, load.rows * load.response, POLICY_PER_LOGIT)
     return {"policy" if own else "reference": {**found, "logits": answers}}
-
-
-def beside(shape: Shape, how: Computation) -> float:
-    """Buffers of a model that has made its forward, while another learns; nothing of it is gathered."""
-    return 0.0 if how.checkpointing else copies(shape, how, learning=True)
 
 
 def evaluation(shape: Shape, how: Computation, load: RolloutLoad) -> Estimate:

@@ -32,7 +32,8 @@ class RolloutLoad:
     response: int  # tokens at most
     generation_rows: int  # responses decoded together
     micro_batch_tokens: int  # per forward
-    sampler: Literal["shared", "replica", "server"] = "shared"  # whose weights sample, see `rlhf.config.rollout`
+    # Whose weights sample, see `rlhf.config.rollout`; beside: those of vLLM in the same process, which stay.
+    sampler: Literal["shared", "replica", "server", "beside"] = "shared"
     nucleus: bool = False  # top-p below 1
 
     @property
@@ -147,9 +148,15 @@ def sending(shape: Shape, how: Computation, at_once: bool) -> float:
     return 2 * FLOAT32 * shape.block_weights / shape.layers
 
 
+def beside(shape: Shape, how: Computation, load: RolloutLoad) -> Parts:
+    """What vLLM in the same process has from beginning to end: weights, and room for keys and values."""
+    cache = load.generation_rows * load.length * shape.layers * 2 * shape.key_value * how.element
+    return {"generator": float(shape.weights * how.element), "KV cache": float(cache)}
+
+
 def sampling(shape: Shape, how: Computation, load: RolloutLoad) -> Parts:
     """Decoding: keys and values of all tokens, the probabilities of one, and the weights where they are gathered."""
-    if load.sampler == "server":
+    if load.sampler in ("server", "beside"):
         return {}
     rows = load.generation_rows
     kept = how.element if how.packed else FLOAT32  # transformers' own cache keeps what autocast widens

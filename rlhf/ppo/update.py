@@ -170,22 +170,20 @@ def _micro_step(
 
     mask = of(experience.mask) & (not empty)
     temperature, with_entropy = config.generation.temperature, config.entropy_bonus > 0
+    shared = value is policy
     with torch.set_grad_enabled(objective.learn_policy):
         new = response_logprobs(policy, *batch.inputs, temperature, with_entropy)  # type: ignore[arg-type]
         loss, shares = objective.policy(new, experience, mask, of)
-    if value is None:
+    if objective.learn_policy and not shared:
+        # Before the value model's forward, so that the activations of the two never stand side by side.
         policy.backward(loss)
+    if value is None:
         return shares
-    values = new.values if value is policy else response_values(value, *batch.inputs)  # type: ignore[arg-type]
+    values = new.values if shared else response_values(value, *batch.inputs)  # type: ignore[arg-type]
     assert values is not None
-    value_loss = objective.value(values, experience, mask, of)
-    if value is policy:
-        policy.backward(loss + config.value_coef * value_loss.loss)
-    else:
-        if objective.learn_policy:
-            policy.backward(loss)
-        value.backward(value_loss.loss)
-    return shares | {"loss/value": value_loss.loss.detach(), "value/clipfrac": value_loss.clip_fraction}
+    of_values = objective.value(values, experience, mask, of)
+    value.backward(loss + config.value_coef * of_values.loss if shared else of_values.loss)
+    return shares | {"loss/value": of_values.loss.detach(), "value/clipfrac": of_values.clip_fraction}
 
 
 def _device(engine: Engine) -> torch.device:
