@@ -117,7 +117,7 @@ class Votes:
             yield Vote(f"{name}, pair {i + 1}", vote, held_out, may_leak=False)
 
     def _split(self, number: int, origin: _Origin) -> Split[Comparison]:
-        source = origin.source.model_copy(update={"weight": None, "bad_records": "drop"})
+        source = origin.source.model_copy(update={"weight": None, "replay": None, "bad_records": "drop"})
         if origin.files and not self.config.comparisons:  # files of a command
             source = source.model_copy(update={"path": str(origin.files[0].path)})
         config = self.config.model_copy(update={"comparisons": [source]})
