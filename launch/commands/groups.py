@@ -80,21 +80,29 @@ def groups(
         typer.echo(f"wrote {picture}")
 
 
+COLUMNS = (
+    *("votes", "share", "reference", "pairs", "prompts", "annotators", "ties"),
+    *("alpha", "equal", "with others", "opposed"),
+)
+
+
 def table_of(found: Groups, by: str) -> Table:
-    """The groups, for people."""
+    """The groups, for people; without columns that nothing is known of."""
+    shown = found.groups[:SHOWN]
+    rows = [cells(group) for group in shown]
+    known = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(by)
-    columns = ["votes", "share", "reference", "pairs", "prompts", "annotators", "ties", "alpha", "equal", "with others"]
-    for column in (*columns, "opposed"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column(by, min_width=min(24, max(len(group.name) for group in shown)), overflow="ellipsis")
+    for i in known:
+        table.add_column(COLUMNS[i], justify="right", no_wrap=True)
     table.add_column("")
-    for group in found.groups[:SHOWN]:
-        table.add_row(Text(group.name[:40]), *cells(group), group.remark)
+    for group, row in zip(shown, rows, strict=True):
+        table.add_row(Text(group.name[:40]), *(row[i] for i in known), group.remark)
     return table
 
 
 def cells(group: Group) -> list[str]:
-    """A group's figures for people."""
+    """A group's figures for people, by COLUMNS."""
     low, high = group.share.interval
     return [
         f"{group.votes:,}",
@@ -102,7 +110,7 @@ def cells(group: Group) -> list[str]:
         "" if group.reference is None else f"{group.reference:.1%}",
         f"{group.pairs:,}",
         f"{group.prompts:,}",
-        f"{group.annotators:,}",
+        f"{group.annotators:,}" if group.annotators else "",
         f"{group.ties.share:.1%}",
         "" if group.alpha is None else f"{group.alpha:.2f}",
         *(_of(share) for share in (group.within, group.between, group.contrary)),
