@@ -1,7 +1,8 @@
 """Batches of simulated votes, of which the last may follow another utility; run, a table of docs/drift.md.
 
 Four batches of pairs of the embedded task, two votes on each pair; a quarter of a batch's pairs are of the first batch.
-Annotators go by correct, polite, concise and complete (`data.toy_gold`), those of the last batch by other weights.
+Annotators go by correct, polite, concise and complete (`data.toy_gold`), those of the last batch by other weights:
+PYTHONPATH=. python tests/drifting.py [COUNT [CASE …]]
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from data import toy
 from data.drift.batches import Batched
@@ -41,7 +42,7 @@ def simulate(seed: int, votes: int, last: Mapping[str, float] = WEIGHTS, ties: f
         for pair in own:
             for who in draw.sample(range(ANNOTATORS), EACH):
                 vote = cast(pair, last if is_last else WEIGHTS, ties if is_last else TIES, draw)
-                day = 1.7e9 + 86_400 * (batch + draw.random() * 0.9)
+                day = 1_699_920_000 + 86_400 * (batch + draw.random() * 0.9)
                 known = Comparison(*vote, annotator=f"{who}", chosen_shown_first=draw.random() < 0.5, time=day)
                 made.append((f"batch {batch + 1}", Vote(f"vote {len(made)}", known, held_out=False)))
     return made
@@ -57,7 +58,7 @@ def cast(pair: Comparison, weights: Mapping[str, float], ties: float, draw: rand
 
 
 CASES = (  # what the last batch does, its weights, ties, votes in each batch, seeds for one that is asked for
-    ("as the others", WEIGHTS, TIES, 200, 4),
+    ("as the others", WEIGHTS, TIES, 200, 6),
     ("likes who is rude", RUDE, TIES, 200, 1),
     ("likes who is rude", RUDE, TIES, 400, 1),
     ("likes who is rude", RUDE, TIES, 600, 1),
@@ -65,22 +66,23 @@ CASES = (  # what the last batch does, its weights, ties, votes in each batch, s
 )
 
 
-def main(count: int) -> None:
-    """Print how often a batch is named where one has changed, and where none has."""
-    print("| the last batch | votes in each | seeds | it is named | for its preferences | another is named |")
-    print("|---|---|---|---|---|---|")
-    for what, weights, ties, votes, times in CASES:
-        seeds, named, by_preferences, other = count * times, 0, 0, 0
+def main(count: int, cases: Sequence[int]) -> None:
+    """Print how often the last batch is named, and others."""
+    print("| the last batch | votes in each | seeds | it is named | for its preferences | another is named | any is |")
+    print("|---|---|---|---|---|---|---|")
+    for what, weights, ties, votes, times in (CASES[i] for i in cases):
+        seeds, counts = count * times, [0] * 4
         for seed in range(seeds):
             found = drift_of(gather(simulate(seed, votes, weights, ties)), Options(seed=seed)).drifted
             names = {batch.name for batch, _ in found}
-            named += "batch 4" in names
-            other += bool(names - {"batch 4"})
-            by_preferences += any(b.name == "batch 4" and c.measure == "preferences" for b, c in found)
-        cells = [f"{n / seeds:.3f} ({low:.3f} to {high:.3f})" for n in (named, by_preferences, other)
-                 for low, high in [wilson_interval(n, seeds)]]  # fmt: skip
-        print(f"| {what} | {votes} | {seeds} | " + " | ".join(cells) + " |", flush=True)
+            by_preferences = any(b.name == "batch 4" and c.measure == "preferences" for b, c in found)
+            told = ("batch 4" in names, by_preferences, bool(names - {"batch 4"}), bool(names))
+            counts = [a + b for a, b in zip(counts, told, strict=True)]
+        shares = [
+            f"{n / seeds:.3f} ({low:.3f} to {high:.3f})" for n in counts for low, high in [wilson_interval(n, seeds)]
+        ]
+        print(f"| {what} | {votes} | {seeds} | " + " | ".join(shares) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100, [int(i) for i in sys.argv[2:]] or range(len(CASES)))
