@@ -17,7 +17,7 @@ from data import toy
 from data.formats import write_jsonl
 from rlhf.types import Comparison
 
-COUNTS = {"old": 5000, "new": 1200}  # votes, held-out ones among them
+COUNTS = {"old": 4000, "new": 1000}  # votes, held-out ones among them
 SHARE = 0.5
 LITTLE = 1e-6  # a share that draws none, so that what is held out of a source is judged all the same
 RECIPE = """base: {base}
@@ -39,7 +39,7 @@ def politeness(vote: Comparison) -> tuple[float, float]:
 
 def write_files(directory: Path, seed: int) -> None:
     """Old and new votes with their kind, and demonstrations."""
-    write_jsonl(directory / "demonstrations.jsonl", toy.demonstrations(4000, seed, toy.prompts()))
+    write_jsonl(directory / "demonstrations.jsonl", toy.demonstrations(2500, seed, toy.prompts()))
     drawn = toy.comparisons(4 * sum(COUNTS.values()), seed, toy.prompts()).records
     for kind, count in COUNTS.items():
         votes = [vote for vote in drawn if (len(set(politeness(vote))) == 1) == (kind == "old")]
