@@ -32,7 +32,7 @@ class Lots:
     def of(cls, values: Floats, group: Integers) -> Lots:
         """The lots of values [votes], by their numbers [votes]."""
         _, number = np.unique(group, return_inverse=True)
-        return cls(np.bincount(number).astype(float), np.bincount(number, values))
+        return cls(np.bincount(number).astype(float), np.bincount(number, values).astype(float))
 
     @property
     def mean(self) -> float:

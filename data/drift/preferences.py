@@ -69,10 +69,10 @@ def margins(features: Features, known: NDArray[np.bool_], wanted: NDArray[np.boo
 
 
 def surplus(margin: Floats) -> Floats:
-    """[votes]: how much less a vote costs the model (log loss, nats) than it expected of the pair.
+    """[votes]: whether the model predicts a vote, less how surely it expects to.
 
-    log p(vote) + entropy of the pair's two answers = (1 - p) margin. Its mean is 0 where the model is right about how
-    sure it can be, however hard the pairs are, and below where people vote otherwise than it has learnt.
+    (1 - p) sign(margin), with p = P(the vote). Its mean is 0 where the model is right about how sure it can be, however
+    hard the pairs are, and below where people vote otherwise than it has learnt.
     """
-    less: Floats = (1 - sigmoid(margin)) * margin
-    return less
+    more: Floats = (1 - sigmoid(margin)) * np.sign(margin)
+    return more
