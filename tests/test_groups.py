@@ -94,8 +94,8 @@ def test_people_and_programs_read_the_same(votes: Path, tmp_path: Path) -> None:
     assert (found["by"], found["votes"], [group["votes"] for group in found["groups"]]) == ("kind", 240, [80] * 3)
     assert (tmp_path / "groups.png").read_bytes().startswith(b"\x89PNG")
     told = ask(votes, "--by", "team", "--annotators", tmp_path / "people.csv", "--reference", tmp_path / "census.json")
-    assert "north" in told and "75.0%" in told and "with others" in told and "\x1b" not in told
-    assert "with others" not in ask(votes)  # a pair is of one kind
+    assert "north" in told and "75.0%" in told and "opposed" in told and "\x1b" not in told
+    assert "opposed" not in ask(votes)  # a pair is of one kind
     assert len(json.loads(ask(votes, "--by", "annotator", "--json"))["groups"]) == 6
 
 

@@ -81,8 +81,8 @@ def groups(
 
 
 COLUMNS = (
-    *("votes", "share", "reference", "pairs", "prompts", "annotators", "ties"),
-    *("alpha", "equal", "with others", "opposed"),
+    *("votes", "share", "reference", "pairs", "prompts", "people", "ties"),
+    *("alpha", "equal", "others", "opposed"),
 )
 
 
@@ -91,10 +91,10 @@ def table_of(found: Groups, by: str) -> Table:
     shown = found.groups[:SHOWN]
     rows = [cells(group) for group in shown]
     known = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column(by, min_width=min(24, max(len(group.name) for group in shown)), overflow="ellipsis")
     for i in known:
-        table.add_column(COLUMNS[i], justify="right", no_wrap=True)
+        table.add_column(COLUMNS[i], justify="right")
     table.add_column("")
     for group, row in zip(shown, rows, strict=True):
         table.add_row(Text(group.name[:40]), *(row[i] for i in known), group.remark)
