@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,9 +27,10 @@ from rlhf.config import DataConfig, RewardConfig, SourceConfig
 from rlhf.errors import ArtifactError, ConfigError, ContractError
 from rlhf.models import load_reward_model, save_model
 from rlhf.recipe import load_recipe
+from rlhf.tokenization import load_tokenization, train_tokenization
 from rlhf.types import Comparison, Prompt
 from stages.lineage import lineage_of
-from stages.reward import parts_of
+from stages.reward import earlier_model, parts_of
 from stages.uses import check_uses
 
 VOTE = Comparison(Prompt("p"), "a", "b")
@@ -129,15 +132,19 @@ def test_training_begins_from_the_reward_model_of_a_run(tiny_run: Path, tmp_path
     assert manifest["fingerprint"] != fresh.fingerprint and "start" in manifest["data"]
 
 
-def test_another_tokenizer_is_refused_before_training(tiny_run: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    save_model(tiny_policy(), tiny_tokenization(), tmp_path / "policy")
-    config = load_recipe(TINY).model
-    save_model(
-        load_reward_model(tmp_path / "policy", tiny_tokenization(), config), tiny_tokenization(), tmp_path / "other"
+def test_another_tokenizer_is_refused_before_training(tmp_path: Path) -> None:
+    own, other = tiny_tokenization(), train_tokenization(["other words"] * 9, 280, 64)
+    save_model(tiny_policy(), own, tmp_path / "policy")
+    recipe = load_recipe(TINY, [f"reward.start={tmp_path / 'earlier'}"])
+    save_model(load_reward_model(tmp_path / "policy", own, recipe.model), own, tmp_path / "earlier")
+    said: list[str] = []
+    context: Any = SimpleNamespace(recipe=recipe, say=said.append)
+    assert (
+        earlier_model(context, load_tokenization(tmp_path / "policy", recipe.model)) == tmp_path / "earlier"
+        and "goes on from" in said[0]
     )
-    with pytest.raises(ContractError, match=r"reward.start=.*other uses another tokenizer contract"):
-        stage("reward", TINY, tiny_run, tmp_path / "reward", [f"reward.start={tmp_path / 'other'}"])
+    with pytest.raises(ContractError, match=r"reward.start=.*earlier uses another tokenizer contract"):
+        earlier_model(context, other)
 
 
 def test_what_cannot_be_a_start_is_told_at_once(tiny_run: Path) -> None:
