@@ -185,7 +185,7 @@ def as_record(example: Example) -> dict[str, Any]:
     return record
 
 
-_OPTIONAL = {"tie", "target", "annotator", "weight", "chosen_shown_first", "seconds", "time"}
+_OPTIONAL = {"tie", "target", "annotator", "weight", "chosen_shown_first", "seconds", "time", "kind"}
 _OPTIONAL |= {"chosen_finished", "rejected_finished"}
 
 

@@ -88,6 +88,7 @@ def votes(record: Mapping[str, Any], prompt: Prompt, chosen: str, rejected: str)
             chosen_finished=flag_of(record.get("chosen_finished", True), "chosen_finished"),
             rejected_finished=flag_of(record.get("rejected_finished", True), "rejected_finished"),
             target=1.0 if target == 0.5 else target,
+            kind=None if record.get("kind") is None else name_of(record["kind"], "kind"),
             **_circumstances(record),
         )
     )

@@ -25,7 +25,7 @@ from rlhf.types import Comparison, Demonstration, Message, Prompt
 T = TypeVar("T")
 
 ROWS = 1024  # in a batch; all are equal but the last, so that a row's batch is known without a search
-FORMAT = 1  # raised when rows are written in another way
+FORMAT = 2  # raised when rows are written in another way
 _SCHEMA = pa.schema([("example", pa.large_binary()), ("side", pa.uint64()), ("identity", pa.binary(16))])
 
 
@@ -128,8 +128,10 @@ def pack(example: Example) -> list[Any]:
         return [example.text, example.score, turns, example.group, example.annotator]
     votes = [example.tie, example.annotator, example.weight, example.chosen_shown_first, example.seconds]
     votes += [example.chosen_finished, example.rejected_finished]
-    later = [example.target, example.time]  # rows without them stay as they were
-    votes += later if example.time is not None else later[:1] if example.target != 1 else []
+    later = [(example.target, 1.0), (example.time, None), (example.kind, None)]  # rows without them stay as they were
+    while later and later[-1][0] == later[-1][1]:
+        later.pop()
+    votes += [value for value, _ in later]
     return [_turns(example.prompt), example.chosen, example.rejected, *votes]
 
 
@@ -158,6 +160,11 @@ class Selection(Sequence[T], Generic[T]):
         self.parts = parts
         self.indices = indices
         self._ends = np.cumsum([len(part) for part in parts])
+
+    @property
+    def origins(self) -> NDArray[np.int64]:
+        """[examples]: which of the parts each is from."""
+        return np.searchsorted(self._ends, self.indices, side="right")
 
     def __len__(self) -> int:
         """How many examples."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from data.formats import STANDARD, Example, Format, detect, draw, given, listed
 from data.progress import counted
@@ -43,6 +44,7 @@ class Reading:
     unused: Counter[str] = field(default_factory=Counter)  # examples that give none of this kind, by the reason
     format: Format | None = None
     place: str = ""  # of the record that the last example came from
+    last: Mapping[str, Any] = field(default_factory=dict)  # that record
     tell_bad: Callable[[BadRecord], None] | None = None  # told of every bad record
 
     def __iter__(self) -> Iterator[Example]:
@@ -121,7 +123,7 @@ class Reading:
         if isinstance(record, BadRecord):
             self._count_bad(record)
             return []
-        self.place = record.place
+        self.place, self.last = record.place, record.fields
         if len(self.kept) < self.keep:
             self.kept.append(record)
         assert self.format is not None  # a good record was among those that told it

@@ -47,9 +47,10 @@ def demonstrations(config: DataConfig, seed: int, scratch: Path | None = None) -
             prompts = split_prompts(toy.prompts(), config.test_fraction)
             made = toy.demonstrations(source.count or TOY_DEMONSTRATIONS[0], seed, prompts.train)
             made += toy.demonstrations(source.held_out or TOY_DEMONSTRATIONS[1], seed, prompts.test)
-            parts.append(part_of(made, source.weight))
+            parts.append(part_of(made, source.weight, source.replay))
         elif source.path == "stories":
-            parts.append(part_of(stories.demonstrations(config.directory, source.count, seed), source.weight))
+            made = stories.demonstrations(config.directory, source.count, seed)
+            parts.append(part_of(made, source.weight, source.replay))
         else:
             parts.append(_file_part(config, source, "demonstrations", seed, scratch))
     return _require(split_parts(parts, config.test_fraction, seed), "data.demonstrations")
@@ -69,10 +70,10 @@ def comparisons(
             prompts = split_prompts(toy.prompts(), config.test_fraction)
             made = toy.comparisons(source.count or TOY_COMPARISONS[0], seed, prompts.train).records
             kept_out = toy.comparisons(source.held_out or TOY_COMPARISONS[1], seed, prompts.test)
-            parts.append(part_of([*made, *kept_out.records], source.weight))
+            parts.append(part_of([*made, *kept_out.records], source.weight, source.replay))
             bayes_accuracy = kept_out.bayes_accuracy if len(config.comparisons) == 1 else None
         elif source.path == ON_POLICY:
-            parts.append(part_of(sampled.get(number, []), source.weight))
+            parts.append(part_of(sampled.get(number, []), source.weight, source.replay))
         else:
             parts.append(_file_part(config, source, "comparisons", seed, scratch))
     return split_parts(parts, config.test_fraction, seed), bayes_accuracy
@@ -83,9 +84,9 @@ def prompts(config: DataConfig, seed: int, scratch: Path | None = None) -> Split
     parts: list[Part[Prompt]] = []
     for source in config.prompts:
         if source.path == "toy":
-            parts.append(part_of(toy.prompts()[: source.count], source.weight))
+            parts.append(part_of(toy.prompts()[: source.count], source.weight, source.replay))
         elif source.path == "stories":
-            parts.append(part_of(stories.prompts(config.directory)[: source.count], source.weight))
+            parts.append(part_of(stories.prompts(config.directory)[: source.count], source.weight, source.replay))
         else:
             parts.append(_file_part(config, source, "prompts", seed, scratch))
     return _require(split_parts(parts, config.test_fraction, seed, unique=True), "data.prompts")
@@ -175,7 +176,7 @@ def _file_part(config: DataConfig, source: SourceConfig, kind: str, seed: int, s
     damage: list[str] = []
     account = sound(path, damage.append) or _write(path, config, source, kind, seed)
     examples = mapped.MappedExamples[Any](path, kind)
-    return Part(examples, examples.sides, source.weight, (*damage, *account["notes"]))
+    return Part(examples, examples.sides, source.weight, source.replay, (*damage, *account["notes"]))
 
 
 def _write(path: Path, config: DataConfig, source: SourceConfig, kind: str, seed: int) -> dict[str, Any]:

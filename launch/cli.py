@@ -15,6 +15,8 @@ from launch.commands.check import check
 from launch.commands.consensus import consensus_command
 from launch.commands.curves import curves
 from launch.commands.doctor import doctor
+from launch.commands.drift import drift
+from launch.commands.groups import groups
 from launch.commands.init import init
 from launch.commands.launch import launch
 from launch.commands.launched import cancel, logs, resume, status
@@ -54,6 +56,8 @@ app.command()(doctor)
 bench.app.command()(scaling)
 data.app.command()(check)
 data.app.command("consensus")(consensus_command)
+data.app.command()(drift)
+data.app.command()(groups)
 app.add_typer(bench.app)
 app.add_typer(data.app)
 app.add_typer(generation.app)

@@ -14,6 +14,8 @@ from reward_models.scoring import RewardModel
 from rlhf.analysis.statistics import wilson_interval
 from rlhf.types import Comparison, Completion, Reward
 
+MOST_LABELS = 100  # strata, or sources, in a manifest
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -26,11 +28,26 @@ class HeldOut:
     margin: float  # mean of chosen less rejected
     score_mean: float  # over all responses
     score_deviation: float
+    right: tuple[bool | None, ...] = ()  # of each comparison whether it was predicted; None for a tie
 
     @property
     def accuracy(self) -> float:
         """Share of votes predicted."""
         return self.correct / max(1, self.votes)
+
+    def by(self, labels: Sequence[str | None]) -> dict[str, Any]:
+        """Votes and accuracy of each label, such as a prompt's kind, with the 95 % interval; labels [comparisons].
+
+        Of MOST_LABELS at most, those with most votes; what has no label counts for none.
+        """
+        counts: dict[str, list[int]] = {}
+        for label, right in zip(labels, self.right, strict=True):
+            if label is not None and right is not None:
+                count = counts.setdefault(label, [0, 0])
+                count[0] += right
+                count[1] += 1
+        most = sorted(counts, key=lambda label: -counts[label][1])[:MOST_LABELS]
+        return {label: _share(*counts[label]) for label in most}
 
     def figures(self) -> dict[str, Any]:
         """What a manifest keeps, the accuracy with its 95 % interval."""
@@ -44,6 +61,10 @@ class HeldOut:
             "score_mean": self.score_mean,
             "score_deviation": self.score_deviation,
         }
+
+
+def _share(correct: int, votes: int) -> dict[str, Any]:
+    return {"accuracy": correct / votes, "accuracy_ci": list(wilson_interval(correct, votes)), "votes": votes}
 
 
 def judge_held_out(model: RewardModel, comparisons: Sequence[Comparison]) -> HeldOut:
@@ -67,7 +88,8 @@ def held_out_of(scores: Tensor, targets: Sequence[float]) -> HeldOut:
     chosen, rejected = scores.chunk(2)
     target = torch.tensor(list(targets), dtype=scores.dtype)
     voted = target != 0.5
-    difference, target = (chosen - rejected)[voted], target[voted]
+    gaps = chosen - rejected
+    difference, target = gaps[voted], target[voted]
     losses = target * nn.functional.softplus(-difference) + (1 - target) * nn.functional.softplus(difference)
     return HeldOut(
         votes=len(difference),
@@ -77,6 +99,7 @@ def held_out_of(scores: Tensor, targets: Sequence[float]) -> HeldOut:
         margin=float(difference.mean()),
         score_mean=float(scores.mean()),
         score_deviation=float(scores.std()),
+        right=tuple(bool(gap > 0) if told else None for gap, told in zip(gaps.tolist(), voted.tolist(), strict=True)),
     )
 
 

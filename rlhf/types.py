@@ -66,6 +66,7 @@ class Comparison:
     rejected_finished: bool = True
     target: float = 1.0  # P(chosen wins) to learn, in (0.5, 1]: a soft label where several votes were put together
     time: float | None = None  # when it was cast: seconds since 1970, UTC
+    kind: str | None = None  # the prompt's stratum
 
     @property
     def wanted(self) -> float:

@@ -12,7 +12,7 @@ from data.scorers import scorer_digest
 from rlhf.config import Recipe
 from rlhf.store.artifact import Lineage, find_artifact
 from stages.benchmark_tasks import tasks_digest
-from stages.origins import first_model, model_digest, used_digest
+from stages.origins import first_model, model_digest, start_of_reward, used_digest
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ def lineage_of(recipe: Recipe, stage: str, run: Path) -> Lineage:
         data["model"] = model_digest(first_model(recipe), recipe.model.revision)
     if stage == "reward" and recipe.reward.use:
         data["use"] = used_digest(recipe.reward.use, recipe)
+    if stage == "reward" and recipe.reward.start:
+        data["start"] = model_digest(start_of_reward(recipe), recipe.model.revision)
     if stage == "ppo" and recipe.ppo.held_out.judge:
         data["judge"] = used_digest(recipe.ppo.held_out.judge, recipe)
     if stage == "ppo":

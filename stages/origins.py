@@ -8,7 +8,7 @@ from pathlib import Path
 from data.scorers import scorer_digest
 from rlhf.config import DataConfig, Recipe
 from rlhf.references import kind_of
-from rlhf.store.artifact import digest, file_digest
+from rlhf.store.artifact import digest, file_digest, find_artifact
 from rlhf.store.weights import base_of_adapter
 
 
@@ -18,6 +18,15 @@ def model_place(name: str, data: DataConfig) -> str:
         if path.is_dir():
             return str(path)
     return name
+
+
+def start_of_reward(recipe: Recipe) -> str | None:
+    """Where the reward model is that training starts from: `reward.start`, of a run that of its reward stage."""
+    if recipe.reward.start is None:
+        return None
+    place = model_place(recipe.reward.start, recipe.data)
+    stage = find_artifact(Path(place) / "reward")
+    return place if stage is None else str(stage.model)
 
 
 def first_model(recipe: Recipe) -> str | None:

@@ -1,13 +1,14 @@
 """Reward model: a score whose differences predict which of two responses people prefer (Bradley & Terry 1952).
 
-Starts from the SFT model. Ties count as even odds, votes by their weight. On-policy comparisons are sampled here, from
-the SFT model, and voted on by the recipe's labeller.
+Starts from the SFT model, or goes on from a reward model (`reward.start`). Ties count as even odds, votes by their
+weight. On-policy comparisons are sampled here, from the SFT model, and voted on by the recipe's labeller.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from reward_models.pairs import encode_comparison
 from reward_models.scoring import RewardModel
 from reward_models.trainer import BradleyTerryTrainer, RewardConfig
 from rlhf.analysis.doubts import doubt_of_reward
-from rlhf.config import SourceConfig
+from rlhf.config import DataConfig, SourceConfig
 from rlhf.distributed import from_main
 from rlhf.errors import DataError
 from rlhf.models import add_lora, context_of, load_policy, load_reward_model
+from rlhf.pretrained import local_model
 from rlhf.randomness import seed_everything
 from rlhf.tokenization import Tokenization, load_tokenization
 from rlhf.types import Comparison, Completion
@@ -33,6 +35,7 @@ from stages.adoption import adopt_reward
 from stages.command import run_stage
 from stages.context import StageContext
 from stages.frozen import freeze
+from stages.origins import start_of_reward
 from stages.prompts import fitting_prompts
 from stages.rows import IDS, Keeping, Rows, keeping, write_rows
 from stages.sampling import sample
@@ -48,6 +51,7 @@ FIGURES = {
     "eval_loss": "eval/loss",
 }
 SCORING_TOKENS = 16_384  # padded tokens per forward when held-out votes are judged
+SHOWN = 8  # sources, or kinds of prompts, whose accuracy is said
 
 
 class RewardTrainer(Checkpointed, BradleyTerryTrainer):
@@ -62,9 +66,10 @@ def main(context: StageContext) -> None:
         return
     start = context.inputs["sft"].model
     tokenization = load_tokenization(start, recipe.model)
+    earlier = earlier_model(context, tokenization)
     votes, bayes_accuracy = comparisons(context, tokenization)
     seed_everything(recipe.seed)  # the head's weights do not depend on what was sampled before
-    base = load_reward_model(start, tokenization, recipe.model, quantized=True)
+    base = load_reward_model(earlier or start, tokenization, recipe.model, quantized=True)
     context.say(f"{len(votes.train):,} comparisons, {len(votes.test):,} held out")
     max_length = config.max_length or context_of(base)
     training = encode(votes.train, tokenization, keeping(context, max_length, "training"))
@@ -90,6 +95,9 @@ def main(context: StageContext) -> None:
     with trained.to_score() as scorer:
         held_out = judge_held_out(RewardModel(scorer.eval(), tokenization, SCORING_TOKENS), judged)
     results = held_out.figures() | {"bayes_accuracy": bayes_accuracy, "steps": steps}
+    for name, labels in parts_of(judged, votes.test, recipe.data).items():
+        results[name] = held_out.by(labels)
+        context.say(f"{name.replace('_', ' ')}: {told_by(results[name])}")
     interval = results["accuracy_ci"]
     context.tracker.log(steps, {f"reward/{k}": results[k] for k in ("accuracy", "margin", "ece")})
     context.say(f"held-out accuracy {held_out.accuracy:.3f} (95 % interval {interval[0]:.3f} to {interval[1]:.3f})")
@@ -99,6 +107,42 @@ def main(context: StageContext) -> None:
         context.warn(doubt)
     check, engine = gate.headline(context.output), {"reward": trained.engine}
     context.finish(results, trained.to_hand_on(), tokenization, engine=engine, check=check)
+
+
+def earlier_model(context: StageContext, tokenization: Tokenization) -> Path | None:
+    """The directory of the reward model to go on from, if the recipe names one. ContractError for another tokenizer."""
+    recipe, place = context.recipe, start_of_reward(context.recipe)
+    if place is None:
+        return None
+    found = local_model(place, recipe.model)
+    tokenization.require(load_tokenization(found, recipe.model).contract, f"reward.start={recipe.reward.start}")
+    context.say(f"goes on from the reward model in {place}")
+    return found
+
+
+def parts_of(
+    judged: Selection[Comparison], test: Sequence[Comparison], data: DataConfig
+) -> dict[str, list[str | None]]:
+    """By what the held-out votes are told apart: prompts' kinds where votes have them, sources where there are several.
+
+    judged: those of `test` that were kept.
+    """
+    parts: dict[str, list[str | None]] = {}
+    kinds = [vote.kind for vote in judged]
+    if any(kind is not None for kind in kinds):
+        parts["accuracy_by_kind"] = kinds
+    if len(data.comparisons) > 1 and isinstance(test, Selection):
+        paths = [source.path for source in data.comparisons]
+        names = [path if paths.count(path) == 1 else f"{path} ({i + 1})" for i, path in enumerate(paths)]
+        origins = test.origins[judged.indices]
+        parts["accuracy_by_source"] = [names[int(origin)] for origin in origins]
+    return parts
+
+
+def told_by(shares: Mapping[str, Any]) -> str:
+    """Accuracies for people, the first few of them."""
+    shown = [f"{name} {share['accuracy']:.3f} of {share['votes']:,}" for name, share in [*shares.items()][:SHOWN]]
+    return ", ".join(shown) + (f", and {len(shares) - SHOWN} more in the manifest" if len(shares) > SHOWN else "")
 
 
 def comparisons(context: StageContext, tokenization: Tokenization) -> tuple[Split[Comparison], float | None]:

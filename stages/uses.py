@@ -12,7 +12,7 @@ from rlhf.errors import ConfigError, RLHFError
 from rlhf.references import check_address, kind_of
 from rlhf.store.weights import check_model_directory, check_reward_model
 from stages.lineage import STAGES, kinds_of, used_by
-from stages.origins import first_model, model_place
+from stages.origins import first_model, model_place, start_of_reward
 
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 HUB_ID = HUB_NAME + r"@[\w.-]+"
@@ -51,6 +51,8 @@ def uses(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, str]]:
     for stage in ("sft", "reward"):
         if stage in concerned and (name := used_by(recipe, stage)):
             yield f"{stage}.use", name
+    if "reward" in stages and (start := start_of_reward(recipe)):
+        yield "reward.start", start
     if "ppo" in stages and recipe.ppo.held_out.judge:
         yield "ppo.held_out.judge", recipe.ppo.held_out.judge
     if {"ppo", "evaluate"} & {*stages}:
@@ -62,6 +64,8 @@ def check_use(field: str, name: str, recipe: Recipe) -> None:
     kind = kind_of(name)
     if field == "sft.use" and kind != "model":
         raise ConfigError(f"{field}={name}: is a {kind}; give a language model's directory or org/name@COMMIT")
+    if field == "reward.start" and kind != "model":
+        raise ConfigError(f"{field}={name}: is a {kind}, which cannot be trained; give a run or a reward model")
     if kind == "function":
         load_scorer(name, recipe.data.directory)
     elif kind == "server":

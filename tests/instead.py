@@ -150,6 +150,12 @@ INSTEAD: dict[str, tuple[str, str]] = {
     "rlhf logs runs/slurm ppo --rank 3 -f": ("rlhf logs --help", "nothing was submitted; tests/test_slurm.py does"),
     "rlhf cancel runs/slurm": ("rlhf cancel --help", "nothing was submitted; tests/soak/test_slurm.py does"),
     "rlhf resume runs/slurm": ("rlhf resume --help", "nothing was submitted; tests/soak/test_slurm.py does"),
+    "rlhf data drift votes.jsonl --every 7d": ("rlhf data drift --help", "the votes have no time"),
+    "rlhf data drift votes.jsonl --batch-field batch": ("rlhf data drift --help", "the votes are in one batch"),
+    "rlhf data groups votes.jsonl --by language --annotators people.csv --reference census.json": (
+        "rlhf data groups --help",
+        "there are no such files; tests/test_groups.py has them",
+    ),
     "rlhf label up": ("rlhf label up --help", "runs until Ctrl-C; tests/test_label_studio.py starts one"),
     'rlhf label push demo --project "round 1" --overlap 2 --gold gold.jsonl': (
         "rlhf label push --help",

@@ -66,7 +66,7 @@ def tabulate(votes: Iterable[Comparison]) -> VoteTable:
     origins: list[tuple[int, bool]] = []
     repeated = 0
     for number, vote in enumerate(votes):
-        keys = _key(vote.prompt, vote.chosen), _key(vote.prompt, vote.rejected)
+        keys = key_of(vote.prompt, vote.chosen), key_of(vote.prompt, vote.rejected)
         first_is_chosen = keys[0] < keys[1]
         first, second = sorted(keys)
         pair = pairs.of(first + second)
@@ -95,7 +95,7 @@ def tabulate(votes: Iterable[Comparison]) -> VoteTable:
     )
 
 
-def _key(prompt: Prompt, response: str) -> bytes:
+def key_of(prompt: Prompt, response: str) -> bytes:
     """16 bytes that two different responses, or the same one to two prompts, never share."""
     text = json.dumps([as_record(prompt)["prompt"], response])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

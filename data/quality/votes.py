@@ -33,6 +33,7 @@ class Vote:
     held_out: bool
     # Rated texts share their prompts and are split by their own; what is made here phrases few questions in many ways.
     may_leak: bool = True
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of its record; none where it stands in no file as it is
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Votes:
             assert isinstance(example, Comparison)  # by the kind
             told = origin.held_out
             held_out = is_test(example.prompt, self.config.test_fraction) if told is None else told
-            yield Vote(reading.place, example, held_out)
+            yield Vote(reading.place, example, held_out, fields=reading.last)
         assert reading.format is not None  # there was an example, or the reading has raised
         path = origin.files[0].name if len(origin.files) == 1 else origin.source.path
         counts = {"records": reading.records, "comparisons": reading.examples}
@@ -117,7 +118,7 @@ class Votes:
             yield Vote(f"{name}, pair {i + 1}", vote, held_out, may_leak=False)
 
     def _split(self, number: int, origin: _Origin) -> Split[Comparison]:
-        source = origin.source.model_copy(update={"weight": None, "bad_records": "drop"})
+        source = origin.source.model_copy(update={"weight": None, "replay": None, "bad_records": "drop"})
         if origin.files and not self.config.comparisons:  # files of a command
             source = source.model_copy(update={"path": str(origin.files[0].path)})
         config = self.config.model_copy(update={"comparisons": [source]})

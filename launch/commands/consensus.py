@@ -15,9 +15,9 @@ from data.annotators.reliability import MEANING, Reliability
 from data.annotators.tables import tabulate
 from data.progress import counted
 from data.quality.votes import Votes, votes_of_files
-from data.reading import NAMED
 from data.records import BadRecord, printable
 from launch.commands.data import source_of
+from launch.commands.options import check_bad, check_place
 from launch.commands.run import DataDirectory
 from rlhf.config import DataConfig
 from rlhf.errors import ConfigError, DataError
@@ -60,7 +60,7 @@ def consensus_command(
         raise ConfigError(f"--method={method}: not known; choose from {', '.join(METHODS)}")
     for name, path, suffix in (("output", output, ".jsonl"), ("picture", picture, ".png")):
         if path is not None:
-            _require_place(name, path, suffix)
+            check_place(f"--{name}", path, suffix)
     source = source_of(files[0], form).model_copy(update={"bad_records": "drop", "prompt": prompt})
     votes = votes_of_files(files, source, DataConfig(directory=data_directory))
     if any(file.path.resolve() == output.resolve() for file in votes.files()):
@@ -81,21 +81,12 @@ def consensus_command(
         console.print(Text(line), soft_wrap=True)
 
 
-def _require_place(name: str, path: Path, suffix: str) -> None:
-    if path.suffix != suffix:
-        raise ConfigError(f"--{name}={path}: its name must end in {suffix}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"--{name}={path}: no file can be there; give one in a directory that exists")
-
-
 def put_together(votes: Votes, method: str, drop_bad: bool) -> tuple[Consensus, int]:
     """The consensus, and how many bad records were left out. Raises DataError for them unless they may be dropped."""
     bad: list[BadRecord] = []
     read = votes.read(lambda _, record: bad.append(record))
     table = tabulate(vote.comparison for vote in counted(read, "reading votes"))
-    if bad and not drop_bad:
-        rest = [f"{len(bad) - NAMED:,} more records cannot be used"] if len(bad) > NAMED else []
-        raise DataError(*(f"{record}; mend or remove it, or give --drop-bad" for record in bad[:NAMED]), *rest)
+    check_bad(bad, drop_bad)
     if not table.pairs:
         raise DataError("no votes; give files that hold some")
     return consensus(table, method), len(bad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,9 @@ class SourceConfig(Section):
     path: Annotated[str, AffectsNothing]
     format: FormatName = "auto"
     weight: PositiveFloat | None = None  # share of the training examples; null: sources one behind the other, each once
+    # Share of the training examples that are drawn from this source, beside all of those without replay: old examples
+    # in continued training. null: all of it.
+    replay: Annotated[float, Field(gt=0, lt=1)] | None = None
     bad_records: Literal["fail", "drop"] = "fail"  # drop: leave them out, count them and name the first
     prompt: str | None = None  # what rated texts without a prompt of their own answer
     count: PositiveInt | None = None  # the first examples of a source, or how many to draw where it makes them
@@ -38,6 +41,19 @@ class SourceConfig(Section):
             )
         if self.held_out is not None and self.path != "toy":
             raise ValueError(f"held_out={self.held_out} with path={self.path}: other sources hold out by test_fraction")
+        return self
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """See `Section`; a source without replay has the fingerprint that it had before there was one."""
+        fields = super().fingerprint_fields()
+        return fields if self.replay is not None else {name: fields[name] for name in fields if name != "replay"}
+
+    @model_validator(mode="after")
+    def _weight_or_replay(self) -> SourceConfig:
+        if self.weight is not None and self.replay is not None:
+            raise ValueError(
+                f"weight={self.weight:g} and replay={self.replay:g} cannot both say how much of it is used; remove one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -58,3 +74,13 @@ class DataConfig(Section):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     too_long: Literal["fail", "drop"] = "fail"  # examples of more tokens than max_length; drop: leave out and count
     check: Annotated[CheckConfig, AffectsNothing] = CheckConfig()  # of comparisons, before a reward model is trained
+
+    @model_validator(mode="after")
+    def _replayed_beside_others(self) -> DataConfig:
+        for kind in ("demonstrations", "comparisons", "prompts"):
+            shares = [source.replay for source in getattr(self, kind) if source.replay is not None]
+            if shares and len(shares) == len(getattr(self, kind)):
+                raise ValueError(f"{kind}: replay of every source; leave it out of those that are new")
+            if sum(shares) >= 1:
+                raise ValueError(f"{kind}: the shares of replay sum to {sum(shares):g}; leave room for the others")
+        return self

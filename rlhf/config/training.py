@@ -88,10 +88,19 @@ class RewardConfig(StageConfig):
     # fingerprinted.
     use: Annotated[str | None, AffectsNothing] = None
     server: Annotated[RewardServerConfig, AffectsNothing] = RewardServerConfig()
+    # A reward model to train on, in place of a fresh one on top of the SFT model: a run's directory, or a model's, with
+    # the SFT model's tokenizer. The weights' content is fingerprinted.
+    start: Annotated[str | None, AffectsNothing] = None
 
     learning_rate: NonNegativeFloat = 3e-4
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     center: NonNegativeFloat = 0.01  # weight of (r_chosen + r_rejected)^2, Eisenstein et al. 2023
+
+    @model_validator(mode="after")
+    def _starts_where_it_is_trained(self) -> RewardConfig:
+        if self.start is not None and self.use is not None:
+            raise ValueError(f"start={self.start} with use={self.use}: what is used is not trained; remove one of them")
+        return self
 
 
 class CheckpointConfig(Section):
