@@ -15,11 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data import sources
 from data.formats import as_record
-from data.mapped import Selection
 from rlhf.errors import ArtifactError, ConfigError, DataError, RLHFError
 from rlhf.models import context_of
 from rlhf.store.artifact import write_text
@@ -60,7 +57,6 @@ class Sampled:
             lines.append(f"left out: {self.alike:,} prompts whose responses are all the same")
         if self.too_long:
             lines.append(f"left out: {self.too_long:,} prompts that leave no room for a response")
-        # By margin: what people see, the reward model has to tell apart.
         following = f"rlhf label push {output} --project TITLE"
         if figures["scored"]:
             following += f", or of these the most telling: rlhf label select {output} --budget N --output FILE"
@@ -100,8 +96,7 @@ def responses(options: argparse.Namespace) -> Sampled:
             f"ppo.generation.max_new_tokens={recipe.ppo.generation.max_new_tokens}: leaves no room for a prompt in the "
             f"context of {room + recipe.ppo.generation.max_new_tokens} tokens; give shorter prompts"
         )
-    asked = Selection([prompts], np.array(chosen))
-    rows = [asked[i] for i in range(len(asked))]
+    rows = [prompts[place] for place in chosen]
     completions = sample(speaker.policy, speaker.tokenization, recipe, rows * options.responses, options.seed)
     scoring = scoring_of([target], options.reward, lambda line: print(line, file=sys.stderr))
     scores = scoring.scores(speaker, completions) if scoring else None

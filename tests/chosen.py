@@ -1,6 +1,6 @@
 """Votes on chosen pairs against votes on random ones, with the reward stage; run, the curves of docs/annotators.md.
 
-    PYTHONPATH=. python tests/chosen.py 3 --picture docs/selection.png
+    PYTHONPATH=. python tests/chosen.py 3 --at-once 2 --picture docs/selection.png
 
 Of a run's responses some pairs are labelled, the reward stage is trained on them, `rlhf label select` chooses more of
 the others by the new scores, and so on. Each pair has one vote, which is right with probability 0.9.
@@ -13,10 +13,13 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +140,34 @@ def share_needed(found: dict[str, list[Point]]) -> float:
     return labels_to(found["margin"], last.accuracy) / last.labels
 
 
-def main(count: int, picture: Path | None) -> None:
+def measured(seeds: Sequence[int], at_once: int) -> list[dict[str, list[Point]]]:
+    """The curves of some seeds, each in a process of its own."""
+
+    def one(seed: int) -> dict[str, list[Point]]:
+        command = [sys.executable, __file__, "--seed", str(seed)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return {by: [Point(*point) for point in points] for by, points in json.loads(done.stdout).items()}
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(one, seeds))
+
+
+def print_one(seed: int) -> None:
+    """The curves of a seed as JSON, for `measured`."""
+    with tempfile.TemporaryDirectory() as name:
+        found = curves(Path(name), seed)
+    print(json.dumps({by: [astuple(point) for point in points] for by, points in found.items()}))
+
+
+def main(count: int, at_once: int, picture: Path | None) -> None:
     """Print the curves of some seeds, and draw them."""
+    every = measured(range(1, count + 1), at_once)
     print("| seed | chosen by | " + " | ".join(f"{budget}" for budget in BUDGETS) + " votes |")
-    every = []
-    for seed in range(1, count + 1):
-        with tempfile.TemporaryDirectory() as name:
-            found = curves(Path(name), seed)
+    for seed, found in enumerate(every, start=1):
         for by, points in found.items():
             cells = (f"{point.accuracy:.3f} ({point.low:.3f} to {point.high:.3f})" for point in points)
-            print(f"| {seed} | {by} | " + " | ".join(cells) + " |", flush=True)
-        print(f"margin reaches random's last with {share_needed(found):.0%} of its votes", flush=True)
-        every.append(found)
+            print(f"| {seed} | {by} | " + " | ".join(cells) + " |")
+    print("margin reaches random's last with " + ", ".join(f"{share_needed(found):.0%}" for found in every))
     if picture is not None:
         draw(every, picture)
 
@@ -177,6 +196,11 @@ def draw(every: list[dict[str, list[Point]]], output: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("seeds", type=int, nargs="?", default=3)
+    parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--seed", type=int)
     options = parser.parse_args()
-    main(options.seeds, options.picture)
+    if options.seed is None:
+        main(options.seeds, options.at_once, options.picture)
+    else:
+        print_one(options.seed)
