@@ -30,14 +30,15 @@ from data.formats import as_record, write_jsonl
 from launch.cli import app
 from reward_models.pairs import encode_comparison
 from rlhf.analysis.pictures import COLOURS, plain_matplotlib, write_png
+from rlhf.devices import settled_recipe
 from rlhf.recipe import load_recipe
 from rlhf.store.artifact import find_artifact
 from rlhf.tokenization import load_tokenization
 from rlhf.types import Comparison
 from stages.rewards import trained_model
 
-BUDGETS = (50, 100, 150, 200, 300, 400)
-POOL, RELIABILITY = 1500, 0.9
+BUDGETS = (50, 100, 200, 300, 400)
+POOL, RELIABILITY = 1200, 0.9
 WAYS = ("random", "margin")
 
 
@@ -51,32 +52,37 @@ class Point:
     high: float
 
 
-def curves(folder: Path, seed: int, budgets: tuple[int, ...] = BUDGETS) -> dict[str, list[Point]]:
-    """What each way of choosing comes to with each number of votes; the first votes are the same."""
+def prepare(folder: Path, seed: int) -> None:
+    """A run of a seed, its responses, and a reward model of the first votes, which are the same for each way."""
     begin(folder, seed)
     sample = ("label", "sample", "labelling", "--prompts", str(POOL), "--seed", str(seed))
     said(folder, *sample, "--output", "responses.jsonl")
+    trained(folder, folder, seed, first_votes(folder, seed))
+
+
+def first_votes(folder: Path, seed: int) -> list[Comparison]:
+    """Votes on pairs that the seed draws."""
+    first = random.Random(f"{seed}/first").sample(asked(folder / "responses.jsonl"), BUDGETS[0])
+    return [vote_on(pair, seed) for pair in first]
+
+
+def curve(folder: Path, seed: int, by: str) -> list[Point]:
+    """What a way of choosing comes to with each number of votes."""
+    own = folder / by
+    own.mkdir()
+    for name in ("held-out.jsonl", "votes.jsonl"):
+        shutil.copy(folder / name, own / name)
+    shutil.copytree(folder / "reward", own / "reward")
     pool = asked(folder / "responses.jsonl")
-    draw = random.Random(f"{seed}/first")
-    first = draw.sample(pool, budgets[0])
-    begun = [vote_on(pair, seed) for pair in first]
-    with chdir(folder):
-        start = trained(folder, seed, begun)
-        kept = folder / "first"
-        shutil.copytree(folder / "reward", kept)
-        found = {}
-        for by in WAYS:
-            shutil.rmtree(folder / "reward")
-            shutil.copytree(kept, folder / "reward")
-            votes, points = list(begun), [start]
-            for budget in budgets[1:]:
-                write_scored(folder, seed, pool)
-                write_jsonl(folder / "labelled.jsonl", votes)
-                votes += [vote_on(pair, seed) for pair in chosen(folder, by, budget - len(votes), seed)]
-                assert len(votes) == budget
-                points.append(trained(folder, seed, votes))
-            found[by] = points
-    return found
+    votes = first_votes(folder, seed)
+    points = [point_of(own, BUDGETS[0])]
+    for budget in BUDGETS[1:]:
+        write_scored(own, seed, pool)
+        shutil.copy(own / "votes.jsonl", own / "labelled.jsonl")
+        votes += [vote_on(pair, seed) for pair in chosen(own, by, budget - len(votes), seed)]
+        assert len(votes) == budget
+        points.append(trained(own, folder, seed, votes))
+    return points
 
 
 def vote_on(pair: Two, seed: int) -> Comparison:
@@ -89,22 +95,28 @@ def vote_on(pair: Two, seed: int) -> Comparison:
     return same.comparison(says(same.gap, RELIABILITY, draw), annotator="ann")
 
 
-def trained(folder: Path, seed: int, votes: list[Comparison]) -> Point:
-    """The reward stage on votes."""
-    write_jsonl(folder / "votes.jsonl", votes)
-    shutil.rmtree(folder / "reward", ignore_errors=True)
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        stage("reward", RECIPE, folder / "runs/labelling", folder / "reward", [f"seed={seed}"])
-    results = json.loads((folder / "reward/manifest.json").read_text())["results"]
-    print(f"  seed {seed}: {len(votes)} votes, {results['accuracy']:.3f}", file=sys.stderr, flush=True)
-    return Point(len(votes), results["accuracy"], *results["accuracy_ci"])
+def trained(own: Path, folder: Path, seed: int, votes: Sequence[Comparison]) -> Point:
+    """The reward stage on votes: own/reward."""
+    write_jsonl(own / "votes.jsonl", votes)
+    shutil.rmtree(own / "reward", ignore_errors=True)
+    with chdir(own), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        stage("reward", RECIPE, folder / "runs/labelling", own / "reward", [f"seed={seed}"])
+    point = point_of(own, len(votes))
+    print(f"  {own}: {point.labels} votes, {point.accuracy:.3f}", file=sys.stderr, flush=True)
+    return point
+
+
+def point_of(own: Path, labels: int) -> Point:
+    """What a reward stage's manifest says of held-out pairs."""
+    results = json.loads((own / "reward/manifest.json").read_text())["results"]
+    return Point(labels, results["accuracy"], *results["accuracy_ci"])
 
 
 def write_scored(folder: Path, seed: int, pool: list[Two]) -> None:
     """The pool with the scores of the present reward model, as `rlhf label sample` would write it again."""
     artifact = find_artifact(folder / "reward")
     assert artifact is not None
-    recipe = load_recipe(RECIPE, [f"seed={seed}"])
+    recipe = settled_recipe(load_recipe(RECIPE, [f"seed={seed}"]), "evaluate")
     tokenization = load_tokenization(artifact.model, recipe.model)
     model = trained_model(artifact, tokenization, recipe)
     rows = [encode_comparison(pair.comparison("first"), tokenization) for pair in pool]
@@ -118,7 +130,7 @@ def write_scored(folder: Path, seed: int, pool: list[Two]) -> None:
 def chosen(folder: Path, by: str, count: int, seed: int) -> list[Two]:
     """What the command chooses of the pairs without a vote."""
     select = ["label", "select", "scored.jsonl", "--by", by, "--budget", str(count), "--seed", str(seed)]
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    with chdir(folder), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         app([*select, "--without", "labelled.jsonl", "--output", "next.jsonl"], standalone_mode=False)
     return asked(folder / "next.jsonl")
 
@@ -140,28 +152,35 @@ def share_needed(found: dict[str, list[Point]]) -> float:
     return labels_to(found["margin"], last.accuracy) / last.labels
 
 
-def measured(seeds: Sequence[int], at_once: int) -> list[dict[str, list[Point]]]:
-    """The curves of some seeds, each in a process of its own."""
+def measured(folder: Path, seeds: Sequence[int], at_once: int) -> list[dict[str, list[Point]]]:
+    """The curves of some seeds, in a folder; each seed, and then each way, in a process of its own."""
 
-    def one(seed: int) -> dict[str, list[Point]]:
-        command = [sys.executable, __file__, "--seed", str(seed)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        return {by: [Point(*point) for point in points] for by, points in json.loads(done.stdout).items()}
+    def part(seed: int, what: str) -> str:
+        command = [sys.executable, __file__, "--folder", str(folder), "--seed", str(seed), "--part", what]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    def points(seed: int, by: str) -> list[Point]:
+        return [Point(*point) for point in json.loads(part(seed, by).splitlines()[-1])]
 
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(one, seeds))
+        list(pool.map(lambda seed: part(seed, "prepare"), seeds))
+        found = pool.map(lambda both: points(*both), [(seed, by) for seed in seeds for by in WAYS])
+        return [{by: next(found) for by in WAYS} for _ in seeds]
 
 
-def print_one(seed: int) -> None:
-    """The curves of a seed as JSON, for `measured`."""
-    with tempfile.TemporaryDirectory() as name:
-        found = curves(Path(name), seed)
-    print(json.dumps({by: [astuple(point) for point in points] for by, points in found.items()}))
+def do_part(folder: Path, seed: int, what: str) -> None:
+    """A process of `measured`: prepare a seed, or print the points of a way as JSON."""
+    folder = folder / str(seed)
+    if what == "prepare":
+        folder.mkdir()
+        prepare(folder, seed)
+    else:
+        print(json.dumps([astuple(point) for point in curve(folder, seed, what)]))
 
 
-def main(count: int, at_once: int, picture: Path | None) -> None:
+def main(folder: Path, count: int, at_once: int, picture: Path | None) -> None:
     """Print the curves of some seeds, and draw them."""
-    every = measured(range(1, count + 1), at_once)
+    every = measured(folder, range(1, count + 1), at_once)
     print("| seed | chosen by | " + " | ".join(f"{budget}" for budget in BUDGETS) + " votes |")
     for seed, found in enumerate(every, start=1):
         for by, points in found.items():
@@ -198,9 +217,12 @@ if __name__ == "__main__":
     parser.add_argument("seeds", type=int, nargs="?", default=3)
     parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--part")
     options = parser.parse_args()
-    if options.seed is None:
-        main(options.seeds, options.at_once, options.picture)
+    if options.part:
+        do_part(options.folder, options.seed, options.part)
     else:
-        print_one(options.seed)
+        with tempfile.TemporaryDirectory() as temporary:
+            main((options.folder or Path(temporary)).resolve(), options.seeds, options.at_once, options.picture)

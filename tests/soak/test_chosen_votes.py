@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -10,8 +11,8 @@ from chosen import BUDGETS, measured, share_needed
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
-def test_votes_by_margin_teach_no_less_than_random_ones() -> None:
-    every = measured((1, 2, 3), at_once=2)
+def test_votes_by_margin_teach_no_less_than_random_ones(tmp_path: Path) -> None:
+    every = measured(tmp_path, (1, 2, 3), at_once=2)
     for found in every:
         for by, points in found.items():
             assert [point.labels for point in points] == list(BUDGETS)
