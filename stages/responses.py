@@ -1,7 +1,8 @@
-"""Responses of a run's policy to prompts that it trains on, with the reward's scores: what to label next.
+"""Responses of a run's policy to the run's prompts, with the reward's scores: what to label next.
 
-Comparisons are held out by their prompt, as prompts are: votes on what evaluations sampled, which is held out, measure
-a reward model and train none. `rlhf label sample RUN` starts this as a child process: python -m stages.responses RUN
+Comparisons are held out by their prompt: votes on prompts of the training part train a reward model, those on the
+others measure it. What evaluations sample is all held out. `rlhf label sample RUN` starts this as a child process:
+python -m stages.responses RUN
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data import sources
 from data.formats import as_record
+from data.mapped import Selection
+from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError, DataError, RLHFError
 from rlhf.models import context_of
 from rlhf.store.artifact import write_text
@@ -78,8 +83,7 @@ def responses(options: argparse.Namespace) -> Sampled:
         generation = recipe.ppo.generation.model_copy(update={"temperature": options.temperature})
         recipe = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"generation": generation})})
     room = context_of(speaker.policy) - recipe.ppo.generation.max_new_tokens
-    split = sources.prompts(recipe.data, recipe.seed)
-    prompts = split.test if options.held_out else split.train
+    prompts = prompts_of(recipe, options)
     order = list(range(len(prompts)))
     random.Random(f"{options.seed}/label-sample").shuffle(order)
     chosen: list[int] = []
@@ -111,6 +115,15 @@ def responses(options: argparse.Namespace) -> Sampled:
     return Sampled(target.label, records, len(rows) - len(records), too_long)
 
 
+def prompts_of(recipe: Recipe, options: argparse.Namespace) -> Selection[Prompt]:
+    """Those of both parts, or of the part that the options say."""
+    split = sources.prompts(recipe.data, recipe.seed)
+    parts = [split.train, split.test]
+    if options.held_out or options.training:
+        parts = [split.test if options.held_out else split.train]
+    return Selection(parts, np.arange(sum(map(len, parts))))
+
+
 def record_of(
     prompt: Prompt, completions: Sequence[Completion], scores: Sequence[float] | None
 ) -> dict[str, Any] | None:
@@ -137,6 +150,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, required=True)
     parser.add_argument("--responses", type=int, default=2)
     parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--training", action="store_true")
     parser.add_argument("--stage")
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--seed", type=int, default=0)

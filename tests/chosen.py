@@ -55,7 +55,7 @@ class Point:
 def prepare(folder: Path, seed: int) -> None:
     """A run of a seed, its responses, and a reward model of the first votes, which are the same for each way."""
     begin(folder, seed)
-    sample = ("label", "sample", "labelling", "--prompts", str(POOL), "--seed", str(seed))
+    sample = ("label", "sample", "labelling", "--training", "--prompts", str(POOL), "--seed", str(seed))
     said(folder, *sample, "--output", "responses.jsonl")
     trained(folder, folder, seed, first_votes(folder, seed))
 

@@ -142,7 +142,7 @@ def main(count: int) -> None:
             folder = Path(name)
             begin(folder, seed)
             before = reward_of(folder, seed, "votes.jsonl")
-            sample = ("label", "sample", "labelling", "--prompts", str(PAIRS), "--seed", str(seed))
+            sample = ("label", "sample", "labelling", "--training", "--prompts", str(PAIRS), "--seed", str(seed))
             said(folder, *sample, "--output", "responses.jsonl")
             pairs = asked(folder / "responses.jsonl")
             write_consensus(folder, votes_on(pairs, seed))

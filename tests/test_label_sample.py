@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import rlhf
+from running import TINY, rlhf
 from test_selection import ask
 from typer.testing import CliRunner
 
@@ -17,8 +18,9 @@ from data.labelling.pairs import read_pairs
 from data.splits import is_test
 from launch.cli import app
 from rlhf.errors import ArtifactError, ConfigError
+from rlhf.recipe import load_recipe
 from rlhf.types import Completion, Prompt
-from stages.responses import record_of
+from stages.responses import prompts_of, record_of
 from stages.rewards import load_reward
 from stages.sampling import sample
 from stages.speakers import Speaker
@@ -43,7 +45,7 @@ def sampled(folder: Path, *options: str) -> tuple[dict[str, Any], list[dict[str,
 
 
 def test_responses_are_to_prompts_that_train_and_have_the_reward_s_scores(folder: Path) -> None:
-    figures, records = sampled(folder, "--responses", "3")
+    figures, records = sampled(folder, "--training", "--responses", "3")
     assert figures["prompts"] == len(records) == 24 - figures["alike"] and figures["policy"] == "tiny/ppo"
     assert len({prompt_of(record) for record in records}) == len(records)
     assert not any(is_test(prompt_of(record), 0.1) for record in records)
@@ -75,6 +77,16 @@ def test_responses_are_to_prompts_that_train_and_have_the_reward_s_scores(folder
 def test_held_out_prompts_are_asked_for(folder: Path) -> None:
     _, records = sampled(folder, "--held-out", "--stage", "sft")
     assert records and all(is_test(prompt_of(record), 0.1) for record in records)
+
+
+def test_both_parts_are_asked_otherwise() -> None:
+    """So that of a round's votes some measure, and training on them alone has something held out."""
+    recipe = load_recipe(TINY)
+    of_both, of_training = (
+        prompts_of(recipe, Namespace(held_out=False, training=training)) for training in (False, True)
+    )
+    held_out = [is_test(prompt, 0.1) for prompt in of_both]
+    assert 0.05 < sum(held_out) / len(held_out) < 0.2 and sum(held_out) == len(of_both) - len(of_training)
 
 
 def test_equal_responses_are_one() -> None:

@@ -82,7 +82,7 @@ def test_a_round_of_labelling_teaches_the_reward_model(studio: Studio, tmp_path:
     draw = random.Random(SEED)
     begin(tmp_path, SEED)
     before = reward_of(tmp_path, SEED, "votes.jsonl")
-    sample = ("label", "sample", "labelling", "--prompts", str(PAIRS), "--seed", str(SEED))
+    sample = ("label", "sample", "labelling", "--training", "--prompts", str(PAIRS), "--seed", str(SEED))
     said(tmp_path, *sample, "--output", "responses.jsonl")
 
     title = ("--project", "round 1")

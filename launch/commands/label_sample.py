@@ -21,8 +21,11 @@ def sample(
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="The responses (.jsonl).")],
     responses: Annotated[int, typer.Option("--responses", min=2, max=16, help="To each prompt.")] = 2,
     held_out: Annotated[
-        bool, typer.Option("--held-out", help="To prompts that are held out: votes measure, and train nothing.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--held-out/--training", help="Only prompts whose votes measure, or only those whose votes train."
+        ),
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="Of RUN: sft or ppo. Default: the last that is complete.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.01, help="Default: the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Of which prompts, and of the draws.")] = 0,
@@ -35,10 +38,11 @@ def sample(
     data_directory: DataDirectory = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
 ) -> None:
-    """Sample responses to prompts that a run trains on, with its reward's scores, for people to compare.
+    """Sample responses to a run's prompts, with its reward's scores, for people to compare.
 
-    The responses that evaluations sample are to held-out prompts, so votes on them measure a reward model and train
-    none. RUN is as in rlhf chat; another round of labelling takes another --seed.
+    Comparisons are held out by their prompt: votes on prompts of the training part train the next reward model, those
+    on the others measure it. Prompts of both parts are drawn as they come. What evaluations sample is all held out, so
+    votes on it train nothing. RUN is as in rlhf chat; another round of labelling takes another --seed.
 
     Examples:
 
@@ -64,7 +68,13 @@ def sample(
     }
     command = [sys.executable, "-m", "stages.responses", target]
     command += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    flags = {"held-out": held_out, "reward": reward, "trust-remote-code": trust_remote_code, "json": as_json}
+    flags = {
+        "held-out": held_out is True,
+        "training": held_out is False,
+        "reward": reward,
+        "trust-remote-code": trust_remote_code,
+        "json": as_json,
+    }
     command += [f"--{name}" for name, wanted in flags.items() if wanted]
     sys.stdout.flush()
     os.execve(sys.executable, command, stage_environment(1))
