@@ -10,7 +10,7 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from running import ROOT, rlhf
 from data import toy
 from data.fields import prompt_of
 from data.formats import write_jsonl
+from data.locations import files_of
+from data.reading import Reading
 from data.splits import split_prompts
 from data.toy_gold import utility
+from rlhf.config import SourceConfig
 from rlhf.types import Comparison, Prompt
 
 RECIPE = ROOT / "tests" / "recipes" / "labelling.yaml"
@@ -133,11 +136,11 @@ def votes_on(pairs: Iterable[Two], seed: int) -> list[Comparison]:
     ]
 
 
-def main(count: int) -> None:
+def main(seeds: Sequence[int]) -> None:
     """A round on some seeds: accuracy on held-out pairs before and after, with 95 % intervals over pairs."""
     print("| seed | held-out pairs | before | after, in place of the first votes | beside them | consensus right |")
     print("|---|---|---|---|---|---|")
-    for seed in range(1, count + 1):
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             begin(folder, seed)
@@ -162,12 +165,13 @@ def told(figures: Mapping[str, Any]) -> str:
 def consensus_right(path: Path) -> float:
     """Share of pairs that the consensus is right about, of those that are not equal; an even one counts half."""
     right = []
-    for record in map(json.loads, path.read_text().splitlines()):
-        gap = Two(prompt_of(record), (record["chosen"], record["rejected"])).gap
+    for pair in Reading(SourceConfig(path=str(path)), files_of(str(path)), "comparisons"):
+        assert isinstance(pair, Comparison)
+        gap = Two(pair.prompt, (pair.chosen, pair.rejected)).gap
         if abs(gap) >= EQUAL:
-            right.append(0.5 if record.get("tie") else float(gap > 0))
+            right.append(0.5 if pair.tie else float(gap > 0))
     return sum(right) / len(right)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    main([int(seed) for seed in sys.argv[1:]] or (1, 2, 3))
