@@ -165,7 +165,7 @@ def told(figures: Mapping[str, Any]) -> str:
 def consensus_right(path: Path) -> float:
     """Share of pairs that the consensus is right about, of those that are not equal; an even one counts half."""
     right = []
-    for pair in Reading(SourceConfig(path=str(path)), files_of(str(path)), "comparisons"):
+    for pair in Reading(SourceConfig(path=str(path)), files_of(str(path), None), "comparisons"):
         assert isinstance(pair, Comparison)
         gap = Two(pair.prompt, (pair.chosen, pair.rejected)).gap
         if abs(gap) >= EQUAL:
