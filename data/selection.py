@@ -14,7 +14,7 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import pyarrow.parquet
 
 from data.fields import flag_of, need, number_of, prompt_of, text_of
 from data.formats import as_record
+from data.labelling.pairs import Pair
 from data.locations import files_of
 from data.quality.faults import normalised
 from data.quality.minhash import Signatures, signatures, similarity
@@ -60,6 +61,11 @@ class Candidate:
         """P(first wins) by each reward model."""
         gaps = [a - b for a, b in zip(self.first.scores, self.second.scores, strict=True)]
         return [0.5 + 0.5 * math.tanh(gap / 2) for gap in gaps]
+
+    @property
+    def id(self) -> str:
+        """Known by its texts, as what is pushed and pulled."""
+        return Pair(self.prompt, self.first.text, self.second.text).id
 
     @property
     def probability(self) -> float | None:
@@ -106,6 +112,12 @@ class Pool:
 
     candidates: list[Candidate]
     alike: int = 0  # pairs of nearly equal responses, which are left out
+    labelled: int = 0  # pairs that have been labelled, which are left out
+
+    def without(self, labelled: Container[str]) -> Pool:
+        """What is left once the pairs with these ids are taken out."""
+        left = [candidate for candidate in self.candidates if candidate.id not in labelled]
+        return Pool(left, self.alike, len(self.candidates) - len(left))
 
 
 def pool_of_run(run: Path) -> Pool:

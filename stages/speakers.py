@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,7 +123,12 @@ class Scoring:
 
     def score(self, speaker: Speaker, completion: Completion) -> float:
         """The score of an answer, normalised as PPO sees it."""
-        return float(self._reward(speaker.tokenization)([completion])[0])
+        return self.scores(speaker, [completion])[0]
+
+    def scores(self, speaker: Speaker, completions: Sequence[Completion]) -> list[float]:
+        """The scores of many answers of one speaker."""
+        found: list[float] = self._reward(speaker.tokenization)(completions).tolist()
+        return found
 
     def _reward(self, tokenization: Tokenization) -> Reward:
         """Loaded once for each tokenizer contract."""

@@ -157,9 +157,25 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "there are no such files; tests/test_groups.py has them",
     ),
     "rlhf label up": ("rlhf label up --help", "runs until Ctrl-C; tests/test_label_studio.py starts one"),
-    'rlhf label push demo --project "round 1" --overlap 2 --gold gold.jsonl': (
+    "rlhf label sample demo --prompts 500 --output responses.jsonl": (
+        "rlhf label sample demo --prompts 5 --output responses.jsonl",
+        "takes minutes at that size",
+    ),
+    'rlhf label push responses.jsonl --project "round 1" --overlap 3 --gold gold.jsonl': (
         "rlhf label push --help",
-        "needs a server; tests/test_label_studio.py has one",
+        "needs a server; tests/test_labelling_loop.py has one",
+    ),
+    "rlhf data check labels/round-1/votes.jsonl": (
+        "rlhf data check votes.jsonl || test $? -eq 3",
+        "nobody has voted; tests/test_labelling_loop.py does",
+    ),
+    "rlhf data consensus labels/round-1/votes.jsonl --output consensus.jsonl": (
+        "rlhf data consensus votes.jsonl --output consensus.jsonl",
+        "nobody has voted",
+    ),
+    "rlhf run my.yaml --from reward": (
+        "rlhf run my.yaml --from reward --dry-run",
+        "takes a minute, and the page has no SFT model; README.md runs all of it",
     ),
     'rlhf label watch --project "round 1"': ("rlhf label watch --help", "needs a server"),
     'rlhf label pull --project "round 1"': ("rlhf label pull --help", "needs a server"),

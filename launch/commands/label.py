@@ -24,6 +24,7 @@ from data.labelling.server import URL, connect
 from launch.commands.generation import is_run
 from launch.commands.judge import judge
 from launch.commands.label_report import report
+from launch.commands.label_sample import sample
 from launch.commands.label_up import up
 from launch.commands.label_watch import watch
 from launch.commands.run import DataDirectory
@@ -51,6 +52,7 @@ PatienceOption = Annotated[
 app.command()(up)
 app.command()(watch)
 app.command()(report)
+app.command()(sample)
 app.command("select")(select_command)
 app.command()(judge)
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
@@ -94,8 +96,9 @@ def push_command(
 
     People see a prompt and two responses, A and B, and answer A, B or tie. Which response is A is drawn for each pair;
     that, and which pairs are gold, stands on this side alone, in DIR/ledger.jsonl. A pair is pushed once, whatever file
-    it stands in: the command may be given again, with more files, and after an interruption. The token is read from
-    LABEL_STUDIO_API_KEY.
+    it stands in: the command may be given again, with more files, and after an interruption. The prompts of a RUN's
+    samples are held out: votes on them measure a reward model, those on what rlhf label sample writes train one. The
+    token is read from LABEL_STUDIO_API_KEY.
 
     Examples:
 
@@ -136,6 +139,11 @@ def push_command(
         return
     for line in said_of_push(record, gold_pairs.found, chosen):
         typer.echo(line)
+    if len(sources) == 1 and is_run(sources[0]):
+        typer.echo(
+            f"votes on these prompts, which are held out, measure a reward model of {sources[0]} and train none; "
+            f"to train one: rlhf label sample {sources[0]}"
+        )
 
 
 @app.command("pull")

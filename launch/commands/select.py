@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from data.labelling.pairs import read_pairs
+from data.reading import NAMED
 from data.selection import BY, Pool, answers_of_run, pool_of_files, pool_of_run, select
 from launch.commands.generation import is_run
 from launch.commands.run import DataDirectory
@@ -31,6 +33,9 @@ def select_command(
             "--rewards", metavar="RUN", help="Have the reward model of another run score RUN's responses too."
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="FILE", help="Votes on pairs that need no more.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of pairs that are equal otherwise.")] = 0,
     data_directory: DataDirectory = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
@@ -40,7 +45,8 @@ def select_command(
     Of a run the pairs are a prompt's held-out responses at different steps of PPO, with their scores. With --rewards,
     which may be repeated, the reward models of RUN and of those runs score them all, in text and in nats. A file has
     records {"prompt": "...", "responses": [...], "scores": [...]}, and kind for the stratum of the prompt; scores are a
-    figure for each response, or a list with one of each reward model. Each kind has its share of the budget.
+    figure for each response, or a list with one of each reward model. Each kind has its share of the budget. A run's
+    held-out prompts train no reward model: for that, take what rlhf label sample writes.
 
     Examples:
 
@@ -49,6 +55,8 @@ def select_command(
         rlhf label select demo --rewards other --rewards third --by disagreement --budget 200 --output next.jsonl
 
         rlhf label select responses.jsonl --budget 500 --by diverse --output next.jsonl
+
+        rlhf label select responses.jsonl --budget 200 --without labels/round-1/votes.jsonl --output next.jsonl
     """
     if by not in BY:
         raise ConfigError(f"--by={by}: not known; choose from {', '.join(BY)}")
@@ -61,6 +69,8 @@ def select_command(
     pool = _scored(sources, rewards) if rewards else _pool(sources, data_directory)
     if not pool.candidates:
         raise DataError(f"{', '.join(sources)}: no pair of two different responses; give more responses")
+    if without:
+        pool = _left(pool, without, data_directory)
     chosen = select(pool, budget, by, seed)
     write_text(output, "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in chosen))
     chances = [max(p, 1 - p) for one in chosen if (p := one.probability) is not None]
@@ -69,6 +79,7 @@ def select_command(
         "by": by,
         "pairs": len(pool.candidates),
         "alike": pool.alike,
+        "labelled": pool.labelled,
         "chosen": len(chosen),
         "prompts": len({one.prompt for one in chosen}),
         "kinds": len({one.kind for one in chosen}),
@@ -82,8 +93,19 @@ def select_command(
     sure = f"; the reward model is {figures['mean_confidence']:.0%} sure of them on average" if chances else ""
     sure += f", and models differ by {figures['mean_disagreement']:.3f} nats" if differ else ""
     left_out = f", {pool.alike:,} of nearly equal responses left out" if pool.alike else ""
+    left_out += f", {pool.labelled:,} that are labelled left out" if pool.labelled else ""
     typer.echo(f"{len(chosen):,} of {len(pool.candidates):,} pairs chosen by {by}{left_out}{sure}")
     typer.echo(f"wrote {output}: {figures['prompts']:,} prompts; to label: rlhf label push {output} --project TITLE")
+
+
+def _left(pool: Pool, without: list[str], data_directory: str | None) -> Pool:
+    labelled = read_pairs(without, data_directory, drop_bad=True)
+    if labelled.bad:
+        raise DataError(*(f"--without: {bad}; mend or remove it" for bad in labelled.bad[:NAMED]))
+    left = pool.without(labelled.found)
+    if not left.candidates:
+        raise DataError(f"--without {', '.join(without)}: holds all {left.labelled:,} pairs; give more responses")
+    return left
 
 
 def _pool(sources: list[str], data_directory: str | None) -> Pool:
