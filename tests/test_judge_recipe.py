@@ -82,8 +82,8 @@ def test_a_rubric_may_lie_in_a_file_beside_the_data(server: Server, tmp_path: Pa
 @pytest.mark.parametrize(
     ("url", "fields", "problem"),
     [
-        ("https://me:hush@judge.example/v1", {}, "labelling.judge.url=https://judge.example/...: holds a name"),
-        ("https://judge.example/v1?key=hush", {}, "labelling.judge.url=https://judge.example/...: holds a name"),
+        ("https://me:hush@judge.example/v1", {}, r"judge.url=https://\.\.\.@judge.example/v1: .* set RLHF_JUDGE_TOKEN"),
+        ("https://judge.example/v1?key=hush", {}, r"judge.url=https://judge.example/v1\?key=...: .* RLHF_JUDGE_TOKEN"),
         ("http://judge.example", {"rubric": "a", "rubric_file": "b"}, "labelling.judge.rubric_file=b beside rubric"),
         ("http://judge.example", {"rubric": " "}, "labelling.judge.rubric=' ' is empty"),
         ("http://judge.example", {"patience": -1}, "labelling.judge.patience=-1 should be"),

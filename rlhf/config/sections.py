@@ -19,7 +19,12 @@ def _off(value: object) -> object:
 
 
 # What of the environment holds the secret of an address in a field of that name; of the others, a hub's.
-_VARIABLES = {"use": "RLHF_REWARD_TOKEN", "judge": "RLHF_REWARD_TOKEN", "uri": "MLFLOW_TRACKING_TOKEN"}
+_VARIABLES = {
+    "use": "RLHF_REWARD_TOKEN",
+    "judge": "RLHF_REWARD_TOKEN",
+    "uri": "MLFLOW_TRACKING_TOKEN",
+    "url": "RLHF_JUDGE_TOKEN",
+}
 BARE_OFF = BeforeValidator(_off)  # YAML reads a bare off as false
 
 
