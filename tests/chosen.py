@@ -1,6 +1,6 @@
 """Votes on chosen pairs against votes on random ones, with the reward stage; run, the curves of docs/annotators.md.
 
-    PYTHONPATH=. python tests/chosen.py 3 --at-once 2 --picture docs/selection.png
+    PYTHONPATH=. python tests/chosen.py --at-once 2 --picture docs/selection.png
 
 Of a run's responses some pairs are labelled, the reward stage is trained on them, `rlhf label select` chooses more of
 the others by the new scores, and so on. Each pair has one vote, which is right with probability 0.9.
@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, redirect_stdout
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hidden import RECIPE, Two, asked, begin, said, says
@@ -178,6 +179,14 @@ def do_part(folder: Path, seed: int, what: str) -> None:
         print(json.dumps([astuple(point) for point in curve(folder, seed, what)]))
 
 
+def averaged(curves: Sequence[list[Point]]) -> list[Point]:
+    """The mean of several curves, point by point."""
+    of_each = [[astuple(point) for point in points] for points in zip(*curves, strict=True)]
+    return [
+        Point(points[0][0], *(fmean(column) for column in list(zip(*points, strict=True))[1:])) for points in of_each
+    ]
+
+
 def main(folder: Path, count: int, at_once: int, picture: Path | None) -> None:
     """Print the curves of some seeds, and draw them."""
     every = measured(folder, range(1, count + 1), at_once)
@@ -186,7 +195,11 @@ def main(folder: Path, count: int, at_once: int, picture: Path | None) -> None:
         for by, points in found.items():
             cells = (f"{point.accuracy:.3f} ({point.low:.3f} to {point.high:.3f})" for point in points)
             print(f"| {seed} | {by} | " + " | ".join(cells) + " |")
+    mean = {by: averaged([found[by] for found in every]) for by in WAYS}
+    for by, points in mean.items():
+        print(f"| mean | {by} | " + " | ".join(f"{point.accuracy:.3f}" for point in points) + " |")
     print("margin reaches random's last with " + ", ".join(f"{share_needed(found):.0%}" for found in every))
+    print(f"and by the means with {share_needed(mean):.0%}")
     if picture is not None:
         draw(every, picture)
 

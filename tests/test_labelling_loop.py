@@ -106,9 +106,8 @@ def test_a_round_of_labelling_teaches_the_reward_model(studio: Studio, tmp_path:
 
     file = str(path.relative_to(tmp_path))
     verdict = json.loads(said(tmp_path, "data", "check", file, "--recipe", str(RECIPE), "--json"))
-    assert verdict["verdict"] in ("pass", "warn") and not {"malformed", "contradiction", "duplicate"} & {
-        finding["kind"] for finding in verdict["findings"]
-    }
+    doubts = {finding["kind"] for finding in verdict["findings"] if finding["severity"] != "info"}
+    assert not doubts & {"malformed", "contradiction", "duplicate"}  # they differ with each other, not with themselves
     together = json.loads(said(tmp_path, "data", "consensus", file, "--output", "consensus.jsonl", "--json"))
     found = {numbers[one["annotator"]]: one["finding"] for one in together["annotators"]}
     assert found["mal"] == "against" and found["ann"] == found["bob"] == "reliable"
