@@ -47,6 +47,9 @@ class Answer:
     finished: bool = True
 
 
+Answered = tuple[Prompt, list[Answer], str | None]  # a prompt, its responses, its stratum
+
+
 @dataclass(frozen=True)
 class Candidate:
     """Two responses to a prompt."""
@@ -122,10 +125,10 @@ class Pool:
 
 def pool_of_run(run: Path) -> Pool:
     """Pairs of a prompt's responses at different steps of PPO. Raises ArtifactError where there are no two of them."""
-    return paired((prompt, known, None) for prompt, known in answers_of_run(run))
+    return paired(answers_of_run(run))
 
 
-def answers_of_run(run: Path) -> list[tuple[Prompt, list[Answer]]]:
+def answers_of_run(run: Path) -> list[Answered]:
     """Each held-out prompt's responses at the steps of PPO, with the scores that PPO saw; see `pool_of_run`."""
     answers: dict[tuple[int, str], tuple[Prompt, list[Answer]]] = {}
     paths = sorted((run / "ppo" / "samples").glob("held-out-*.parquet"))
@@ -137,7 +140,7 @@ def answers_of_run(run: Path) -> list[tuple[Prompt, list[Answer]]]:
             known.append(Answer(row["response"], (float(row["score"]),), bool(row["finished"])))
     if len(paths) < 2:
         raise ArtifactError(f"{run}/ppo/samples: no responses of two steps; run ppo with ppo.evaluate_every")
-    return list(answers.values())
+    return [(prompt, known, None) for prompt, known in answers.values()]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -156,7 +159,12 @@ def pool_of_files(names: Sequence[str], directory: str | None = None) -> Pool:
 
     `finished`, `kind` may follow. Raises DataError with the first bad records.
     """
-    read: list[tuple[Prompt, list[Answer], str | None]] = []
+    return paired(answers_of_files(names, directory))
+
+
+def answers_of_files(names: Sequence[str], directory: str | None = None) -> list[Answered]:
+    """Each record's prompt, responses and stratum; see `pool_of_files`."""
+    read: list[Answered] = []
     bad: list[BadRecord] = []
     for file in [file for name in names for file in files_of(name, directory)]:
         for record in read_records(file):
@@ -170,10 +178,10 @@ def pool_of_files(names: Sequence[str], directory: str | None = None) -> Pool:
     if bad:
         rest = [f"{len(bad) - NAMED:,} more records cannot be used"] if len(bad) > NAMED else []
         raise DataError(*(f"{one}; mend or remove it" for one in bad[:NAMED]), *rest)
-    return paired(read)
+    return read
 
 
-def _answers(fields: dict[str, Any]) -> tuple[Prompt, list[Answer], str | None]:
+def _answers(fields: dict[str, Any]) -> Answered:
     responses = need(fields, "responses")
     if not isinstance(responses, list) or len(responses) < 2:
         raise ValueError(f"responses={shown(responses)} is not a list of two or more")
@@ -197,7 +205,7 @@ def _answers(fields: dict[str, Any]) -> tuple[Prompt, list[Answer], str | None]:
     return prompt_of(fields), made, None if kind is None else text_of(kind, "kind")
 
 
-def paired(asked: Iterable[tuple[Prompt, Sequence[Answer], str | None]]) -> Pool:
+def paired(asked: Iterable[Answered]) -> Pool:
     """Each two different responses to a prompt; nobody can say which of two nearly equal ones is better."""
     pool = Pool([])
     for prompt, answers, kind in asked:

@@ -1,6 +1,7 @@
-"""What the reward models of several runs say of the responses that one run has sampled, in a file for `label select`.
+"""What the reward models of several runs say of responses, of a run's or of files, in a file for `label select`.
 
-`rlhf label select RUN --rewards RUN` starts this as a child process: python -m stages.opinions RUN RUN… --output FILE
+`rlhf label select RUN|FILE… --rewards RUN` starts this as a child process:
+python -m stages.opinions RUN|FILE… --rewards RUN… --output FILE
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.formats import as_record
-from data.selection import answers_of_run
+from data.selection import Answered, answers_of_files, answers_of_run
 from reward_models.scoring import RewardModel
 from rlhf.config import Recipe
 from rlhf.devices import settled_recipe
@@ -61,32 +62,40 @@ def complete(run: Path, stage: str) -> Artifact:
     return artifact
 
 
-def opinions(run: Path, rewards: Sequence[Path], output: Path) -> None:
-    """Write a record for each prompt of a run, its responses with a score of each reward model for each of them."""
-    asked = answers_of_run(run)
+def opinions(asked: Sequence[Answered], rewards: Sequence[Path], output: Path) -> None:
+    """Write a record for each prompt, its responses with a score of each reward model for each of them."""
     completions = [
-        Completion(prompt, answer.text, (), (), answer.finished) for prompt, answers in asked for answer in answers
+        Completion(prompt, answer.text, (), (), answer.finished) for prompt, answers, _ in asked for answer in answers
     ]
     scores = [reward_of(each)(completions).tolist() for each in rewards]
     of_each = iter(zip(*scores, strict=True))
     lines = []
-    for prompt, answers in asked:
+    for prompt, answers, kind in asked:
         record = {"prompt": as_record(prompt)["prompt"], "responses": [answer.text for answer in answers]}
+        record |= {} if kind is None else {"kind": kind}
         record |= {"scores": [next(of_each) for _ in answers], "finished": [answer.finished for answer in answers]}
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_text(output, "".join(lines))
 
 
+def answers_of(sources: Sequence[str], directory: str | None = None) -> list[Answered]:
+    """Of a run, or of files."""
+    if (Path(sources[0]) / "recipe.yaml").is_file():
+        return answers_of_run(Path(sources[0]))
+    return answers_of_files(sources, directory)
+
+
 def main() -> int:
     """Score; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m stages.opinions", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("rewards", type=Path, nargs="+", help="runs whose reward models are asked")
+    parser.add_argument("sources", nargs="+", help="a run, or files of responses")
+    parser.add_argument("--rewards", type=Path, nargs="+", required=True, help="runs whose reward models are asked")
+    parser.add_argument("--data-dir", help="where relative paths of files start")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     quiet_libraries()
     try:
-        opinions(options.run, options.rewards, options.output)
+        opinions(answers_of(options.sources, options.data_dir), options.rewards, options.output)
     except RLHFError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)

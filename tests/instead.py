@@ -194,7 +194,8 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf data check votes.jsonl --words words.txt --json",
         "needs a classifier; tests/test_data_flags.py trains one",
     ),
-    "rlhf label select demo --rewards seed-1 --rewards seed-2 --by disagreement --budget 200 --output next.jsonl": (
+    "rlhf label select responses.jsonl --rewards seed-1 --rewards seed-2 --by disagreement --budget 200 "
+    "--output next.jsonl": (
         "rlhf label select --help",
         "needs runs of other seeds; tests/test_selection.py has some",
     ),

@@ -198,15 +198,15 @@ def test_reward_models_of_several_runs_score_the_responses_of_one(tiny_run: Path
     assert told["chosen"] == len(made) == 5 and told["mean_disagreement"] > 0
     assert [each["disagreement"] for each in made] == sorted((each["disagreement"] for each in made), reverse=True)
     scored = tmp_path / "scored.jsonl"
-    opinions(tiny_run, [tiny_run, *others], scored)
-    records = [json.loads(line) for line in scored.read_text().splitlines()]
     asked = answers_of_run(tiny_run)
-    assert [record["responses"] for record in records] == [[one.text for one in answers] for _, answers in asked]
+    opinions(asked, [tiny_run, *others], scored)
+    records = [json.loads(line) for line in scored.read_text().splitlines()]
+    assert [record["responses"] for record in records] == [[one.text for one in answers] for _, answers, _ in asked]
     assert all(len(set(each)) == 3 for record in records for each in record["scores"])
     for number, run in enumerate((tiny_run, *others)):
         model = AutoModelForSequenceClassification.from_pretrained(run / "reward" / "model").eval()
         tokenization = load_tokenization(run / "reward" / "model", ModelConfig())
-        for (prompt, _), record in zip(asked[:3], records, strict=False):
+        for (prompt, _, _), record in zip(asked[:3], records, strict=False):
             answers = zip(record["responses"], record["finished"], record["scores"], strict=True)
             for response, finished, scores in answers:
                 tokens = [*tokenization.prompt(prompt), *tokenization.response(response, finished)]
@@ -216,11 +216,25 @@ def test_reward_models_of_several_runs_score_the_responses_of_one(tiny_run: Path
                 assert scores[number] == pytest.approx(raw, rel=1e-4, abs=1e-4)
 
 
+def test_reward_models_of_runs_score_the_responses_of_a_file(tiny_run: Path, tmp_path: Path) -> None:
+    other, responses = other_run(tiny_run, tmp_path / "other", 1), tmp_path / "responses.jsonl"
+    records = [
+        {"prompt": f"{n} ?", "responses": ["yes", "no", "why"], "scores": [1, 2, 3], "kind": "short"} for n in "ab"
+    ]
+    responses.write_text("".join(json.dumps(each) + "\n" for each in records))
+    output = tmp_path / "next.jsonl"
+    both = "--rewards", tiny_run, "--rewards", other
+    told = json.loads(ask(responses, *both, "--by", "disagreement", "--budget", 2, "--output", output, "--json"))
+    assert (told["pairs"], told["chosen"], told["kinds"]) == (6, 2, 1) and told["mean_disagreement"] > 0
+    made = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {each["kind"] for each in made} == {"short"} and not any({1, 2, 3} & set(each["scores"]) for each in made)
+
+
 def test_what_cannot_be_an_opinion_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
     wanted = "--budget", 1, "--output", tmp_path / "n.jsonl"
     for arguments, problem in (
-        ([tiny_run, "--rewards", tmp_path], "no run; --rewards takes runs"),
-        ([tiny_run, tiny_run, "--rewards", tiny_run], "scores the responses of one run; give one"),
+        ([tiny_run, "--rewards", tmp_path], f"--rewards={tmp_path}: no run"),
+        ([tiny_run, tiny_run, "--rewards", tiny_run], "scores the responses of one run, or of files"),
         ([tiny_run, "--rewards", tiny_run], "a run is given twice"),
     ):
         with pytest.raises(ConfigError, match=problem):

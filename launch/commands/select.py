@@ -13,7 +13,7 @@ import typer
 
 from data.labelling.pairs import read_pairs
 from data.reading import NAMED
-from data.selection import BY, Pool, answers_of_run, pool_of_files, pool_of_run, select
+from data.selection import BY, Pool, answers_of_files, answers_of_run, pool_of_files, pool_of_run, select
 from launch.commands.generation import is_run
 from launch.commands.run import DataDirectory
 from launch.local import stage_environment
@@ -29,9 +29,7 @@ def select_command(
     by: Annotated[str, typer.Option("--by", metavar="WAY", help=f"One of {', '.join(BY)}.")] = "margin",
     rewards: Annotated[
         list[str] | None,
-        typer.Option(
-            "--rewards", metavar="RUN", help="Have the reward model of another run score RUN's responses too."
-        ),
+        typer.Option("--rewards", metavar="RUN", help="Have the reward model of another run score the responses too."),
     ] = None,
     without: Annotated[
         list[str] | None, typer.Option("--without", metavar="FILE", help="Votes on pairs that need no more.")
@@ -43,7 +41,8 @@ def select_command(
     """Choose pairs of responses to label: where reward models are least sure or differ, at random, or of other prompts.
 
     Of a run the pairs are a prompt's held-out responses at different steps of PPO, with their scores. With --rewards,
-    which may be repeated, the reward models of RUN and of those runs score them all, in text and in nats. A file has
+    which may be repeated, the reward models of RUN and of those runs score them all, in text and in nats, and of files
+    those of the runs alone, in place of the scores there. A file has
     records {"prompt": "...", "responses": [...], "scores": [...]}, and kind for the stratum of the prompt; scores are a
     figure for each response, or a list with one of each reward model. Each kind has its share of the budget. A run's
     held-out prompts train no reward model: for that, take what rlhf label sample writes.
@@ -52,7 +51,7 @@ def select_command(
 
         rlhf label select demo --budget 200 --output next.jsonl
 
-        rlhf label select demo --rewards other --rewards third --by disagreement --budget 200 --output next.jsonl
+        rlhf label select responses.jsonl --rewards one --rewards two --by disagreement --budget 200 --output next.jsonl
 
         rlhf label select responses.jsonl --budget 500 --by diverse --output next.jsonl
 
@@ -66,7 +65,7 @@ def select_command(
         raise ConfigError(f"--output={output}: no file can be there; give one in a directory that exists")
     if any(Path(source).resolve() == output.resolve() for source in sources):
         raise ConfigError(f"--output={output}: would replace a file that is read; give another name")
-    pool = _scored(sources, rewards) if rewards else _pool(sources, data_directory)
+    pool = _scored(sources, rewards, data_directory) if rewards else _pool(sources, data_directory)
     if not pool.candidates:
         raise DataError(f"{', '.join(sources)}: no pair of two different responses; give more responses")
     if without:
@@ -114,23 +113,30 @@ def _pool(sources: list[str], data_directory: str | None) -> Pool:
     return pool_of_files(sources, data_directory)
 
 
-def _scored(sources: list[str], rewards: list[str]) -> Pool:
-    """A run's pairs with a score of each reward model, its own first; `stages.opinions` loads them."""
-    for name in (*sources, *rewards):
+def _scored(sources: list[str], rewards: list[str], data_directory: str | None) -> Pool:
+    """Pairs with a score of each reward model, a run's own first; `stages.opinions` loads them."""
+    for name in rewards:
         if not is_run(name):
-            raise ConfigError(f"{name}: no run; --rewards takes runs, and scores the responses of a run")
-    if len(sources) > 1:
-        raise ConfigError(f"--rewards={rewards[0]}: scores the responses of one run; give one")
-    runs = [_run(name).resolve() for name in (*sources, *rewards)]
+            raise ConfigError(f"--rewards={name}: no run; give runs, whose reward models score the responses")
+    own = [_run(sources[0]).resolve()] if is_run(sources[0]) else []
+    if own and len(sources) > 1:
+        raise ConfigError(f"--rewards={rewards[0]}: scores the responses of one run, or of files; give one run")
+    runs = [*own, *(_run(name).resolve() for name in rewards)]
     if len(set(runs)) < len(runs):
-        raise ConfigError(f"--rewards={', '.join(rewards)}: a run is given twice; give others than {sources[0]}, once")
-    answers_of_run(runs[0])  # where there are none, no model is loaded
+        raise ConfigError(f"--rewards={', '.join(rewards)}: a run is given twice; give others, each once")
+    given = [str(own[0])] if own else sources
+    where = [] if data_directory is None else ["--data-dir", data_directory]
+    if own:
+        answers_of_run(own[0])  # where there are none, no model is loaded
+    else:
+        answers_of_files(sources, data_directory)
     with tempfile.TemporaryDirectory(prefix="rlhf-opinions-") as folder:
         output = Path(folder) / "scored.jsonl"
-        command = [sys.executable, "-m", "stages.opinions", *map(str, [runs[0], *runs]), "--output", str(output)]
+        command = [sys.executable, "-m", "stages.opinions", *given, "--rewards", *map(str, runs), *where]
         # What its libraries say is not for whoever reads our JSON.
-        if code := subprocess.run(command, env=stage_environment(1), stdout=sys.__stderr__).returncode:
-            raise typer.Exit(code)  # which has said why
+        done = subprocess.run([*command, "--output", str(output)], env=stage_environment(1), stdout=sys.__stderr__)
+        if done.returncode:
+            raise typer.Exit(done.returncode)  # which has said why
         return pool_of_files([str(output)])
 
 
