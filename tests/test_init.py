@@ -47,7 +47,7 @@ def test_the_recipe_reads_well_and_fits_its_schema(folder: Path, model: str) -> 
     assert not [line for line in text.splitlines() if line != line.rstrip()]
     assert "8 GPUs of 80 GiB each" in text and "\nname: own\n" in text
     assert Draft202012Validator(recipe_schema()).is_valid(_parsed(text, "own.yaml"))
-    assert set(_parsed(text, "own.yaml")) == set(Recipe.model_fields) - {"parallelism", "watchdog"}
+    assert set(_parsed(text, "own.yaml")) == set(Recipe.model_fields) - {"labelling", "parallelism", "watchdog"}
 
 
 def test_an_existing_recipe_is_kept_unless_forced(folder: Path) -> None:

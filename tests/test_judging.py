@@ -95,7 +95,14 @@ def test_a_vote_keeps_what_is_known_of_its_pair(tmp_path: Path) -> None:
     path = write(tmp_path / "v.jsonl", record := vote_record(found, "judge:m"))
     assert votes(path) == [
         Comparison(
-            PAIR.prompt, "no idea", "because", annotator="judge:m", seconds=4, rejected_finished=False, time=1.8e9
+            PAIR.prompt,
+            "no idea",
+            "because",
+            annotator="judge:m",
+            seconds=4,
+            rejected_finished=False,
+            time=1.8e9,
+            kind="why",
         )
     ]
     assert (record["pair"], record["kind"]) == (PAIR.id, "why")

@@ -132,6 +132,7 @@ def test_a_vote_is_about_the_texts_that_were_seen(said: str, first_is_a: bool, t
         chosen_finished=finished[better],
         rejected_finished=finished[worse],
         time=1795867200.0,
+        kind="why",
     )
 
 

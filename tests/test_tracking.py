@@ -262,7 +262,7 @@ def test_a_lone_stage_of_another_version_is_one_line(tmp_path: Path) -> None:
 
 
 def test_where_things_are_sent_is_said_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe(TINY, ["tracking.mlflow={uri: 'https://host:5000/base?token=hunter2'}"])
+    recipe = load_recipe(TINY, ["tracking.mlflow={uri: 'https://host:5000/base?team=ours'}"])
     monkeypatch.setenv("WANDB_BASE_URL", "https://me:hunter2@own-host")
     found = {service: destination(service, recipe, tmp_path) for service in ("wandb", "mlflow", "tensorboard")}
     assert found["mlflow"] == "https://host:5000/base" and found["tensorboard"] == f"{tmp_path}/tensorboard"
