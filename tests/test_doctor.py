@@ -155,7 +155,7 @@ def test_the_other_node_does_not_come(tmp_path: Path) -> None:
 
 def test_processes_of_the_recipe_and_of_the_nodes() -> None:
     recipe = load_recipe(TINY, ["ppo.parallelism={processes: 2}"])
-    assert problems(recipe, 4, gpu=False) == ["ppo: parallelism.processes=2 where 4 processes would run; use auto"]
+    assert problems(recipe, 4, False, print) == ["ppo: parallelism.processes=2 where 4 processes would run; use auto"]
 
 
 @pytest.mark.parametrize(("context", "level"), [(256, "ok"), (16, "failure")])
