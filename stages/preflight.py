@@ -11,9 +11,10 @@ from data.scorers import load_scorer
 from rlhf.config import Recipe
 from rlhf.engine.options import require_ddp, to_training_arguments
 from rlhf.engine.zero_options import ZERO, to_deepspeed
-from rlhf.engine.zero_section import problems_of
+from rlhf.engine.zero_section import NotAsked, problems_of
 from rlhf.errors import ConfigError, RLHFError
 from rlhf.recipe_memory import declared_context
+from rlhf.tracking import to_stderr
 from rlhf.tracking.services import require_packages
 from stages import gate
 from stages.benchmark_tasks import find_tasks
@@ -29,11 +30,12 @@ def check(
     gpu: bool = False,
     run: Path | None = None,
     force: bool = False,
+    warn: Callable[[str], None] = to_stderr,
 ) -> None:
     """Raise one error with all problems of these stages: records, what they say, scorers, batches, the first model.
 
     processes: how many processes a stage will get. gpu: whether there is one. run: where a check is remembered.
-    force: stages run although they are complete and current.
+    force: stages run although they are complete and current. warn: is told what could not be checked.
     """
     problems: list[str] = []
 
@@ -62,7 +64,7 @@ def check(
         if stage in stages and not used_by(recipe, stage):
             attempt(lambda stage=stage: parallelism_fits(recipe, stage, processes(stage), gpu))  # type: ignore[misc]
     if not problems:
-        attempt(lambda: deepspeed_takes_files(recipe, stages))
+        attempt(lambda: deepspeed_takes_files(recipe, stages, warn))
     attempt(lambda: require_packages(recipe.tracking))
     if "sft" in stages and not recipe.sft.use:
         attempt(lambda: check_first_model(recipe))
@@ -106,19 +108,27 @@ def packages_are_there(recipe: Recipe, stages: Sequence[str]) -> None:
         raise ConfigError(*problems)
 
 
-def deepspeed_takes_files(recipe: Recipe, stages: Sequence[str]) -> None:
+def deepspeed_takes_files(recipe: Recipe, stages: Sequence[str], warn: Callable[[str], None]) -> None:
     """Raise ConfigError where DeepSpeed itself would refuse what a file says of ZeRO; it takes seconds to load."""
-    sections = {}
+    named, sections = [], []
     for stage in ("sft", "reward", "ppo"):
         parallelism = recipe.parallelism_of(stage)
         if stage in stages and not used_by(recipe, stage) and parallelism.deepspeed:
+            named.append((stage, f"parallelism.deepspeed={parallelism.deepspeed}"))
             norm = getattr(recipe, stage).max_grad_norm
-            sections[f"parallelism.deepspeed={parallelism.deepspeed}"] = to_deepspeed(parallelism, norm, stage=stage)[
-                ZERO
-            ]
-    found = zip(sections, problems_of(list(sections.values())), strict=True)
-    if problems := [f"{field}: {problem}" for field, own in found for problem in own]:
-        raise ConfigError(*problems)
+            sections.append(to_deepspeed(parallelism, norm, stage=stage)[ZERO])
+    try:
+        found = problems_of(sections)
+    except NotAsked as reason:
+        for field in dict.fromkeys(field for _, field in named):
+            warn(f"{field}: zero_optimization is not checked: {reason}")
+        return
+    refused: dict[str, list[str]] = {}  # the stages by what is wrong with them
+    for (stage, field), own in zip(named, found, strict=True):
+        for problem in own:
+            refused.setdefault(f"{field}: {problem}", []).append(stage)
+    if refused:
+        raise ConfigError(*(f"{', '.join(its)}: {problem}" for problem, its in refused.items()))
 
 
 def responses_fit(recipe: Recipe) -> None:

@@ -87,6 +87,8 @@ def lines_of(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["--stage", "ppo"], "--stage ppo: give the run"),
         (["my.yaml", "--nodes", "2"], "--nodes 2: where do they meet?"),
         (["my.yaml", "--nodes", "0"], "--nodes 0: a run has at least one"),
+        (["my.yaml", "--nodes", "1000000"], "--nodes 1000000: at most 100000 meet"),
+        (["my.yaml", "--nodes", "9" * 5000], "9: at most 100000 meet"),
         (["my.yaml", "--nodes", "node-1,a b"], "--nodes node-1,a b: a b is no host; write host or host:port"),
         (["my.yaml", "--nodes", "node-1,"], "--nodes node-1,: nothing is no host"),
         (["my.yaml", "--nodes", "node-1,node-1"], "node-1 is there twice"),
@@ -95,6 +97,7 @@ def lines_of(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["my.yaml", "--nodes", "a,b", "--hosts", "absent"], "--nodes a,b: absent names hosts, too"),
         (["my.yaml", "--nodes", "a,b", "--rendezvous", "a:1"], "--rendezvous a:1: hosts that ssh reaches meet at"),
         (["my.yaml", "--nodes", "a,b", "--site", "absent"], "site absent: cannot be read"),
+        (["my.yaml", "--site", "absent"], "--site absent: is for hosts that ssh reaches; name them"),
         (["my.yaml", "--node-rank", "1"], "--node-rank 1: is for several nodes"),
         (["my.yaml", "--rendezvous", "node-1:29400"], "--rendezvous node-1:29400: is for several nodes"),
         (["my.yaml", "--nodes", "2", "--rendezvous", "node-1"], "--rendezvous node-1: is no address"),
@@ -152,7 +155,7 @@ def test_the_other_node_does_not_come(tmp_path: Path) -> None:
 
 def test_processes_of_the_recipe_and_of_the_nodes() -> None:
     recipe = load_recipe(TINY, ["ppo.parallelism={processes: 2}"])
-    assert problems(recipe, 4, gpu=False) == ["ppo: parallelism.processes=2 where 4 processes would run; use auto"]
+    assert problems(recipe, 4, False, print) == ["ppo: parallelism.processes=2 where 4 processes would run; use auto"]
 
 
 @pytest.mark.parametrize(("context", "level"), [(256, "ok"), (16, "failure")])
@@ -220,6 +223,15 @@ def test_trackers_that_are_away_only_warn() -> None:
 def test_label_studio_and_keys_of_both_kinds(key: str, status: int, level: str) -> None:
     with server(status) as address:
         assert without_secret(services.label_studio(address, key)).level == level
+
+
+@pytest.mark.parametrize("key", [SECRET, PERSONAL])
+def test_label_studio_on_this_machine_is_asked_without_the_proxy(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with server(200) as address:
+        assert services.label_studio(address, key).level == "ok"
 
 
 def test_label_studio_is_asked_where_the_environment_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,31 +7,18 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
-from cluster import SSHD_PORT, SSHCluster, line_of
+from cluster import SSHD_PORT, SSHCluster, line_of, ssh_cluster  # noqa: F401  # the fixture `cluster`
 from doctors import Surgery, with_faults
 from interruption import seconds_until
-from network import PORT, Network, Node, network
+from network import PORT, Node, network  # noqa: F401  # the fixture `net`
 from running import ROOT, TINY
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Network]:
-    with network() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def cluster(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHCluster]:
-    made = SSHCluster(net, tmp_path_factory.mktemp("ssh"))
-    yield made
-    made.close()
 
 
 def ours(cluster: SSHCluster, nodes: Sequence[Node]) -> list[int]:

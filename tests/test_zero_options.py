@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import TINY
+from running import ROOT, TINY
 
+from launch.checking.recipe import problems
 from rlhf.config import ParallelismConfig
+from rlhf.engine import zero_section
 from rlhf.engine.zero_options import to_deepspeed
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
-from stages.preflight import check
+from stages.preflight import check, deepspeed_takes_files
 
 MAX_GRAD_NORM = 0.7
 
@@ -170,12 +172,43 @@ def test_what_deepspeed_would_refuse_is_said_before_anything_runs(tmp_path: Path
     recipe = load_recipe(TINY, [f"ppo.parallelism={{strategy: zero3, deepspeed: {path}}}"])
     with pytest.raises(ConfigError) as error:
         check(recipe, ["ppo"], lambda stage: 1)
-    field = f"parallelism.deepspeed={path}: zero_optimization"
+    field = f"ppo: parallelism.deepspeed={path}: zero_optimization"
     assert error.value.problems[:3] == (
         f'{field}.overlap_comm="perhaps": Input should be a valid boolean, unable to interpret input; mend it',
         f"{field}.offload_optimizer.buffer_cuont is no setting of DeepSpeed; did you mean buffer_count?",
         f"{field}.reduce_bucket_sise is no setting of DeepSpeed; did you mean reduce_bucket_size?",
     )
     assert len(error.value.problems) == 3
-    path.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 5e8, "overlap_comm": False}}))
-    check(recipe, ["ppo"], lambda stage: 1)
+    # One file for all stages: a part of Adam's state is offloaded under ZeRO-3 alone, which is PPO's.
+    section = {"reduce_bucket_size": 5e8, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}
+    path.write_text(json.dumps({"zero_optimization": section}))
+    of_all = f"parallelism={{strategy: zero2, deepspeed: {path}}}"
+    recipe = load_recipe(TINY, [of_all, f"ppo.parallelism={{strategy: zero3, deepspeed: {path}}}"])
+    with pytest.raises(ConfigError) as error:
+        deepspeed_takes_files(recipe, ["sft", "reward", "ppo"], warn=pytest.fail)
+    (line,) = error.value.problems
+    assert line.startswith(f"sft, reward: parallelism.deepspeed={path}: zero_optimization: Partial offloading"), line
+
+
+FAILS = {"does not load": "raise ImportError('no libcuda.so')", "takes for ever": "import time; time.sleep(600)"}
+
+
+@pytest.mark.parametrize("fault", FAILS)
+def test_a_deepspeed_that_does_not_load_here_refuses_nothing(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "deepspeed" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text(FAILS[fault])
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    if fault == "takes for ever":
+        monkeypatch.setattr(zero_section, "LOADS_SECONDS", 1.0)
+    path = tmp_path / "own.json"
+    path.write_text("{}")
+    recipe = load_recipe(TINY, [f"ppo.parallelism={{strategy: zero3, deepspeed: {path}}}"])
+    unknown: list[str] = []
+    assert problems(recipe, 1, False, unknown.append) == []
+    (line,) = unknown
+    said = "(ImportError: no libcuda.so)" if fault == "does not load" else "within 1 s"
+    start = f"parallelism.deepspeed={path}: zero_optimization is not checked: DeepSpeed does not load {said}; "
+    assert line.startswith(start), line

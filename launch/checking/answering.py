@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,10 @@ def tell(message: Mapping[str, Any]) -> None:
 
 def end_with_who_asks() -> None:
     """Wait until standard input ends, and then end: by the signal after which all that was begun is cleared away."""
-    while sys.stdin.buffer.read(1):
-        pass
+    with suppress(OSError):  # broken off, which is an end, too
+        # Not by way of sys.stdin: the interpreter, when it ends, would find its lock taken by us, and abort.
+        while os.read(0, 4096):
+            pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ENDS_SECONDS)
     os._exit(1)

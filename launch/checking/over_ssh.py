@@ -50,6 +50,18 @@ class Asked:
     seconds: float  # for the nodes to meet
 
 
+class Patience:
+    """How long to wait from now on, for all that are waited for together."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.until = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds, none below 0."""
+        return max(0.0, self.until - time.monotonic())
+
+
 class Conversation:
     """With the command on one host."""
 
@@ -74,16 +86,17 @@ class Conversation:
         with suppress(OSError):
             self.line.send(message)
 
-    def hear(self, seconds: float, say: Say) -> dict[str, Any]:
+    def hear(self, patience: Patience, say: Say) -> dict[str, Any]:
         """What it says next, progress apart; {"problem": line} where it has ended, or says nothing in time."""
-        deadline = time.monotonic() + seconds
         for _ in range(NOISE):
             try:
-                said = self.line.receive(max(0.1, deadline - time.monotonic()))
+                said = self.line.receive(patience.left())
             except ValueError:
                 continue  # no line of ours
             except TimeoutError:
-                return {"problem": f"{self.host.name}: no answer within {seconds:g} s; look whether it is well"}
+                return {
+                    "problem": f"{self.host.name}: no answer within {patience.seconds:g} s; look whether it is well"
+                }
             except OSError:
                 break
             if isinstance(said, dict) and isinstance(message := said.get(MARK), dict):
@@ -95,24 +108,12 @@ class Conversation:
 
     def last_words(self) -> str:
         """Why it has ended, in a line."""
-        self.close()
+        close_all([self])
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         code = self.process.returncode
         said = lines[-1].removeprefix("error: ") if lines else f"ended with exit code {code}"
         return failed(self.host, code, said if code == UNREACHABLE or self.spoken else f"{said}; {REMEDY}")
-
-    def close(self) -> None:
-        """End the connection, and with it the command on the host."""
-        with suppress(OSError):
-            self.line.connection.shutdown(socket.SHUT_RDWR)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                self.process.wait(ENDS_SECONDS)
-                return
-            except subprocess.TimeoutExpired:
-                self.process.send_signal(number)
-        self.process.wait()
 
     def close_files(self) -> None:
         """Let go of what is ours."""
@@ -138,9 +139,9 @@ def examine_hosts(asked: Asked, hosts: Sequence[Host], site: Site, say: Say) -> 
         question = question_of(asked)
         for talk in talks:
             talk.tell(question)
-        ready = []
+        ready, patience = [], Patience(ANSWER_SECONDS)
         for talk in talks:
-            if problems := list(unfit(talk, talk.hear(ANSWER_SECONDS, say))):
+            if problems := list(unfit(talk, talk.hear(patience, say))):
                 findings += problems
             else:
                 ready.append(talk)
@@ -152,12 +153,19 @@ def examine_hosts(asked: Asked, hosts: Sequence[Host], site: Site, say: Say) -> 
 
 
 def close_all(talks: Sequence[Conversation]) -> None:
-    """End all connections at a time."""
+    """End connections at a time, and with them the commands on the hosts."""
     for talk in talks:
         with suppress(OSError):
             talk.line.connection.shutdown(socket.SHUT_RDWR)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        patience = Patience(ENDS_SECONDS)
+        for talk in talks:
+            try:
+                talk.process.wait(patience.left())
+            except subprocess.TimeoutExpired:
+                talk.process.send_signal(number)
     for talk in talks:
-        talk.close()
+        talk.process.wait()
 
 
 def script_of(site: Site) -> str:
@@ -200,9 +208,11 @@ def gather(
         talk.tell({"nodes": nodes, "invited": invited})
     findings: list[Finding] = []
     facts: dict[str, Any] = {}
+    patience = Patience(seconds + 2 * FACTS_SECONDS)
     for rank, talk in enumerate(talks):
-        # Each wait on a host has an end of its own; the others end with the first.
-        told = talk.hear(seconds + (2 * FACTS_SECONDS if rank == 0 else SHORT_SECONDS), say)
+        told = talk.hear(patience, say)
+        if rank == 0:  # the others end with the first, all of them
+            patience = Patience(seconds + SHORT_SECONDS)
         name = talk.host.name
         if "problem" in told:
             findings.append(failure(CHECK, told["problem"], ""))

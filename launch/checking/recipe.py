@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from launch.checking.finding import Finding, failure, ok, warning
@@ -28,14 +29,16 @@ TOKENIZER_SECONDS = 120.0
 
 def look(recipe: Recipe, run: Path, world: int, gpu: bool) -> list[Finding]:
     """Everything; world: processes over all nodes."""
-    found = [failure(CHECK, problem, "") for problem in problems(recipe, world, gpu)]
+    unknown: list[str] = []
+    found = [failure(CHECK, problem, "") for problem in problems(recipe, world, gpu, unknown.append)]
+    found += [warning(CHECK, line, "") for line in unknown]
     if not found:
         found.append(ok(CHECK, f"{recipe.name}: the recipe and what it names are in order"))
     return [*found, tokenizer(recipe), *room(recipe, run)]
 
 
-def problems(recipe: Recipe, world: int, gpu: bool) -> list[str]:
-    """What a run would refuse before its first stage."""
+def problems(recipe: Recipe, world: int, gpu: bool, warn: Callable[[str], None]) -> list[str]:
+    """What a run would refuse before its first stage. warn: is told what could not be checked."""
     found = []
     wanted = [stage for stage in STAGES if not used_by(recipe, stage)]
     for stage in wanted:
@@ -43,7 +46,7 @@ def problems(recipe: Recipe, world: int, gpu: bool) -> list[str]:
         if world > 1 and asked not in ("auto", world):
             found.append(f"{stage}: parallelism.processes={asked} where {world} processes would run; use auto")
     try:
-        check(recipe, list(STAGES), lambda stage: world if world > 1 else processes_of(recipe, stage), gpu)
+        check(recipe, list(STAGES), lambda stage: world if world > 1 else processes_of(recipe, stage), gpu, warn=warn)
     except RLHFError as error:
         found += error.problems
     return list(dict.fromkeys(found))

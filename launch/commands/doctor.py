@@ -27,6 +27,7 @@ from launch.commands.run import DataDirectory, Overrides, all_overrides, resolve
 from rlhf.errors import ConfigError
 from rlhf.recipe import shipped_recipes
 
+MOST_NODES = 100_000  # more than there are anywhere: a slip of the hand
 STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 
@@ -99,6 +100,8 @@ def doctor(
         rlhf doctor runs/demo --stage ppo
     """
     chosen = hosts_of(nodes, hosts, processes)
+    if site is not None and chosen is None:
+        raise ConfigError(f"--site {site}: is for hosts that ssh reaches; name them: --nodes HOST,... or --hosts")
     count = int(nodes) if chosen is None else len(chosen)
     several = count > 1 or chosen is not None
     ahead = before or several or bool(overrides) or rendezvous is not None or processes is not None
@@ -122,12 +125,15 @@ def doctor(
 
 def hosts_of(nodes: str, file: Path | None, processes: int | None) -> tuple[Host, ...] | None:
     """The hosts that are named; None where `nodes` is a number. Raises ConfigError."""
-    if re.fullmatch(r"\d{1,6}", nodes):
-        if int(nodes) == 0:
+    if re.fullmatch(r"[0-9]+", nodes):
+        number = nodes.lstrip("0")
+        if len(number) > len(str(MOST_NODES)) or int(number or 0) > MOST_NODES:
+            raise ConfigError(f"--nodes {nodes}: at most {MOST_NODES} meet; give fewer")
+        if not number:
             raise ConfigError("--nodes 0: a run has at least one; leave it out for this machine alone")
         if file is None:
             return None
-        if nodes != "1":
+        if number != "1":
             raise ConfigError(f"--nodes {nodes}: {file} names the hosts; leave one of the two out")
     elif file is not None:
         raise ConfigError(f"--nodes {nodes}: {file} names hosts, too; leave one of the two out")

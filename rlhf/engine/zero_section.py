@@ -23,8 +23,15 @@ from rlhf.engine.zero_options import ZERO
 LOADS_SECONDS = 300.0  # DeepSpeed, from a slow file system
 
 
+class NotAsked(Exception):
+    """DeepSpeed does not load here, which says nothing of a section: on a login node, say, that has no compiler."""
+
+
 def problems_of(sections: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """What DeepSpeed would refuse in each section, asked of a process of its own; nothing where it is not installed."""
+    """What DeepSpeed would refuse in each section, asked of a process of its own; nothing where it is not installed.
+
+    Raises NotAsked, with the reason in a line, where no answer comes.
+    """
     if not sections or importlib.util.find_spec("deepspeed") is None:
         return [[] for _ in sections]
     command = [sys.executable, "-P", "-m", "rlhf.engine.zero_section"]
@@ -33,10 +40,10 @@ def problems_of(sections: Sequence[dict[str, Any]]) -> list[list[str]]:
     try:
         done = subprocess.run(command, input=json.dumps(list(sections)), check=False, **options)
     except subprocess.TimeoutExpired:
-        return [[f"DeepSpeed does not load within {LOADS_SECONDS:g} s; see the file system"] for _ in sections]
+        raise NotAsked(f"DeepSpeed does not load within {LOADS_SECONDS:g} s; see the file system") from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return [[f"DeepSpeed does not load ({said}); rlhf doctor says more"] for _ in sections]
+        raise NotAsked(f"DeepSpeed does not load ({said}); python -c 'import deepspeed' says more")
     found: list[list[str]] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -64,7 +71,11 @@ def explained(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
             remedy = f"did you mean {close[0]}?" if close else "leave it out"
             yield f"{field} is no setting of DeepSpeed; {remedy}"
         else:
-            shown = "" if isinstance(each["input"], dict) else f"={json.dumps(each['input'], default=str)[:60]}"
+            shown = (
+                ""
+                if isinstance(each["input"], (dict, BaseModel))
+                else f"={json.dumps(each['input'], default=str)[:60]}"
+            )
             told = " ".join(each["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").split())
             yield f"{field}{shown}: {told}; mend it"
 
