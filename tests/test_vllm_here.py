@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -130,7 +131,7 @@ def unknown_argument(*, model: str) -> None:
     [
         (Vllm(unknown_argument), "TypeError: .*unexpected keyword argument"),
         (Vllm(SimpleNamespace, SimpleNamespace()), "AttributeError: .*from_engine_args"),
-        (Vllm(lambda **options: open("/nowhere/at/all")), "FileNotFoundError: "),
+        (Vllm(lambda **options: os.stat("/nowhere/at/all")), "FileNotFoundError: "),
     ],
 )
 def test_another_version_of_vllm_ends_in_a_line(other: Vllm, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
