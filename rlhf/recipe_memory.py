@@ -86,13 +86,16 @@ def estimate(recipe: Recipe, stage: str, shape: Shape, processes: int = 1) -> Es
         length = min(section.max_length or shape.context, shape.context)
         return memory.sft(shape, how, rows, length) if stage == "sft" else memory.reward(shape, how, rows, length)
     generation = recipe.ppo.generation
-    prompts = max(recipe.ppo.responses_per_step, recipe.evaluate.prompts)
+    here = stage == "ppo" and generation.vllm_here
+    rows = recipe.ppo.rows_together(processes)
+    if not here:
+        rows = max(rows, min(generation.batch_size, -(-recipe.evaluate.prompts // processes)))
     load = RolloutLoad(
         prompt=generation.max_new_tokens,
         response=generation.max_new_tokens,
-        generation_rows=min(generation.batch_size, -(-prompts // processes)),
+        generation_rows=rows,
         micro_batch_tokens=recipe.ppo.micro_batch_tokens,
-        sampler="shared" if stage != "ppo" else "beside" if generation.vllm_here else generation.weights,
+        sampler="shared" if stage != "ppo" else "beside" if here else generation.weights,
         nucleus=generation.top_p < 1,
     )
     if stage == "ppo":

@@ -17,7 +17,7 @@ _ACCESS = {"token", "accesstoken", "key", "apikey", "auth", "password", "secret"
 
 def kind_of(name: str) -> Kind:
     """Whether a name is that of a model (directory or hub id), a server's address, or package.module:function."""
-    if re.match(r"https?://", name):
+    if re.match(r"https?://", name, re.I):
         return "server"
     return "function" if re.fullmatch(r"[^:@]+:[A-Za-z_]\w*", name) else "model"
 
@@ -38,15 +38,22 @@ def check_address(field: str, address: str) -> None:
 def secret_in(address: str, variable: str = "RLHF_REWARD_TOKEN") -> str | None:
     """What is wrong with an address that holds a secret, which is not shown; None where it holds none.
 
-    variable: of the environment, which is to hold it instead.
+    Of one with a name or password nothing is shown up to the last @. variable: of the environment, which is to hold it
+    instead.
     """
-    found = re.match(r"(https?://)([^/?#]*@)?([^?#]*)(\?[^#]*)?", address)
+    found = re.match(r"\s*(https?://)([^/?#]*)(.*)", address, re.I | re.S)
     if found is None:
         return None
-    scheme, named, place, query = found.groups()
-    keys = [key for key, _ in parse_qsl((query or "")[1:], keep_blank_values=True) if _gives_access(key)]
+    scheme, authority, behind = found.groups()
+    # A password that holds one of /?# ends the authority before its @: what is left of it has no port.
+    named = "@" in authority or ("@" in behind and not re.fullmatch(r"(\[.*\]|[^:]*)(:\d*)?", authority))
+    before, _, after = (authority + behind).rpartition("@") if named else ("", "", authority + behind)
+    place, _, query = after.partition("#")[0].partition("?")
+    keys = [key for key, _ in parse_qsl(query, keep_blank_values=True) if _gives_access(key)]
     if not named and not keys:
         return None
+    if any(_gives_access(key) for key in re.findall(r"[?&]([^=&]*)=", before)):  # whose value holds the last @
+        place = ""
     shown = f"{scheme}{'...@' if named else ''}{place}{f'?{keys[0]}=...' if keys else ''}"
     what = "a name or password" if named else f"a secret in {keys[0]}"
     return f"{shown}: holds {what}, and recipes are logged; leave it out and set {variable} in the environment"

@@ -33,6 +33,8 @@ def rollout_generator(policy: nn.Module, tokenization: Tokenization, recipe: Rec
         from rlhf.generation.vllm_here import VllmHere
 
         bfloat16 = recipe.model.dtype == "bfloat16"
+        # It makes room for all rows that it may sample together, and keeps it: for no more than there ever are.
+        config = config.model_copy(update={"batch_size": recipe.ppo.rows_together()})
         return VllmHere(policy, tokenization.stop_id, tokenization.pad_id, config, bfloat16)
     from rlhf.generation.vllm import VllmGenerator
 

@@ -40,6 +40,7 @@ ANSWERS = [completion(f"question {i} ?", "word " * (i + 1) + f"answer {i}") for 
         ("runs/a.b/reward/model", "model"),
         ("http://127.0.0.1:80/score", "server"),
         ("https://host/score", "server"),
+        ("HTTPS://host/score", "server"),
         ("package.module:function", "function"),
         ("mine.py:score", "function"),
     ],
@@ -60,10 +61,26 @@ def test_addresses_hold_no_secrets() -> None:
         with pytest.raises(ConfigError, match=f"http://host:80/score.{key}=...: holds a secret in {key}") as raised:
             check_address("reward.use", f"http://host:80/score?model=big&{key}=hunter2")
         assert "hunter2" not in str(raised.value)
-    for broken in ("http://me:hunter2@host:port/score", "http://me:hunter2@[::1/score", "http://[::1?key=hunter2"):
+    for broken in (
+        "http://me:hunter2@host:port/score",
+        "http://me:hunter2@[::1/score",
+        "http://[::1?key=hunter2",
+        "HTTPS://me:hunter2@host/score",
+        " \thttp://me:hunter2@host/score",
+        "Http://host/score?token=hunter2",
+        "http://me:hunter2/w@host:80/score",
+        "http://me:hunter2?w@host/score",
+        "http://me:w#hunter2@host/score",
+        "http://me:w@w/hunter2@host/score",
+        "http://host:port/score?token=w@hunter2",
+    ):
         with pytest.raises(ConfigError, match="holds a ") as raised:
             check_address("reward.use", broken)
         assert "hunter2" not in str(raised.value)
+    with pytest.raises(ConfigError, match="^reward.use=http://...@host:80/score: holds a name or password"):
+        check_address("reward.use", "http://me:hunter2/w@host:80/score?user=1")
+    for plain in ("http://host:80/models/name@0123", "http://host/score?user=me@host", "https://[::1]:80/a@b"):
+        check_address("reward.use", plain)
     with pytest.raises(ConfigError, match="is no address"):
         check_address("reward.use", "http://host:port/score")
 

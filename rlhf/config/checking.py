@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.sections import BARE_OFF, Fraction, Section
+from rlhf.config.sections import BARE_OFF, Address, Fraction, Section
 
 
 class LimitsConfig(Section):
@@ -32,7 +32,7 @@ class AgreementLimitsConfig(Section):
 class ClassifierConfig(Section):
     """A text classifier of one's own, which tells offensive responses."""
 
-    path: str  # the directory of a model with safetensors; relative ones start at data.directory
+    path: Annotated[str, Address()]  # the directory of a model with safetensors; relative ones start at data.directory
     labels: list[str] = []  # its labels of offensive texts; may be left out where it has but one
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.5  # probability of them from which on a response is flagged
 
@@ -43,7 +43,7 @@ class CheckConfig(Section):
     # A verdict of fail ends reward training (fail), is told (warn), is not sought (off).
     gate: Annotated[Literal["fail", "warn", "off"], BARE_OFF] = "fail"
     # Responses that hold one of a file's words, one a line, are offensive; relative paths start at data.directory.
-    words: str | None = None
+    words: Annotated[str | None, Address()] = None
     classifier: ClassifierConfig | None = None  # in the command and in the reward stage
     similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.8  # Jaccard, from which on texts are nearly the same
 

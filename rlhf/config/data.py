@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rlhf.config.checking import CheckConfig
-from rlhf.config.sections import AffectsNothing, PositiveFloat, PositiveInt, Section
+from rlhf.config.sections import Address, AffectsNothing, PositiveFloat, PositiveInt, Section
 
 # Held by data.formats, each with an example in docs/data.md; auto: told by the fields of the first records.
 PreferenceFormat = Literal["pandalm", "squality", "preference", "hh", "implicit-preference", "rating"]
@@ -19,7 +19,7 @@ class SourceConfig(Section):
     """One source of examples."""
 
     # toy, stories, on-policy, a file, a directory or org/name@COMMIT of the hub; the content is fingerprinted.
-    path: Annotated[str, AffectsNothing]
+    path: Annotated[str, AffectsNothing, Address()]
     format: FormatName = "auto"
     weight: PositiveFloat | None = None  # share of the training examples; null: sources one behind the other, each once
     # Share of the training examples that are drawn from this source, beside all of those without replay: old examples
@@ -29,7 +29,8 @@ class SourceConfig(Section):
     prompt: str | None = None  # what rated texts without a prompt of their own answer
     count: PositiveInt | None = None  # the first examples of a source, or how many to draw where it makes them
     held_out: PositiveInt | None = None  # toy: how many of the held-out part; null: its own default
-    labeller: str | None = None  # on-policy: package.module:function whose score decides the simulated votes
+    # On-policy: package.module:function whose score decides the simulated votes.
+    labeller: Annotated[str | None, Address("RLHF_REWARD_TOKEN")] = None
     sharpness: PositiveFloat = 10.0  # on-policy: P(win) = sigmoid(sharpness * score difference)
 
     @model_validator(mode="after")
@@ -67,7 +68,8 @@ class SourceConfig(Section):
 class DataConfig(Section):
     """Demonstrations, comparisons and prompts, and the share of prompts held out of all training."""
 
-    directory: Annotated[str | None, AffectsNothing] = None  # relative paths start here; null: the working directory
+    # Relative paths start here; null: the working directory.
+    directory: Annotated[str | None, AffectsNothing, Address()] = None
     demonstrations: Annotated[list[SourceConfig], Field(min_length=1)] = [SourceConfig(path="toy")]
     comparisons: Annotated[list[SourceConfig], Field(min_length=1)] = [SourceConfig(path="toy")]
     prompts: Annotated[list[SourceConfig], Field(min_length=1)] = [SourceConfig(path="toy")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlhf.config.sections import AffectsNothing, PositiveInt, Section
+from rlhf.config.sections import Address, AffectsNothing, PositiveInt, Section
 from rlhf.config.training import ParallelismConfig
 
 
@@ -23,8 +23,9 @@ class EvaluateConfig(Section):
     """The comparison of the aligned policy with the SFT model on held-out prompts."""
 
     prompts: PositiveInt = 256  # responses from each policy; prompts repeat if fewer are held out
-    gold: str | None = None  # package.module:function in [0, 1], never seen by a stage; null: the reward model
-    second_gold: str | None = None  # another one, reported beside it
+    # package.module:function in [0, 1], never seen by a stage; null: the reward model.
+    gold: Annotated[str | None, Address("RLHF_REWARD_TOKEN")] = None
+    second_gold: Annotated[str | None, Address("RLHF_REWARD_TOKEN")] = None  # another one, reported beside it
     # Also the SFT model's best of n responses by the reward, n = 1, 2, 4, ... up to this: what the reward buys without
     # training, and at which KL. null: not measured.
     best_of: Annotated[int, Field(ge=2, le=1024)] | None = None

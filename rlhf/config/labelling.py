@@ -6,16 +6,18 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from rlhf.config.sections import NonNegativeFloat, PositiveInt, Section
+from rlhf.config.sections import Address, NonNegativeFloat, PositiveInt, Section
 
 
 class JudgeConfig(Section):
     """A language model that votes, with `rlhf label judge --recipe`; its token is read from the environment alone."""
 
-    url: str = "http://127.0.0.1:8000/v1"  # of an OpenAI-compatible chat endpoint
+    # Of an OpenAI-compatible chat endpoint.
+    url: Annotated[str, Address("RLHF_JUDGE_TOKEN")] = "http://127.0.0.1:8000/v1"
     model: str | None = None  # its name there
     rubric: str | None = None  # what makes a response better, such as a constitution; null: help, truth, no harm
-    rubric_file: str | None = None  # a file with it instead; relative paths start at data.directory
+    # A file with it instead; relative paths start at data.directory.
+    rubric_file: Annotated[str | None, Address()] = None
     max_tokens: PositiveInt = 16  # of one answer; more for a model that thinks first
     request: str = "{}"  # a JSON object with other fields of each request; null in it takes one out
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8  # questions in flight at once

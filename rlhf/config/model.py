@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.sections import AffectsNothing, PositiveFloat, PositiveInt, Section
+from rlhf.config.sections import Address, AffectsNothing, PositiveFloat, PositiveInt, Section
 
 
 class InitConfig(Section):
@@ -46,7 +46,7 @@ class ModelConfig(Section):
     """Where the first stage's weights come from, and how all models compute."""
 
     # Directory or hub id of a causal language model; null: `init`. The weights' content is fingerprinted.
-    path: Annotated[str | None, AffectsNothing] = None
+    path: Annotated[str | None, AffectsNothing, Address()] = None
     revision: str | None = None  # commit of a hub id
     init: InitConfig = InitConfig()
     chat_template: Literal["auto", "none"] = "auto"  # none: prompts are plain text that the response continues

@@ -100,6 +100,11 @@ class PpoConfig(Section):
         """Rows of a step's rollout, over all ranks."""
         return self.prompts_per_step * self.responses_per_prompt
 
+    def rows_together(self, processes: int = 1) -> int:
+        """Rows that a process samples together at most, of a step or of an evaluation between steps."""
+        rows = max(self.responses_per_step, self.held_out.prompts if self.evaluate_every else 0)
+        return min(self.generation.batch_size, -(-rows // processes))
+
     @property
     def has_value(self) -> bool:
         """Whether a value model takes part: the other estimators compare responses with each other."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.sections import AffectsNothing, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from rlhf.config.sections import Address, AffectsNothing, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 
 class GenerationServerConfig(Section):
@@ -114,7 +114,8 @@ class OverlongConfig(Section):
 class RewardTermConfig(Section):
     """One more reward, added to the reward stage's score."""
 
-    use: str  # a reward model, an address or package.module:function, as in reward.use; its raw scores count
+    # A reward model, an address or package.module:function, as in reward.use; its raw scores count.
+    use: Annotated[str, Address("RLHF_REWARD_TOKEN")]
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
 
 
@@ -131,5 +132,5 @@ class HeldOutConfig(Section):
     prompts: PositiveInt = 64
     # What scores them besides the reward, and then decides which policy is the best: a reward model, an address or
     # package.module:function, as in reward.use. null: the reward itself, which the policy is trained to please.
-    judge: str | None = None
+    judge: Annotated[str | None, Address("RLHF_REWARD_TOKEN")] = None
     patience: PositiveInt | None = None  # evaluations without a better score until PPO ends early; null: never

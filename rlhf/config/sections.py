@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -18,18 +19,18 @@ def _off(value: object) -> object:
     return "off" if value is False else value
 
 
-# What of the environment holds the secret of an address in a field of that name; of the others, a hub's.
-_VARIABLES = {
-    "use": "RLHF_REWARD_TOKEN",
-    "judge": "RLHF_REWARD_TOKEN",
-    "uri": "MLFLOW_TRACKING_TOKEN",
-    "url": "RLHF_JUDGE_TOKEN",
-}
 BARE_OFF = BeforeValidator(_off)  # YAML reads a bare off as false
 
 
 class AffectsNothing:
     """Marks a field that cannot change a stage's result."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Marks a field of text that may be an address: one that holds a secret is refused."""
+
+    variable: str = "HF_TOKEN"  # of the environment, which is to hold it instead
 
 
 class Section(BaseModel):
@@ -40,10 +41,11 @@ class Section(BaseModel):
     @model_validator(mode="after")
     def _addresses_hold_no_secret(self) -> Section:
         """Whether a stage that runs reads it or not: the whole recipe is written into the run's directory."""
-        for name in type(self).model_fields:
-            value, variable = getattr(self, name), _VARIABLES.get(name, "HF_TOKEN")
-            if isinstance(value, str) and (problem := secret_in(value, variable)):
-                raise ValueError(f"{name}={problem}")
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            for mark in info.metadata if isinstance(value, str) else ():
+                if isinstance(mark, Address) and (problem := secret_in(value, mark.variable)):
+                    raise ValueError(f"{name}={problem}")
         return self
 
     def fingerprint_fields(self) -> dict[str, Any]:

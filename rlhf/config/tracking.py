@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import field_validator
 
-from rlhf.config.sections import NonNegativeFloat, Section
+from rlhf.config.sections import Address, NonNegativeFloat, Section
 
 
 class WandbConfig(Section):
@@ -23,7 +23,7 @@ class WandbConfig(Section):
 class MlflowConfig(Section):
     """MLflow."""
 
-    uri: str  # http://..., or a directory
+    uri: Annotated[str, Address("MLFLOW_TRACKING_TOKEN")]  # http://..., or a directory
     experiment: str = "rlhf"
 
     @field_validator("uri")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config.sections import AffectsNothing, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from rlhf.config.sections import Address, AffectsNothing, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 
 class ParallelismConfig(Section):
@@ -19,7 +19,8 @@ class ParallelismConfig(Section):
     strategy: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"
     cpu_offload: bool = False  # what is shared out waits in the CPU's memory; zero1, zero2: the optimizer
     shard_over: PositiveInt | None = None  # PPO, fsdp: processes that share one copy, those of a node, say; null: all
-    deepspeed: str | None = None  # zero1, zero2, zero3: a file of DeepSpeed's own settings (json), for all but numerics
+    # zero1, zero2, zero3: a file of DeepSpeed's own settings (json), for all but numerics.
+    deepspeed: Annotated[str | None, Address()] = None
 
     @property
     def stage(self) -> int:
@@ -65,7 +66,7 @@ class SftConfig(StageConfig):
 
     # A causal language model to take instead of training one: a directory, an adapter's, or org/name@COMMIT. The
     # weights' content is fingerprinted.
-    use: Annotated[str | None, AffectsNothing] = None
+    use: Annotated[str | None, AffectsNothing, Address()] = None
     epochs: PositiveFloat = 3.0
     packing: bool = True
 
@@ -86,11 +87,11 @@ class RewardConfig(StageConfig):
     # A reward to take instead of training one: a reward model (a directory, an adapter's, or org/name@COMMIT), the
     # address of a server (http://...), or package.module:function. The content, of a server the address, is
     # fingerprinted.
-    use: Annotated[str | None, AffectsNothing] = None
+    use: Annotated[str | None, AffectsNothing, Address("RLHF_REWARD_TOKEN")] = None
     server: Annotated[RewardServerConfig, AffectsNothing] = RewardServerConfig()
     # A reward model to train on, in place of a fresh one on top of the SFT model: a run's directory, or a model's, with
     # the SFT model's tokenizer. The weights' content is fingerprinted.
-    start: Annotated[str | None, AffectsNothing] = None
+    start: Annotated[str | None, AffectsNothing, Address()] = None
 
     learning_rate: NonNegativeFloat = 3e-4
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0

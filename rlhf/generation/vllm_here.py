@@ -27,16 +27,18 @@ from rlhf.errors import GenerationError
 from rlhf.generation.answers import as_sampled, seeds_of
 from rlhf.generation.inside_vllm.rlhf_weights import keep_weights_in_place
 from rlhf.generation.weights import weights_of
+from rlhf.memory.beside import longest_sequence, room
 from rlhf.shapes import shape_of_config
 from rlhf.types import Ended, Sampled
 
-LONGEST = 8192  # tokens of a sequence, where a model could take more: room for one is made whether it comes or not
-BLOCK = 128  # tokens of keys and values that vLLM gives out at a time, at most
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are ours to give
     "VLLM_NO_USAGE_STATS": "1",
 }
+TRIED = "vllm 0.32"
+# What it raises here where it cannot start, and what we meet in a version that names things otherwise.
+UNLIKE = (ImportError, ValueError, RuntimeError, AssertionError, TypeError, AttributeError, OSError)
 INSTEAD = "use ppo.generation.weights=server, or engine=native with weights=shared"
 
 
@@ -121,16 +123,15 @@ class VllmHere:
 def start(policy: nn.Module, config: GenerationConfig, bfloat16: bool) -> tuple[Any, int]:
     """vLLM's engine over a model of the policy's shape, with weights still to come, and its context in tokens.
 
-    Room for keys and values is for `batch_size` rows of twice `max_new_tokens`, as `rlhf.memory` counts, and for one of
-    the whole context. Raises GenerationError where it does not start.
+    Room for keys and values is for `batch_size` rows, as `rlhf.memory.beside` says and counts. Raises GenerationError
+    where it does not start.
     """
     bare: Any = policy.get_base_model() if is_adapted(policy) else policy
     described = copy.deepcopy(bare.config)
     described.architectures = described.architectures or [type(bare).__name__]
     shape = shape_of_config(described.to_dict(), "policy")
-    each = 2 * config.max_new_tokens
-    context = min(shape.context, max(LONGEST, each))
-    blocks = max(config.batch_size * (-(-each // BLOCK) + 1), -(-context // BLOCK) + 1)
+    context = longest_sequence(config.max_new_tokens, shape.context)
+    tokens = room(config.batch_size, config.max_new_tokens, shape.context)
     of_token = 2 * shape.layers * shape.key_value * (2 if bfloat16 else 4)
     for name, value in SETTINGS.items():
         os.environ[name] = value
@@ -150,16 +151,16 @@ def start(policy: nn.Module, config: GenerationConfig, bfloat16: bool) -> tuple[
                 dtype="bfloat16" if bfloat16 else "float32",
                 max_model_len=context,
                 max_num_seqs=config.batch_size,
-                kv_cache_memory_bytes=blocks * BLOCK * of_token,
+                kv_cache_memory_bytes=tokens * of_token,
                 gpu_memory_utilization=0.01,  # asked for beside what is there; the line above says how much is taken
                 logprobs_mode="processed_logprobs",
                 enforce_eager=not torch.cuda.is_available(),  # compiling for a CPU takes minutes
                 disable_log_stats=True,
             )
             return engine.from_engine_args(options), context
-        except (ImportError, ValueError, RuntimeError, AssertionError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise GenerationError(f"vllm: does not start here ({type(error).__name__}: {said}); {INSTEAD}") from error
+        except UNLIKE as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise GenerationError(f"vllm: does not start here ({said}); {TRIED} was tried; {INSTEAD}") from error
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from rlhf.memory.beside import beside
 from rlhf.memory.computation import FLOAT32, Computation
-from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, beside, forward, logits, sampling
+from rlhf.memory.forwards import POLICY_PER_LOGIT, RolloutLoad, backward, forward, logits, sampling
 from rlhf.memory.models import answering, gradients, learner, stay, stepping
 from rlhf.memory.parts import Estimate, Parts, Roles, added
 from rlhf.shapes import Shape

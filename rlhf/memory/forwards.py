@@ -148,12 +148,6 @@ def sending(shape: Shape, how: Computation, at_once: bool) -> float:
     return 2 * FLOAT32 * shape.block_weights / shape.layers
 
 
-def beside(shape: Shape, how: Computation, load: RolloutLoad) -> Parts:
-    """What vLLM in the same process has from beginning to end: weights, and room for keys and values."""
-    cache = load.generation_rows * load.length * shape.layers * 2 * shape.key_value * how.element
-    return {"generator": float(shape.weights * how.element), "KV cache": float(cache)}
-
-
 def sampling(shape: Shape, how: Computation, load: RolloutLoad) -> Parts:
     """Decoding: keys and values of all tokens, the probabilities of one, and the weights where they are gathered."""
     if load.sampler in ("server", "beside"):
