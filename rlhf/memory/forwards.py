@@ -81,11 +81,18 @@ def block_bytes(shape: Shape, how: Computation, length: int) -> int:
 def backward(
     shape: Shape, how: Computation, rows: int, length: int, asked: int = 0, padded: int = LOSS_PER_LOGIT
 ) -> Parts:
-    """A forward whose gradient is to come, at its widest; asked: tokens whose logits the loss needs, see `logits`."""
+    """A forward whose gradient is to come, at its widest; asked: tokens whose logits the loss needs, see `logits`.
+
+    Of ZeRO-3 that is the forward's end, with all that it has gathered, or the backward's beginning, with the logits'
+    gradient and what is gathered again.
+    """
+    answers, whole = logits(shape, how, asked, padded, learning=True), gathered(shape, how)
+    if how.strategy == "zero3":
+        whole = max(units(shape) * FLOAT32, whole - answers)
     return {
         "activations": activations(shape, how, rows, length),
-        "logits": logits(shape, how, asked, padded, learning=True),
-        "buffers": copies(shape, how, learning=True) + gathered(shape, how) + sending(shape, how, not asked),
+        "logits": answers,
+        "buffers": copies(shape, how, learning=True) + whole + sending(shape, how, not asked),
     }
 
 
@@ -126,12 +133,16 @@ def gathered(shape: Shape, how: Computation, learner: bool = True) -> float:
     """
     if how.whole:
         return 0.0
-    units = shape.weights - shape.block_weights + 2 * shape.block_weights / shape.layers
     if not learner:
-        return units * how.element
+        return units(shape) * how.element
     if how.strategy == "zero3":
-        return max(units, min(shape.weights, LIVE)) * FLOAT32
-    return units * (FLOAT32 + (BFLOAT16 if how.bfloat16 else 0))
+        return max(units(shape), min(shape.weights, LIVE)) * FLOAT32
+    return units(shape) * (FLOAT32 + (BFLOAT16 if how.bfloat16 else 0))
+
+
+def units(shape: Shape) -> float:
+    """Weights of all but a model's blocks, and of two of these."""
+    return shape.weights - shape.block_weights + 2 * shape.block_weights / shape.layers
 
 
 def sending(shape: Shape, how: Computation, at_once: bool) -> float:
