@@ -99,13 +99,13 @@ class WordList:
         # First word → the words of entries that begin with it; a dictionary, for a pattern of thousands is slow.
         self.phrases: dict[str, list[tuple[str, ...]]] = {}
         self.anywhere: list[str] = []
-        self.literal: list[str] = []  # whole, too, but of more than words
+        self.literal: dict[str, list[str]] = {}  # likewise, the entries that hold more than words
         for entry in entries:
             found = tuple(words_in(entry))
             if not found or scripts(entry)[UNSPACED].any():
                 self.anywhere.append(" ".join(entry.split()))  # without a letter, such as a pictogram, too
             elif "".join(found) != "".join(entry.split()):
-                self.literal.append(" ".join(entry.split()))
+                self.literal.setdefault(found[0], []).append(" ".join(entry.split()))
             else:
                 self.phrases.setdefault(found[0], []).append(found)
         if not entries:
@@ -116,15 +116,15 @@ class WordList:
         return [self._first(folded(text)) for text in texts]
 
     def _first(self, text: str) -> str | None:
-        words = words_in(text)
+        words, text = words_in(text), " ".join(text.split())
         for number, word in enumerate(words):
+            for entry in self.literal.get(word, ()):
+                if _stands_alone(entry, text):
+                    return shown(entry)
             for phrase in self.phrases.get(word, ()):
                 if tuple(words[number : number + len(phrase)]) == phrase:
                     return shown(" ".join(phrase))
-        text = " ".join(text.split())
-        whole = (entry for entry in self.literal if entry in text and _stands_alone(entry, text))
-        anywhere = (entry for entry in self.anywhere if entry in text)
-        return next(map(shown, itertools.chain(whole, anywhere)), None)
+        return next((shown(entry) for entry in self.anywhere if entry in text), None)
 
 
 def words_in(text: str) -> list[str]:
