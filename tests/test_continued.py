@@ -95,8 +95,9 @@ def test_a_kind_goes_from_a_record_to_the_held_out_figures(tmp_path: Path) -> No
     assert [parse_preference(as_record(vote)) for vote in votes] == [[vote] for vote in votes]
     mapped.write_examples(tmp_path / "rows.arrow", [(vote, vote.prompt.text) for vote in votes], list)
     assert list(mapped.MappedExamples(tmp_path / "rows.arrow", "comparisons")) == votes
-    with pytest.raises(ValueError, match="kind=1.5 is not a name"):
-        parse_preference({**as_record(VOTE), "kind": 1.5})
+    assert parse_preference({**as_record(VOTE), "kind": 3})[0].kind == "3"
+    for other in (1.5, True, ["sum"], {"of": "sum"}):  # means something else, and spoils no vote
+        assert parse_preference({**as_record(VOTE), "kind": other}) == [VOTE]
     test = Selection([votes[:2], votes[2:]], np.array([4, 0, 1, 2, 3]))
     judged = Selection([test], np.arange(5))
     parts = parts_of(judged, test, DataConfig(comparisons=[SourceConfig(path="a"), SourceConfig(path="b")]))
