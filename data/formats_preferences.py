@@ -88,7 +88,7 @@ def votes(record: Mapping[str, Any], prompt: Prompt, chosen: str, rejected: str)
             chosen_finished=flag_of(record.get("chosen_finished", True), "chosen_finished"),
             rejected_finished=flag_of(record.get("rejected_finished", True), "rejected_finished"),
             target=1.0 if target == 0.5 else target,
-            kind=None if record.get("kind") is None else name_of(record["kind"], "kind"),
+            kind=_kind_of(record.get("kind")),
             **_circumstances(record),
         )
     )
@@ -138,6 +138,14 @@ def _target_of(record: Mapping[str, Any], tie: bool) -> float:
     if tie and target not in (0.5, 1.0):
         raise ValueError(f"tie and target={target:g} cannot both say who wins; remove one of them")
     return target
+
+
+def _kind_of(value: Any) -> str | None:
+    """A prompt's stratum. Files have fields of this name that mean something else, which does not spoil their votes."""
+    try:
+        return name_of(value, "kind")
+    except ValueError:
+        return None
 
 
 def _circumstances(record: Mapping[str, Any]) -> dict[str, Any]:

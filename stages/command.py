@@ -21,6 +21,7 @@ from stages.adoption import adopt_missing
 from stages.context import StageContext, StageOptions
 from stages.problems import AWAY, report, reported, tell_code
 from stages.signals import Signals, Stopped
+from stages.uses import check_start
 from stages.watching import Consequence
 
 
@@ -45,6 +46,8 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
         join_process_group()  # left by ending: to part from it, each side waits for what the other has still to say
         seed_everything(recipe.seed)
         chosen = StageOptions(run, options.output or run / stage, options.stop_after, options.restart)
+        if stage == "reward":
+            check_start(recipe, chosen.output)
         adopt_missing(recipe, stage, chosen, signals)
         StageContext(recipe, stage, chosen, signals).carry_out(main)
     except RLHFError as error:

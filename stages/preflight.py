@@ -34,8 +34,8 @@ def check(
 ) -> None:
     """Raise one error with all problems of these stages: records, what they say, scorers, batches, the first model.
 
-    processes: how many processes a stage will get. gpu: whether there is one. run: where a check is remembered.
-    force: stages run although they are complete and current. warn: is told what could not be checked.
+    processes: how many processes a stage will get. gpu: whether there is one. run: where they are written, and a check
+    remembered. force: stages run although they are complete and current. warn: is told what could not be checked.
     """
     problems: list[str] = []
 
@@ -45,7 +45,7 @@ def check(
         except RLHFError as error:
             problems.extend(problem for problem in error.problems if problem not in problems)
 
-    attempt(lambda: check_uses(recipe, stages))
+    attempt(lambda: check_uses(recipe, stages, run))
     attempt(lambda: packages_are_there(recipe, stages))
     kinds = list(dict.fromkeys(kind for stage in stages for kind in kinds_of(recipe, stage)))
     attempt(lambda: no_toy_among_real(recipe, kinds))

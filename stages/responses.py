@@ -12,7 +12,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from stages.chat import scoring_of
 from stages.command import quiet_libraries
 from stages.sampling import sample
 from stages.speakers import Speaker
-from stages.targets import find_target
+from stages.targets import Target, find_target
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def responses(options: argparse.Namespace) -> Sampled:
         )
     rows = [prompts[place] for place in chosen]
     completions = sample(speaker.policy, speaker.tokenization, recipe, rows * options.responses, options.seed)
-    scoring = scoring_of([target], options.reward, lambda line: print(line, file=sys.stderr))
+    scoring = scoring_of([unscaled(target)], options.reward, lambda line: print(line, file=sys.stderr))
     scores = scoring.scores(speaker, completions) if scoring else None
     records = []
     for number, prompt in enumerate(rows):
@@ -115,9 +115,16 @@ def responses(options: argparse.Namespace) -> Sampled:
     return Sampled(target.label, records, len(rows) - len(records), too_long)
 
 
+def unscaled(target: Target) -> Target:
+    """A target whose reward's scores stay as they are: by differences in nats Bradley & Terry give a probability."""
+    ppo = target.recipe.ppo.model_copy(update={"normalize_scores": "none"})
+    return replace(target, recipe=target.recipe.model_copy(update={"ppo": ppo}))
+
+
 def prompts_of(recipe: Recipe, options: argparse.Namespace) -> Selection[Prompt]:
-    """Those of both parts, or of the part that the options say."""
-    split = sources.prompts(recipe.data, recipe.seed)
+    """Those of both parts, or of the part that the options say, each once whatever its source weighs."""
+    alike = [source.model_copy(update={"weight": None, "replay": None}) for source in recipe.data.prompts]
+    split = sources.prompts(recipe.data.model_copy(update={"prompts": alike}), recipe.seed)
     parts = [split.train, split.test]
     if options.held_out or options.training:
         parts = [split.test if options.held_out else split.train]

@@ -30,11 +30,16 @@ def unread(recipe: Recipe) -> list[str]:
     return [*fields, "labelling"]
 
 
-def check_uses(recipe: Recipe, stages: Sequence[str]) -> None:
-    """Raise one error with all that is wrong with what these stages and their inputs use."""
+def check_uses(recipe: Recipe, stages: Sequence[str], run: Path | None = None) -> None:
+    """Raise one error with all that is wrong with what these stages and their inputs use.
+
+    run: where the stages are written, if that is known.
+    """
     problems: list[str] = []
     for field, name in uses(recipe, stages):
         try:
+            if field == "reward.start" and run is not None:
+                check_start(recipe, run / "reward")
             check_use(field, name, recipe)
         except RLHFError as error:
             problems += error.problems
@@ -43,6 +48,16 @@ def check_uses(recipe: Recipe, stages: Sequence[str]) -> None:
         problems.append(f"{unused}; remove one of them")
     if problems:
         raise ConfigError(*problems)
+
+
+def check_start(recipe: Recipe, output: Path) -> None:
+    """Raise ConfigError where `reward.start` is what the reward stage writes: that makes room before it reads."""
+    name = recipe.reward.start
+    if name is None:
+        return
+    start = Path(model_place(name, recipe.data))
+    if output.resolve() in ((start / "reward").resolve(), start.resolve(), *start.resolve().parents):
+        raise ConfigError(f"reward.start={name}: is the run that is written; give another name= to go on from it")
 
 
 def uses(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +16,17 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from running import TINY, stage
+from running import ROOT, TINY, stage
 from safetensors.torch import load_file
 from test_models import tiny_policy, tiny_tokenization
+from typer.testing import CliRunner
 
 from data import mapped, sources
 from data.formats import as_record, write_jsonl
 from data.formats_preferences import parse_preference
 from data.mapped import Selection
 from data.mixtures import replayed
+from launch.cli import app
 from reward_models.judging import held_out_of
 from rlhf.config import DataConfig, RewardConfig, SourceConfig
 from rlhf.errors import ArtifactError, ConfigError, ContractError
@@ -29,6 +34,7 @@ from rlhf.models import load_reward_model, save_model
 from rlhf.recipe import load_recipe
 from rlhf.tokenization import load_tokenization, train_tokenization
 from rlhf.types import Comparison, Prompt
+from stages import preflight
 from stages.lineage import lineage_of
 from stages.reward import earlier_model, parts_of
 from stages.uses import check_uses
@@ -95,8 +101,9 @@ def test_a_kind_goes_from_a_record_to_the_held_out_figures(tmp_path: Path) -> No
     assert [parse_preference(as_record(vote)) for vote in votes] == [[vote] for vote in votes]
     mapped.write_examples(tmp_path / "rows.arrow", [(vote, vote.prompt.text) for vote in votes], list)
     assert list(mapped.MappedExamples(tmp_path / "rows.arrow", "comparisons")) == votes
-    with pytest.raises(ValueError, match="kind=1.5 is not a name"):
-        parse_preference({**as_record(VOTE), "kind": 1.5})
+    assert parse_preference({**as_record(VOTE), "kind": 3})[0].kind == "3"
+    for other in (1.5, True, ["sum"], {"of": "sum"}):  # means something else, and spoils no vote
+        assert parse_preference({**as_record(VOTE), "kind": other}) == [VOTE]
     test = Selection([votes[:2], votes[2:]], np.array([4, 0, 1, 2, 3]))
     judged = Selection([test], np.arange(5))
     parts = parts_of(judged, test, DataConfig(comparisons=[SourceConfig(path="a"), SourceConfig(path="b")]))
@@ -156,3 +163,27 @@ def test_what_cannot_be_a_start_is_told_at_once(tiny_run: Path) -> None:
         with pytest.raises((ConfigError, ArtifactError), match=problem) as caught:
             check_uses(load_recipe(TINY, [f"reward.start={name}"]), ["reward"])
         assert issubclass(caught.type, (kind, ConfigError))
+
+
+def test_a_run_does_not_begin_from_itself(tiny_run: Path, tmp_path: Path) -> None:
+    """What stands there would make room for what is trained before that had read it."""
+    shutil.copytree(tiny_run, tmp_path / "mine", ignore=shutil.ignore_patterns("checkpoints"))
+    own, told = tmp_path / "mine", "is the run that is written; give another name= to go on from it"
+    for start in (own, own / "reward", own / "reward" / "model"):
+        recipe = load_recipe(TINY, [f"reward.start={start}"])
+        with pytest.raises(ConfigError, match=told) as caught:
+            check_uses(recipe, ["reward"], own)
+        assert len(caught.value.problems) == 1
+        check_uses(recipe, ["ppo"], own)
+    recipe = load_recipe(TINY, [f"reward.start={own}"])
+    check_uses(recipe, ["reward"], tmp_path / "next")
+    with pytest.raises(ConfigError, match=told):
+        preflight.check(recipe, ["reward"], lambda stage: 1, run=own)
+    given = "reward", str(TINY), f"reward.start={own}", "--run", str(own)
+    for command in ((*given, "--dry-run"), given):
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, ConfigError) and told in str(done.exception)
+    alone = [sys.executable, "-m", "stages.reward", "--recipe", str(TINY), given[2], "--run", str(own)]
+    done_alone = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done_alone.returncode == 2 and told in done_alone.stderr
+    assert (own / "reward" / "manifest.json").is_file()

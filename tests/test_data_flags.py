@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import torch
 from planted import sound, write
 from running import TINY
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from data.quality.check import check_votes
@@ -22,7 +30,7 @@ from data.quality.survey import Tokens
 from data.quality.votes import votes_of_files
 from launch.cli import app
 from rlhf.config import CheckConfig, ClassifierConfig, DataConfig, LimitsConfig, SourceConfig
-from rlhf.errors import RLHFError
+from rlhf.errors import ArtifactError, RLHFError
 from rlhf.recipe import load_recipe
 from stages import gate
 
@@ -51,6 +59,27 @@ def word_list(folder: Path, text: str = WORDS) -> Path:
 )
 def test_words_are_found_whole(tmp_path: Path, text: str, found: str | None) -> None:
     assert WordList(word_list(tmp_path))(["sound", text]) == [None, found]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a nice day", None),
+        ("what an A$$!", "'a$$'"),
+        ("a$$hole, la$$ and vitamin C", None),
+        ("la$$, a$$", "'a$$'"),  # the first is a part of a word
+        ("in c++, not C", "'c++'"),
+        ("the  Son of a\nb*tch", "'son of a b*tch'"),
+        ("राम की किताब", None),  # holds the entry's first letter, and within a word all of it
+        ("घर का पता", "'का'"),
+        ("tiếng Việt", None),
+        ("so ❤️ then", "'❤️'"),
+        ("می‌خواهم", None),  # a joiner ends no word
+    ],
+)
+def test_entries_of_more_than_letters_are_found_as_they_stand(tmp_path: Path, text: str, found: str | None) -> None:
+    words = word_list(tmp_path, "a$$\nC++\nson of a  b*tch\nका\n❤️\nمی\nvie\n")
+    assert WordList(words)([text]) == [found]
 
 
 def flagged(votes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -139,6 +168,43 @@ def test_a_classifier_reads_all_of_a_text(classifier: Path) -> None:
     assert [bool(told) for told in fine] == [True, True, False, True, True, True]  # some piece of each is
     both = Classifier(ClassifierConfig(path=str(classifier), labels=["rude", "fine"]), None)
     assert all(both(texts))  # their probabilities add up
+
+
+@pytest.fixture(scope="module")
+def last_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2, which judges by the last token that is no padding, and declares none; its tokenizer adds nothing."""
+    path = tmp_path_factory.mktemp("last-token")
+    words = ["[PAD]", "[UNK]", *(f"w{n}" for n in range(20))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
+    shape = GPT2Config(
+        vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, n_positions=32, pad_token_id=None,
+        bos_token_id=None, eos_token_id=None, id2label={0: "fine", 1: "rude"}, label2id={"fine": 0, "rude": 1},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    GPT2ForSequenceClassification(shape).save_pretrained(path)
+    return path
+
+
+def test_a_classifier_without_padding_of_its_own_and_texts_without_tokens(last_token: Path) -> None:
+    texts = ["w1 w2 w3", "", "w5", "w1 " * 100]
+    judge = Classifier(ClassifierConfig(path=str(last_token), labels=["rude"], threshold=1e-6), None)
+    found = judge(texts)
+    assert [told is not None for told in found] == [True, False, True, True]
+    assert found == [judge([text])[0] for text in texts]  # padded or not
+    assert judge([""]) == [None]
+
+
+def test_what_a_classifier_raises_is_one_line(last_token: Path, tmp_path: Path) -> None:
+    shutil.copytree(last_token, tmp_path, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens(["zog"])  # the model has no embedding for it
+    tokenizer.save_pretrained(tmp_path)
+    judge = Classifier(ClassifierConfig(path=str(tmp_path), labels=["rude"]), None)
+    with pytest.raises(ArtifactError, match=r"classifier .*: cannot read a text \(index out of range") as told:
+        judge(["zog"])
+    assert len(told.value.problems) == 1 and "\n" not in told.value.problems[0]
 
 
 def test_the_command_takes_both(classifier: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -21,7 +22,7 @@ from rlhf.errors import ArtifactError, ConfigError
 from rlhf.recipe import load_recipe
 from rlhf.types import Completion, Prompt
 from stages.responses import prompts_of, record_of
-from stages.rewards import load_reward
+from stages.rewards import trained_model
 from stages.sampling import sample
 from stages.speakers import Speaker
 from stages.targets import find_target
@@ -44,7 +45,7 @@ def sampled(folder: Path, *options: str) -> tuple[dict[str, Any], list[dict[str,
     return json.loads(done.stdout), records
 
 
-def test_responses_are_to_prompts_that_train_and_have_the_reward_s_scores(folder: Path) -> None:
+def test_responses_are_to_prompts_that_train_and_have_the_reward_s_scores_in_nats(folder: Path) -> None:
     figures, records = sampled(folder, "--training", "--responses", "3")
     assert figures["prompts"] == len(records) == 24 - figures["alike"] and figures["policy"] == "tiny/ppo"
     assert len({prompt_of(record) for record in records}) == len(records)
@@ -53,7 +54,8 @@ def test_responses_are_to_prompts_that_train_and_have_the_reward_s_scores(folder
     target = find_target("tiny")
     speaker = Speaker(target, None)
     assert target.reward is not None
-    reward = load_reward(target.reward, speaker.tokenization, speaker.recipe)
+    reward = trained_model(target.reward, speaker.tokenization, speaker.recipe)
+    assert abs(target.reward.results["score_deviation"] - 1) > 0.02  # else PPO's scale is none
     assert figures["alike"] == 0  # so that the rows are those of the prompts that are left
     prompts = [prompt_of(record) for record in records]
     again = sample(speaker.policy, speaker.tokenization, speaker.recipe, prompts * 3, seed=0)
@@ -67,6 +69,10 @@ def test_responses_are_to_prompts_that_train_and_have_the_reward_s_scores(folder
 
     # What was chosen and labelled is not chosen again.
     ask("responses.jsonl", "--budget", "5", "--output", "next.jsonl")
+    for line in Path("next.jsonl").read_text().splitlines():
+        pair = json.loads(line)
+        one, other = (expected[prompt_of(pair), text] for text in pair["responses"])
+        assert pair["probability"] == pytest.approx(1 / (1 + math.exp(other - one)), abs=2e-3)
     labelled = read_pairs(["next.jsonl"]).found
     rest = json.loads(
         ask("responses.jsonl", "--budget", "1000", "--without", "next.jsonl", "--output", "rest.jsonl", "--json")
@@ -87,6 +93,17 @@ def test_both_parts_are_asked_otherwise() -> None:
     )
     held_out = [is_test(prompt, 0.1) for prompt in of_both]
     assert 0.05 < sum(held_out) / len(held_out) < 0.2 and sum(held_out) == len(of_both) - len(of_training)
+
+
+def test_a_prompt_is_asked_once_whatever_its_source_weighs(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        rows = (json.dumps({"prompt": f"{name} {i} ?"}) + "\n" for i in range(40 if name == "one" else 8))
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    weighted = "{path: one.jsonl, weight: 1}, {path: two.jsonl, weight: 1}"
+    for given in (weighted, "{path: one.jsonl}, {path: two.jsonl, replay: 0.9}"):
+        recipe = load_recipe(TINY, [f"data.directory={tmp_path}", f"data.prompts=[{given}]"])
+        found = list(prompts_of(recipe, Namespace(held_out=False, training=False)))
+        assert len(found) == len(set(found)) == 48
 
 
 def test_equal_responses_are_one() -> None:

@@ -159,15 +159,22 @@ def test_bad_records_are_named(record: dict[str, object], problem: str, tmp_path
 
 def test_wrong_options_are_told(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(json.dumps({"prompt": "p", "responses": ["an oak", "the sea"]}))
-    read = tmp_path / "r.jsonl"
+    read, votes = tmp_path / "r.jsonl", tmp_path / "votes.jsonl"
+    (tmp_path / "more").mkdir()
+    for copy in (votes, tmp_path / "more" / "m.jsonl"):
+        shutil.copy(read, copy)
     for arguments, problem in (
         (["--by", "luck"], "--by=luck: not known; choose from margin, disagreement, random, diverse"),
         (["--output", "n.csv"], "must end in .jsonl"),
         (["--output", "no/n.jsonl"], "no file can be there"),
         (["--output", str(read)], "would replace a file that is read"),
+        (["--output", str(votes), "--without", str(votes)], "would replace a file that is read"),
+        (["--output", str(votes), "--without", votes.name, "--data-dir", str(tmp_path)], "would replace a file"),
+        (["--output", str(tmp_path / "more" / "m.jsonl")], "would replace a file that is read"),  # of a directory
     ):
         with pytest.raises(ConfigError, match=problem):
-            ask(read, "--budget", 1, "--output", tmp_path / "n.jsonl", *arguments)
+            ask(read, tmp_path / "more", "--budget", 1, "--output", tmp_path / "n.jsonl", *arguments)
+    assert votes.read_text() == (tmp_path / "more" / "m.jsonl").read_text() == read.read_text()
     for by, problem in (
         ("margin", "some pairs have no scores"),
         ("disagreement", "some pairs have no scores of two"),

@@ -36,6 +36,10 @@ class Classifier:
             raise ArtifactError(f"classifier {path}: its tokenizer cannot be loaded ({first_line(error)})") from error
         if not self.tokenizer.is_fast or self.tokenizer.pad_token_id is None:
             raise ArtifactError(f"classifier {path}: has no fast tokenizer (tokenizer.json) with a padding token")
+        for shape in (self.model.config, self.model.config.get_text_config()):
+            if shape.pad_token_id is None:  # by which some models tell where a text ends
+                shape.pad_token_id = self.tokenizer.pad_token_id
+        self.path = path
         self.context = min(context_of(self.model), self.tokenizer.model_max_length)
         # Each label has a probability of its own, or they share one.
         several = self.model.config.problem_type == "multi_label_classification"
@@ -48,7 +52,8 @@ class Classifier:
         )
         rows: list[list[int]] = pieces["input_ids"]
         chances = torch.zeros(len(rows), len(self.labels))
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        # A piece without tokens says nothing, and no model reads it.
+        order = sorted((row for row in range(len(rows)) if rows[row]), key=lambda row: len(rows[row]))
         for batch in _batches(order, [len(row) for row in rows]):
             chances[batch] = self._chances([rows[row] for row in batch])
         together = chances.amax(dim=1) if self.each_by_itself else chances.sum(dim=1)
@@ -65,9 +70,14 @@ class Classifier:
 
     @torch.no_grad()
     def _chances(self, rows: list[list[int]]) -> Tensor:
-        """Probabilities [batch, labels asked for]."""
+        """Probabilities [batch, labels asked for]. Raises ArtifactError where the model fails, in whatever way."""
         inputs = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
-        logits = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
+        try:
+            logits = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
+        except Exception as error:
+            raise ArtifactError(
+                f"classifier {self.path}: cannot read a text ({first_line(error)}); mend its model or its tokenizer"
+            ) from error
         probabilities = logits.sigmoid() if self.each_by_itself else logits.softmax(dim=1)
         found: Tensor = probabilities[:, self.labels].cpu()
         return found

@@ -1,12 +1,16 @@
 """Responses that a user's own list of words, or a user's own classifier, takes for offensive. No list is shipped.
 
 A list has a word or a phrase a line; what begins with # is a remark. Words are found whole and whatever their case, in
-scripts without spaces between words anywhere. Loads torch where a classifier is given, and not before.
+scripts without spaces between words anywhere. An entry with other characters (a$$, c++) is found as it stands. Loads
+torch where a classifier is given, and not before.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +25,6 @@ from rlhf.store.weights import check_model_directory, read_json
 Flagging = Callable[[Sequence[str]], list[str | None]]
 
 UNSPACED = [SCRIPTS.index(script) for script in ("Han or kana", "Thai")]
-_WORD = re.compile(r"\w+")
 
 
 def flagging_of(config: CheckConfig, directory: str | None, models: bool) -> Flagging | None:
@@ -96,10 +99,13 @@ class WordList:
         # First word → the words of entries that begin with it; a dictionary, for a pattern of thousands is slow.
         self.phrases: dict[str, list[tuple[str, ...]]] = {}
         self.anywhere: list[str] = []
+        self.literal: dict[str, list[str]] = {}  # likewise, the entries that hold more than words
         for entry in entries:
-            found = tuple(_WORD.findall(entry))
+            found = tuple(words_in(entry))
             if not found or scripts(entry)[UNSPACED].any():
-                self.anywhere.append(entry.strip())  # without a letter, such as a pictogram, too
+                self.anywhere.append(" ".join(entry.split()))  # without a letter, such as a pictogram, too
+            elif "".join(found) != "".join(entry.split()):
+                self.literal.setdefault(found[0], []).append(" ".join(entry.split()))
             else:
                 self.phrases.setdefault(found[0], []).append(found)
         if not entries:
@@ -110,12 +116,43 @@ class WordList:
         return [self._first(folded(text)) for text in texts]
 
     def _first(self, text: str) -> str | None:
-        words = _WORD.findall(text)
+        words, text = words_in(text), " ".join(text.split())
         for number, word in enumerate(words):
+            for entry in self.literal.get(word, ()):
+                if _stands_alone(entry, text):
+                    return shown(entry)
             for phrase in self.phrases.get(word, ()):
                 if tuple(words[number : number + len(phrase)]) == phrase:
                     return shown(" ".join(phrase))
         return next((shown(entry) for entry in self.anywhere if entry in text), None)
+
+
+def words_in(text: str) -> list[str]:
+    """Runs of letters, digits and their marks, without which words of Indic scripts would be cut to single letters."""
+    return _word().findall(text)
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """Made when first asked for: to look at each code point takes tenths of a second."""
+    every = map(chr, range(sys.maxunicode + 1))
+    runs = itertools.groupby(every, lambda point: unicodedata.category(point)[0] == "M")
+    marks = [list(run) for is_mark, run in runs if is_mark]
+    mark = "[" + "".join(f"{run[0]}-{run[-1]}" for run in marks) + "]"
+    # A joiner, as in Persian and Hindi, ends no word that goes on behind it.
+    return re.compile(rf"[^\W_]+(?:{mark}+[^\W_]*|[\u200c\u200d][^\W_]+)*")
+
+
+def _stands_alone(entry: str, text: str) -> bool:
+    """Whether somewhere no letter, digit or mark is beside it."""
+    place = text.find(entry)
+    while place >= 0:
+        end = place + len(entry)
+        beside = text[max(place - 1, 0) : place] + text[end : end + 1]
+        if not any(unicodedata.category(point)[0] in "LNM" for point in beside):
+            return True
+        place = text.find(entry, place + 1)
+    return False
 
 
 def folded(text: str) -> str:

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from launch.commands.options import check_place
 from launch.commands.run import DataDirectory
 from launch.local import stage_environment
-from rlhf.errors import ConfigError
 from stages.targets import find_target
 
 
@@ -52,10 +52,7 @@ def sample(
 
         rlhf label sample demo --prompts 200 --held-out --output measure.jsonl
     """
-    if output.suffix != ".jsonl":
-        raise ConfigError(f"--output={output}: its name must end in .jsonl")
-    if output.is_dir() or not output.parent.is_dir():
-        raise ConfigError(f"--output={output}: no file can be there; give one in a directory that exists")
+    check_place("--output", output, ".jsonl")
     find_target(target, stage)  # wrong names are said at once, not after seconds of loading libraries
     given = {
         "output": output,

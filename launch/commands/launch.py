@@ -182,7 +182,7 @@ def require_ready(recipe: Recipe, spec: RunSpec) -> None:
         trainer = spec.job(stage).trainer
         return trainer.nodes * trainer.processes
 
-    preflight.check(recipe, chosen, counted, gpu)
+    preflight.check(recipe, chosen, counted, gpu, spec.run)
     missing = [
         name
         for name in STAGES[chosen[0]].inputs

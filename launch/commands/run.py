@@ -60,18 +60,19 @@ def run(
     """
     resolved, selection = resolve(recipe, overrides, data_directory), Selection(first, last, force, stop_after)
     if dry_run:
-        show_and_check(resolved, selection)
+        show_and_check(resolved, run_directory, selection)
     else:
         run_selection(resolved, run_directory, selection)
 
 
-def show_and_check(recipe: Recipe, selection: Selection) -> None:
+def show_and_check(recipe: Recipe, run_directory: Path | None, selection: Selection) -> None:
     """Print all that a run would read of the recipe, and that it is in order; not whether inputs of a run are there.
 
     Raises ConfigError with all that a run would refuse before its first stage.
     """
     typer.echo(resolved_yaml(recipe, without=unread(recipe)), nl=False)
-    check(recipe, selection.stages, lambda stage: processes_of(recipe, stage), visible_gpus() > 0)
+    run = run_directory or Path("runs") / recipe.name
+    check(recipe, selection.stages, lambda stage: processes_of(recipe, stage), visible_gpus() > 0, run, selection.force)
     typer.echo(
         f"the recipe and what it names are in order; a run would go through {', '.join(selection.stages)}", err=True
     )
@@ -123,7 +124,7 @@ def stage_command(stage: str, summary: str) -> object:
     ) -> None:
         resolved, selection = resolve(recipe, overrides, data_directory), Selection(stage, stage, force, stop_after)
         if dry_run:
-            show_and_check(resolved, selection)
+            show_and_check(resolved, run_directory, selection)
         else:
             run_selection(resolved, run_directory, selection)
 

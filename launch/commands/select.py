@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 
 from data.labelling.pairs import read_pairs
+from data.locations import files_of
 from data.reading import NAMED
 from data.selection import BY, Pool, answers_of_files, answers_of_run, pool_of_files, pool_of_run, select
 from launch.commands.generation import is_run
+from launch.commands.options import check_place
 from launch.commands.run import DataDirectory
 from launch.local import stage_environment
 from rlhf.errors import ConfigError, DataError
@@ -59,11 +61,9 @@ def select_command(
     """
     if by not in BY:
         raise ConfigError(f"--by={by}: not known; choose from {', '.join(BY)}")
-    if output.suffix != ".jsonl":
-        raise ConfigError(f"--output={output}: its name must end in .jsonl")
-    if output.is_dir() or not output.parent.is_dir():
-        raise ConfigError(f"--output={output}: no file can be there; give one in a directory that exists")
-    if any(Path(source).resolve() == output.resolve() for source in sources):
+    check_place("--output", output, ".jsonl")
+    read = [*([] if is_run(sources[0]) else sources), *(without or [])]
+    if any(file.path.resolve() == output.resolve() for name in read for file in files_of(name, data_directory)):
         raise ConfigError(f"--output={output}: would replace a file that is read; give another name")
     pool = _scored(sources, rewards, data_directory) if rewards else _pool(sources, data_directory)
     if not pool.candidates:
