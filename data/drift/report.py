@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from data.annotators.tables import TIE, Floats
 from data.drift.permutation import Lots, difference_p, holm
 from data.drift.preferences import margins, surplus
-from data.drift.same_pairs import compare
+from data.drift.same_pairs import Answers, compare
 from data.drift.table import HABITS, BatchedVotes
 
-FEWEST = 20  # votes, and half as many prompts, on either side: below, there is no test
+FEWEST = 20  # votes, and half as many prompts, on either side: below, there is no test; see also same_pairs
 PERMUTATIONS, MOST_PERMUTATIONS = 2000, 200_000
 PREFERENCES, SAME_PAIRS = "preferences", "same pairs"
 MEASURES = (PREFERENCES, *HABITS, SAME_PAIRS)
@@ -33,7 +33,7 @@ MEANING = {
     "first shown wins": "of votes for one side whose order is known",
     "longer wins": "of votes for one side",
     "seconds": "geometric mean",
-    SAME_PAIRS: "equal ones of two votes on a pair: both before, or one before and one here",
+    SAME_PAIRS: "equal ones of two people's votes on a pair: on one side, or one before and one here",
 }
 
 Against = Literal["before", "others"]
@@ -160,11 +160,12 @@ def _changes(
         values = votes.habits[habit]
         if (after & ~np.isnan(values)).any():
             yield _change(votes, habit, values, (before, after), most, seed)
-    either = before | after
-    if found := compare(votes.pair[either], votes.answer[either], after[either], most, seed):
-        tested = found.p if len(found.between.count) >= FEWEST else None
+    either = np.flatnonzero(before | after)
+    either = either[np.argsort(votes.batch[either], kind="stable")]  # of earlier batches' votes the newest counts
+    answers = Answers(votes.pair[either], votes.annotator[either], votes.answer[either])
+    if found := compare(answers, after[either], most, seed):
         within = None if found.within is None else _share(found.within)
-        yield Change(SAME_PAIRS, within, _share(found.between), tested)
+        yield Change(SAME_PAIRS, within, _share(found.between), found.p)
 
 
 def _change(
