@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data.drift.batches import Batched, seconds_of
+from data.drift import report
+from data.drift.batches import Batched, by_time, seconds_of
 from data.drift.permutation import Lots, difference_p, holm
 from data.drift.preferences import Features, fit, margins, surplus
 from data.drift.report import Options, drift_of
-from data.drift.same_pairs import Answers, compare
-from data.drift.table import gather
+from data.drift.table import gather, in_order
 from data.formats import as_record
 from data.quality.votes import Vote
 from launch.cli import app
@@ -113,71 +112,47 @@ def test_votes_on_one_prompt_are_no_independent_ones() -> None:
     assert repeated == pytest.approx(alone, abs=0.02)
 
 
-def test_the_same_pairs_voted_otherwise_are_found_and_harder_ones_are_not() -> None:
-    draw = np.random.default_rng(3)
-    pair, after = np.repeat(np.arange(60), 4), np.tile([False, False, True, True], 60)
-    truth = np.repeat(draw.integers(0, 2, 60), 4)
-    noisy = np.where(draw.random(240) < 0.25, 1 - truth, truth)
-    people = np.tile([0, 1, 0, 2], 60)  # the first of them in both
-    steady = compare(Answers(pair, people, noisy), after, 2000)
-    turned = compare(Answers(pair, people, np.where(after & (pair < 50), 1 - noisy, noisy)), after, 2000)
-    assert steady is not None and steady.p is not None and steady.p > 0.05
-    assert turned is not None and turned.p is not None and turned.p < 0.005
-    assert turned.within is not None and turned.between.mean < turned.within.mean - 0.1
-    unnamed = np.full(2, -1)
-    assert compare(Answers(np.arange(2), unnamed, np.zeros(2, int)), np.array([False, True]), 10) is None
-    single = compare(Answers(np.array([0, 0]), unnamed, np.array([0, 1])), np.array([False, True]), 10)
-    assert single is not None and single.p is None and single.between.mean == 0.0
-
-
-def test_same_pairs_are_counted_as_by_hand() -> None:
-    """One pair: ann twice before (the last counts) and once after, bob before, cid and somebody unnamed after."""
-    annotator, answer = np.array([0, 0, 1, 0, 2, -1]), np.array([1, 0, 0, 0, 1, 0])
-    votes, after = Answers(np.zeros(6, int), annotator, answer), np.array([0, 0, 0, 1, 1, 1], bool)
-    found = compare(votes, after, 10)
-    assert found is not None and found.within is not None
-    assert (found.within.count.sum(), found.within.sum.sum()) == (1 + 3, 1 + 1)  # ann and bob; three after
-    assert (found.between.count.sum(), found.between.sum.sum()) == (2 * 3 - 1, 3)  # all but ann with herself
-    own = Answers(np.zeros(2, int), np.zeros(2, int), np.zeros(2, int))
-    assert compare(own, np.array([False, True]), 10) is None  # a person alone
-
-
-def test_pairs_of_two_votes_are_too_few_for_a_test() -> None:
-    """Twenty pairs of three votes are needed, however many of two there are."""
-    for many, tested in ((19, False), (20, True)):
-        pair = np.concatenate([np.repeat(np.arange(many), 3), np.repeat(np.arange(many, 60), 2)])
-        after = np.concatenate([np.tile([False, False, True], many), np.tile([False, True], 60 - many)])
-        found = compare(Answers(pair, np.full(len(pair), -1), pair % 2), after, 50)
-        assert found is not None and (found.p is not None) == tested
-
-
-def opinionated(seed: int, casts: list[str | None]) -> list[Batched]:
-    """Sixty pairs; each person has one opinion of each. casts: batches, and who of six people votes; None: any two."""
-    draw, made = random.Random(seed), []
-    for pair in range(60):
-        chance, people = draw.uniform(0.5, 0.9), draw.sample("abcdef", 6)
-        likes = {who: draw.random() < chance for who in people}
-        for batch, cast in enumerate(casts):
-            for who in cast or draw.sample("abcdef", 2):
-                who = people[int(who)] if who.isdigit() else who
-                sides = ("one", "other") if likes[who] else ("other", "one")
-                known = Comparison(Prompt(f"{pair}"), *sides, annotator=who)
-                made.append((f"{batch}", Vote(f"{len(made)}", known, held_out=False)))
-    return made
-
-
-@pytest.mark.parametrize("casts", [["0", "0", "1"], ["0", "0", "12"], [None, None, None]])
-def test_who_agrees_with_themselves_feigns_no_drift(casts: list[str | None]) -> None:
-    """Batch after batch has votes of the same people on the same pairs, and nobody's mind changes."""
-    found = [drift_of(gather(opinionated(seed, casts)), Options()) for seed in range(8)]
-    assert sum(bool(each.drifted) for each in found) <= 1
-    tested = [change.p for each in found for change in each.batches[2].changes if change.measure == "same pairs"]
-    assert len(tested) == 8 and (casts[0] == "0" or None not in tested)
-
-
 def test_holm_by_its_definition() -> None:
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert holm([]) == []
+
+
+def placed(batch: str, number: int, chosen: str = "a", time: float | None = None, who: str | None = None) -> Batched:
+    """A vote on the only pair of a prompt."""
+    known = Comparison(Prompt(f"{number}"), chosen, "b" if chosen == "a" else "a", time=time, annotator=who)
+    return batch, Vote(f"{batch}:{number}", known, held_out=False)
+
+
+def test_batches_of_a_field_are_in_order_of_time_or_of_names() -> None:
+    names = ["week 10", "week 2", "week 009", "a"]
+    unordered = in_order(gather(placed(name, i, time=None if i else 1.0) for i, name in enumerate(names)))
+    assert unordered.names == ("a", "week 2", "week 009", "week 10")
+    assert [unordered.names[i] for i in unordered.batch] == names
+    times = [3.0, 9.0, 2.0, 4.0, 1.0]
+    timed = in_order(gather(placed(name, i, time=times[i]) for i, name in enumerate([*names, "week 2"])))
+    assert timed.names == ("week 2", "week 009", "week 10", "a")
+
+
+@pytest.mark.parametrize(("times", "counts"), [((2.0, 1.0), 0), ((1.0, 2.0), 1), ((2.0, None), 1), ((1.0, 1.0), 1)])
+def test_the_newest_vote_counts_by_time_or_as_read(times: tuple[float | None, float | None], counts: int) -> None:
+    votes = gather(placed("one", 0, side, time, "ann") for side, time in zip("ab", times, strict=True))
+    alone = gather([placed("one", 0, "ab"[counts], times[counts], "ann")])
+    assert (votes.answer.tolist(), votes.repeated) == (alone.answer.tolist(), 1)
+    np.testing.assert_array_equal(votes.time, alone.time)
+
+
+def test_no_votes_are_told() -> None:
+    with pytest.raises(DataError, match="no votes"):
+        gather(by_time([], 60.0))
+
+
+def test_a_level_that_no_test_can_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far more ties than before; 15 tests of so many permutations."""
+    votes = gather(simulate(1, 200, ties=0.6))
+    monkeypatch.setattr(report, "MOST_PERMUTATIONS", 2999)
+    with pytest.raises(ConfigError, match=r"--level=0.005: 15 tests of 2,999 permutations .* give one above 0.005,"):
+        drift_of(votes, Options(level=0.005))
+    assert drift_of(votes, Options(level=0.0051)).drifted
 
 
 def ask(*arguments: object) -> tuple[int, str]:
@@ -210,14 +185,19 @@ def test_programs_read_what_has_drifted(files: list[Path], tmp_path: Path) -> No
     assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_batches_by_field_and_by_time_are_those_of_files(files: list[Path]) -> None:
+def test_batches_by_field_and_by_time_are_those_of_files(files: list[Path], tmp_path: Path) -> None:
     _, of_files = ask(*files[:4], "--json")
-    _, of_field = ask(files[4], "--batch-field", "round", "--json")
+    backwards = tmp_path / "backwards.jsonl"
+    backwards.write_text("".join(path.read_text() for path in files[3::-1]))
+    _, of_field = ask(backwards, "--batch-field", "round", "--json")
     _, of_time = ask(files[4], "--every", "1d", "--json")
     told = [json.loads(text)["batches"] for text in (of_files, of_field, of_time)]
     assert [batch["name"] for batch in told[1]] == [f"batch {i}" for i in range(1, 5)]
     assert [batch["name"] for batch in told[2]] == ["2023-11-14", "2023-11-15", "2023-11-16", "2023-11-17"]
-    assert told[0][3]["changes"] == told[1][3]["changes"]
+    # The same votes read in another order: only the permutations are others.
+    figures = [[(each["measure"], each["after"]["value"]) for each in batches[3]["changes"]] for batches in told[:2]]
+    assert dict(figures[0]) == pytest.approx(dict(figures[1]))
+    assert [each["drifted"] for each in told[0][3]["changes"]] == [each["drifted"] for each in told[1][3]["changes"]]
 
 
 def test_people_read_what_has_changed_or_that_nothing_has(files: list[Path]) -> None:
