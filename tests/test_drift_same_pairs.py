@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 
+from data.drift import same_pairs
 from data.drift.batches import Batched
 from data.drift.report import Options, drift_of
 from data.drift.same_pairs import Answers, compare
@@ -51,6 +53,30 @@ def test_pairs_of_two_votes_are_too_few_for_a_test() -> None:
         after = np.concatenate([np.tile([False, False, True], many), np.tile([False, True], 60 - many)])
         found = compare(Answers(pair, np.full(len(pair), -1), pair % 2), after, 50)
         assert found is not None and (found.p is not None) == tested
+
+
+def test_p_is_the_share_of_all_ways_to_exchange_votes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By definition: the two votes of who voted in both change places or not, all others are dealt out in every way."""
+    monkeypatch.setattr(same_pairs, "FEWEST_PAIRS", 1)
+    people, side = "aabcdabcd", np.array([0, 1, 0, 0, 1, 0, 0, 1, 1], bool)
+    pair, answer = np.repeat([0, 1], [5, 4]), np.array([0, 1, 1, 0, 1, 1, 1, 0, 0])
+    pairs = list(itertools.combinations(range(9), 2))
+
+    def gap(after: tuple[bool, ...]) -> float:
+        two = [(i, j) for i, j in pairs if pair[i] == pair[j] and (pair[i], people[i]) != (pair[j], people[j])]
+        equal = [[answer[i] == answer[j] for i, j in two if (after[i] == after[j]) == alike] for alike in (True, False)]
+        return float(np.mean(equal[0]) - np.mean(equal[1]))
+
+    ways = [
+        gap(after)
+        for after in itertools.product([False, True], repeat=9)
+        if after[0] != after[1] and sum(after[2:5]) == 1 and sum(after[5:]) == 2
+    ]
+    exact = np.mean([way >= gap(tuple(side)) - 1e-9 for way in ways])
+    votes = Answers(pair, np.array(["abcd".index(who) for who in people]), answer)
+    found = [compare(votes, side, 2000, seed) for seed in range(30)]
+    assert len(ways) == 2 * 3 * 6 and 0.01 < exact < 0.5
+    assert np.mean([each.p for each in found if each and each.p]) == pytest.approx(exact, rel=0.15)
 
 
 def opinionated(seed: int, casts: list[str | None]) -> list[Batched]:
