@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.annotators.tables import FIRST, SECOND, TIE, Integers, key_of
+from data.annotators.tables import FIRST, SECOND, TIE, Integers, is_older, key_of
 from data.drift.permutation import Lots
 from data.fields import name_of, need, number_of
 from data.locations import files_of
@@ -138,7 +138,7 @@ def read_reference(path: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Table:
-    """Equal index, equal vote: the newest of each named annotator on each pair."""
+    """Equal index, equal vote: the newest of each named annotator on each pair, by time, or the one read last."""
 
     names: tuple[str, ...]  # of groups
     group: Integers
@@ -151,7 +151,7 @@ class _Table:
 
 def _tabulate(grouped: Iterable[Grouped]) -> _Table:
     numbers: dict[str, dict[Any, int]] = {"group": {}, "prompt": {}, "pair": {}, "annotator": {}}
-    rows: dict[tuple[int, int, int], tuple[int, int, int]] = {}
+    rows: dict[tuple[int, int, int], tuple[str, int, int, float | None]] = {}
     repeated = 0
 
     def number(kind: str, key: Any) -> int:
@@ -165,10 +165,13 @@ def _tabulate(grouped: Iterable[Grouped]) -> _Table:
         if vote.annotator is not None:
             who = number("annotator", vote.annotator)
         key = pair, who, -1 if who >= 0 else place
-        repeated += rows.pop(key, None) is not None
-        rows[key] = number("group", name), number("prompt", vote.prompt.text), answer
-    keys_of, said = np.array([*rows], np.int64).reshape(-1, 3), np.array([*rows.values()], np.int64).reshape(-1, 3)
-    names = tuple(numbers["group"])
+        before = rows.get(key)
+        repeated += before is not None
+        if before is None or not is_older(vote.time, before[-1]):
+            rows[key] = name, number("prompt", vote.prompt.text), answer, vote.time
+    told = [(number("group", name), prompt, answer) for name, prompt, answer, _ in rows.values()]
+    keys_of, said = np.array([*rows], np.int64).reshape(-1, 3), np.array(told, np.int64).reshape(-1, 3)
+    names = tuple(numbers["group"])  # of votes that count
     return _Table(names, said[:, 0], said[:, 1], keys_of[:, 0], keys_of[:, 1], said[:, 2], repeated)
 
 

@@ -28,12 +28,18 @@ RUDE = {**WEIGHTS, "polite": -WEIGHTS["polite"]}
 PROMPTS = toy.prompts()[::4]
 
 
-def simulate(seed: int, votes: int, last: Mapping[str, float] = WEIGHTS, ties: float = TIES) -> list[Batched]:
-    """So many votes in each batch; last, ties: the weights of the last batch's annotators, and how often they tie."""
+def simulate(
+    seed: int, votes: int, last: Mapping[str, float] = WEIGHTS, ties: float = TIES, steady: bool = False
+) -> list[Batched]:
+    """So many votes in each batch; last, ties: the weights of the last batch's annotators, and how often they tie.
+
+    steady: who votes on a pair again says the same again.
+    """
     draw = random.Random(f"{seed}/drifting")
     each = votes // EACH
     pairs = toy.comparisons(BATCHES * each, seed, PROMPTS).records
-    made = []
+    made: list[Batched] = []
+    said: dict[tuple[int, int], tuple] = {}
     for batch in range(BATCHES):
         is_last = batch == BATCHES - 1
         own = pairs[batch * each : (batch + 1) * each]
@@ -42,6 +48,8 @@ def simulate(seed: int, votes: int, last: Mapping[str, float] = WEIGHTS, ties: f
         for pair in own:
             for who in draw.sample(range(ANNOTATORS), EACH):
                 vote = cast(pair, last if is_last else WEIGHTS, ties if is_last else TIES, draw)
+                if steady:
+                    vote = said.setdefault((id(pair), who), vote)
                 day = 1_699_920_000 + 86_400 * (batch + draw.random() * 0.9)
                 known = Comparison(*vote, annotator=f"{who}", chosen_shown_first=draw.random() < 0.5, time=day)
                 made.append((f"batch {batch + 1}", Vote(f"vote {len(made)}", known, held_out=False)))
@@ -57,12 +65,13 @@ def cast(pair: Comparison, weights: Mapping[str, float], ties: float, draw: rand
     return pair.prompt, *sides, draw.random() < ties
 
 
-CASES = (  # what the last batch does, its weights, ties, votes in each batch, seeds for one that is asked for
-    ("as the others", WEIGHTS, TIES, 200, 4),
-    ("likes who is rude", RUDE, TIES, 400, 1),
-    ("likes who is rude", RUDE, TIES, 600, 1),
-    ("likes who is rude", RUDE, TIES, 800, 1),
-    ("ties twice as often", WEIGHTS, 2 * TIES, 400, 1),
+CASES = (  # what the last batch does, its weights, ties, steady, votes in each batch, seeds for one that is asked for
+    ("as the others", WEIGHTS, TIES, False, 200, 4),
+    ("as the others, each person steady", WEIGHTS, TIES, True, 200, 4),
+    ("likes who is rude", RUDE, TIES, False, 400, 1),
+    ("likes who is rude", RUDE, TIES, False, 600, 1),
+    ("likes who is rude", RUDE, TIES, False, 800, 1),
+    ("ties twice as often", WEIGHTS, 2 * TIES, False, 400, 1),
 )
 
 
@@ -70,10 +79,10 @@ def main(count: int, cases: Sequence[int]) -> None:
     """Print how often the last batch is named, and others."""
     print("| the last batch | votes in each | seeds | it is named | for its preferences | another is named | any is |")
     print("|---|---|---|---|---|---|---|")
-    for what, weights, ties, votes, times in (CASES[i] for i in cases):
+    for what, weights, ties, steady, votes, times in (CASES[i] for i in cases):
         seeds, counts = count * times, [0] * 4
         for seed in range(seeds):
-            found = drift_of(gather(simulate(seed, votes, weights, ties)), Options(seed=seed)).drifted
+            found = drift_of(gather(simulate(seed, votes, weights, ties, steady)), Options(seed=seed)).drifted
             names = {batch.name for batch, _ in found}
             by_preferences = any(b.name == "batch 4" and c.measure == "preferences" for b, c in found)
             told = ("batch 4" in names, by_preferences, bool(names - {"batch 4"}), bool(names))

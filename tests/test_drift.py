@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data.drift.batches import seconds_of
+from data.drift import report
+from data.drift.batches import Batched, by_time, seconds_of
 from data.drift.permutation import Lots, difference_p, holm
 from data.drift.preferences import Features, fit, margins, surplus
 from data.drift.report import Options, drift_of
-from data.drift.same_pairs import compare
-from data.drift.table import gather
+from data.drift.table import gather, in_order
 from data.formats import as_record
+from data.quality.votes import Vote
 from launch.cli import app
 from rlhf.errors import ConfigError, DataError, RLHFError
 from rlhf.types import Comparison, Prompt
@@ -111,24 +112,47 @@ def test_votes_on_one_prompt_are_no_independent_ones() -> None:
     assert repeated == pytest.approx(alone, abs=0.02)
 
 
-def test_the_same_pairs_voted_otherwise_are_found_and_harder_ones_are_not() -> None:
-    draw = np.random.default_rng(3)
-    pair, after = np.repeat(np.arange(60), 4), np.tile([False, False, True, True], 60)
-    truth = np.repeat(draw.integers(0, 2, 60), 4)
-    noisy = np.where(draw.random(240) < 0.25, 1 - truth, truth)
-    steady = compare(pair, noisy, after, 2000)
-    turned = compare(pair, np.where(after & (pair < 40), 1 - noisy, noisy), after, 2000)
-    assert steady is not None and steady.p is not None and steady.p > 0.05
-    assert turned is not None and turned.p is not None and turned.p < 0.005
-    assert turned.within is not None and turned.between.mean < turned.within.mean - 0.1
-    assert compare(np.arange(4), np.zeros(4, int), np.array([0, 0, 1, 1], bool), 10) is None
-    single = compare(np.array([0, 0]), np.array([0, 1]), np.array([False, True]), 10)
-    assert single is not None and single.p is None and single.between.mean == 0.0
-
-
 def test_holm_by_its_definition() -> None:
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert holm([]) == []
+
+
+def placed(batch: str, number: int, chosen: str = "a", time: float | None = None, who: str | None = None) -> Batched:
+    """A vote on the only pair of a prompt."""
+    known = Comparison(Prompt(f"{number}"), chosen, "b" if chosen == "a" else "a", time=time, annotator=who)
+    return batch, Vote(f"{batch}:{number}", known, held_out=False)
+
+
+def test_batches_of_a_field_are_in_order_of_time_or_of_names() -> None:
+    names = ["week 10", "week 2", "week 009", "a"]
+    unordered = in_order(gather(placed(name, i, time=None if i else 1.0) for i, name in enumerate(names)))
+    assert unordered.names == ("a", "week 2", "week 009", "week 10")
+    assert [unordered.names[i] for i in unordered.batch] == names
+    times = [3.0, 9.0, 2.0, 4.0, 1.0]
+    timed = in_order(gather(placed(name, i, time=times[i]) for i, name in enumerate([*names, "week 2"])))
+    assert timed.names == ("week 2", "week 009", "week 10", "a")
+
+
+@pytest.mark.parametrize(("times", "counts"), [((2.0, 1.0), 0), ((1.0, 2.0), 1), ((2.0, None), 1), ((1.0, 1.0), 1)])
+def test_the_newest_vote_counts_by_time_or_as_read(times: tuple[float | None, float | None], counts: int) -> None:
+    votes = gather(placed("one", 0, side, time, "ann") for side, time in zip("ab", times, strict=True))
+    alone = gather([placed("one", 0, "ab"[counts], times[counts], "ann")])
+    assert (votes.answer.tolist(), votes.repeated) == (alone.answer.tolist(), 1)
+    np.testing.assert_array_equal(votes.time, alone.time)
+
+
+def test_no_votes_are_told() -> None:
+    with pytest.raises(DataError, match="no votes"):
+        gather(by_time([], 60.0))
+
+
+def test_a_level_that_no_test_can_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far more ties than before; 15 tests of so many permutations."""
+    votes = gather(simulate(1, 200, ties=0.6))
+    monkeypatch.setattr(report, "MOST_PERMUTATIONS", 2999)
+    with pytest.raises(ConfigError, match=r"--level=0.005: 15 tests of 2,999 permutations .* give one above 0.005,"):
+        drift_of(votes, Options(level=0.005))
+    assert drift_of(votes, Options(level=0.0051)).drifted
 
 
 def ask(*arguments: object) -> tuple[int, str]:
@@ -161,14 +185,19 @@ def test_programs_read_what_has_drifted(files: list[Path], tmp_path: Path) -> No
     assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_batches_by_field_and_by_time_are_those_of_files(files: list[Path]) -> None:
+def test_batches_by_field_and_by_time_are_those_of_files(files: list[Path], tmp_path: Path) -> None:
     _, of_files = ask(*files[:4], "--json")
-    _, of_field = ask(files[4], "--batch-field", "round", "--json")
+    backwards = tmp_path / "backwards.jsonl"
+    backwards.write_text("".join(path.read_text() for path in files[3::-1]))
+    _, of_field = ask(backwards, "--batch-field", "round", "--json")
     _, of_time = ask(files[4], "--every", "1d", "--json")
     told = [json.loads(text)["batches"] for text in (of_files, of_field, of_time)]
     assert [batch["name"] for batch in told[1]] == [f"batch {i}" for i in range(1, 5)]
     assert [batch["name"] for batch in told[2]] == ["2023-11-14", "2023-11-15", "2023-11-16", "2023-11-17"]
-    assert told[0][3]["changes"] == told[1][3]["changes"]
+    # The same votes read in another order: only the permutations are others.
+    figures = [[(each["measure"], each["after"]["value"]) for each in batches[3]["changes"]] for batches in told[:2]]
+    assert dict(figures[0]) == pytest.approx(dict(figures[1]))
+    assert [each["drifted"] for each in told[0][3]["changes"]] == [each["drifted"] for each in told[1][3]["changes"]]
 
 
 def test_people_read_what_has_changed_or_that_nothing_has(files: list[Path]) -> None:

@@ -51,6 +51,14 @@ def test_figures_are_those_counted_by_hand() -> None:
     assert all(group.few and group.remark == "too few votes to tell" for group in found.groups)
 
 
+def test_the_newest_vote_counts_and_a_group_without_one_is_none() -> None:
+    first, second = cast(0, "ann", "x", "old"), cast(0, "ann", "y", "new")
+    found = report_of(by_field([first, second], "kind"), {"new": 1, "old": 1})
+    assert ([group.name for group in found.groups], found.repeated, found.absent) == (["new"], 1, ("old",))
+    timed = [replace(vote, comparison=replace(vote.comparison, time=time)) for vote, time in ((first, 2), (second, 1))]
+    assert [group.name for group in report_of(by_field(timed, "kind")).groups] == ["old"]
+
+
 def test_who_is_missing_is_told_where_it_is_no_chance() -> None:
     draw = random.Random(0)
     votes = [cast(i, None, draw.choice("xy"), "rare" if i % 10 == 0 else "common") for i in range(1000)]

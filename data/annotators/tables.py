@@ -95,6 +95,11 @@ def tabulate(votes: Iterable[Comparison]) -> VoteTable:
     )
 
 
+def is_older(time: float | None, than: float | None) -> bool:
+    """Whether a vote that was read after another was cast before it; where one has no time it was not."""
+    return time is not None and than is not None and time < than
+
+
 def key_of(prompt: Prompt, response: str) -> bytes:
     """16 bytes that two different responses, or the same one to two prompts, never share."""
     text = json.dumps([as_record(prompt)["prompt"], response])

@@ -37,7 +37,7 @@ def read_batches(batches: Iterable[tuple[str, Votes]], tell_bad: Told) -> Iterat
 
 
 def by_field(batched: Iterable[Batched], field: str) -> Iterator[Batched]:
-    """Batches by a field of the records instead. Raises DataError where one lacks it."""
+    """Batches by a field of the records instead, as they come. Raises DataError where one lacks it."""
     for _, vote in batched:
         if vote.fields.get(field) is None:
             raise DataError(

@@ -62,9 +62,9 @@ class Differences:
     def matrix(self) -> tuple[Floats, int]:
         """[votes, features], each scaled to a root mean square of 1, and how many of them are of the form.
 
-        Which words are in says nothing of who won: those by which most votes' two responses differ.
+        Of one vote at least. Which words are in says nothing of who won: those by which most votes' responses differ.
         """
-        form = np.array(self.form, float).reshape(len(self.form), -1)
+        form = np.array(self.form, float)
         row, word = np.array(self.row, np.int64), np.array(self.word, np.int64)
         known, number, counts = np.unique(word, return_inverse=True, return_counts=True)
         most = np.argsort(-counts, kind="stable")[:MOST_WORDS]
@@ -75,5 +75,5 @@ class Differences:
         kept = column[number] >= 0
         np.add.at(words, (row[kept], column[number[kept]]), np.array(self.sign, float)[kept])
         features = np.concatenate([form, words], axis=1)
-        scale = np.sqrt((features**2).mean(axis=0)) if len(features) else np.ones(features.shape[1])
+        scale = np.sqrt((features**2).mean(axis=0))
         return features / np.where(scale > 0, scale, 1.0), form.shape[1]

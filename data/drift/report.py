@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from data.annotators.tables import TIE, Floats
 from data.drift.permutation import Lots, difference_p, holm
 from data.drift.preferences import margins, surplus
-from data.drift.same_pairs import compare
+from data.drift.same_pairs import Answers, compare
 from data.drift.table import HABITS, BatchedVotes
+from rlhf.errors import ConfigError
 
-FEWEST = 20  # votes, and half as many prompts, on either side: below, there is no test
+FEWEST = 20  # votes, and half as many prompts, on either side: below, there is no test; see also same_pairs
 PERMUTATIONS, MOST_PERMUTATIONS = 2000, 200_000
 PREFERENCES, SAME_PAIRS = "preferences", "same pairs"
 MEASURES = (PREFERENCES, *HABITS, SAME_PAIRS)
@@ -33,7 +34,7 @@ MEANING = {
     "first shown wins": "of votes for one side whose order is known",
     "longer wins": "of votes for one side",
     "seconds": "geometric mean",
-    SAME_PAIRS: "equal ones of two votes on a pair: both before, or one before and one here",
+    SAME_PAIRS: "equal ones of two people's votes on a pair: on one side, or one before and one here",
 }
 
 Against = Literal["before", "others"]
@@ -106,11 +107,14 @@ class Drift:
 
 
 def drift_of(votes: BatchedVotes, options: Options) -> Drift:
-    """All batches but the first (against those before), or all of them (against all others)."""
+    """All batches but the first (against those before), or all of them (against all others).
+
+    Raises ConfigError where no test could reach the level, however much had changed.
+    """
     numbers = range(len(votes.names))
     first = 1 if options.against == "before" else 0
     # The least p that a test can give must lie well below the level, which all tests share.
-    most = PERMUTATIONS + math.ceil(4 * len(MEASURES) * len(votes.names) / options.level)
+    most = min(MOST_PERMUTATIONS, PERMUTATIONS + math.ceil(4 * len(MEASURES) * len(votes.names) / options.level))
     found: list[list[Change]] = []
     for number in numbers:
         after = votes.of(number)
@@ -118,8 +122,13 @@ def drift_of(votes: BatchedVotes, options: Options) -> Drift:
         if number < first:
             found.append(list(_alone(votes, after)))
         else:
-            found.append(list(_changes(votes, before, after, min(most, MOST_PERMUTATIONS), options.seed)))
+            found.append(list(_changes(votes, before, after, most, options.seed)))
     told = [(i, j) for i, changes in enumerate(found) for j, change in enumerate(changes) if change.p is not None]
+    if (least := len(told) / (most + 1)) >= options.level:
+        raise ConfigError(
+            f"--level={options.level:g}: {len(told)} tests of {most:,} permutations each cannot reach it; "
+            f"give one above {least:.2g}, or fewer batches"
+        )
     adjusted = holm([found[i][j].p or 0.0 for i, j in told])
     for (i, j), p in zip(told, adjusted, strict=True):
         found[i][j] = replace(found[i][j], adjusted=p, drifted=p < options.level)
@@ -160,11 +169,12 @@ def _changes(
         values = votes.habits[habit]
         if (after & ~np.isnan(values)).any():
             yield _change(votes, habit, values, (before, after), most, seed)
-    either = before | after
-    if found := compare(votes.pair[either], votes.answer[either], after[either], most, seed):
-        tested = found.p if len(found.between.count) >= FEWEST else None
+    either = np.flatnonzero(before | after)
+    either = either[np.argsort(votes.batch[either], kind="stable")]  # of earlier batches' votes the newest counts
+    answers = Answers(votes.pair[either], votes.annotator[either], votes.answer[either])
+    if found := compare(answers, after[either], most, seed):
         within = None if found.within is None else _share(found.within)
-        yield Change(SAME_PAIRS, within, _share(found.between), tested)
+        yield Change(SAME_PAIRS, within, _share(found.between), found.p)
 
 
 def _change(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.annotators.tables import FIRST, SECOND, TIE, Floats, Integers, key_of
+from data.annotators.tables import FIRST, SECOND, TIE, Floats, Integers, is_older, key_of
 from data.drift.batches import Batched
 from data.drift.features import Differences
 from data.drift.preferences import FOLDS, Features
+from rlhf.errors import DataError
 
 LEAST_SECONDS = 0.1
 # What is measured of single votes; nan where it says nothing of one, such as who wins of a tie.
@@ -46,7 +48,10 @@ class BatchedVotes:
 
 
 def gather(batched: Iterable[Batched]) -> BatchedVotes:
-    """The table, the newest of each named annotator on each pair of a batch."""
+    """The table, the newest of each named annotator on each pair of a batch: by time, or the one read last.
+
+    Raises DataError where there is no vote.
+    """
     names: dict[str, int] = {}
     prompts: dict[str, int] = {}
     annotators: dict[str, int] = {}
@@ -66,11 +71,15 @@ def gather(batched: Iterable[Batched]) -> BatchedVotes:
         text = vote.prompt.text
         answer = TIE if vote.tie else FIRST if first_is_chosen else SECOND
         fold = zlib.crc32(text.encode()) % FOLDS
+        counts = True
         if who >= 0:
-            if (before := newest.get((batch, pair, who))) is not None:
-                kept[before] = False
-            newest[batch, pair, who] = len(kept)
-        kept.append(True)
+            before = newest.get((batch, pair, who))
+            counts = before is None or not is_older(vote.time, measured[before][0])
+            if before is not None:
+                kept[before] = not counts
+            if counts:
+                newest[batch, pair, who] = len(kept)
+        kept.append(counts)
         rows.append((batch, prompts.setdefault(text, len(prompts)), pair, who, answer, fold))
         longer = len(vote.chosen) - len(vote.rejected)
         measured.append(
@@ -83,6 +92,8 @@ def gather(batched: Iterable[Batched]) -> BatchedVotes:
             )
         )
         differences.add(vote)
+    if not kept:
+        raise DataError("no votes; give files that hold some")
     keep = np.array(kept, bool)
     table = np.array(rows, np.int64).reshape(-1, 6)[keep]
     values = np.array(measured, float).reshape(-1, 5)[keep]
@@ -99,3 +110,23 @@ def gather(batched: Iterable[Batched]) -> BatchedVotes:
         features=Features(texts[keep], form, table[:, 5]),
         repeated=int((~keep).sum()),
     )
+
+
+def in_order(votes: BatchedVotes) -> BatchedVotes:
+    """The same votes with their batches by their earliest times, where all votes have one; else by their names.
+
+    By names as people read them: "week 2" is before "week 10".
+    """
+    earliest = np.zeros(len(votes.names))
+    if not np.isnan(votes.time).any():
+        earliest[:] = np.inf
+        np.minimum.at(earliest, votes.batch, votes.time)
+    order = sorted(range(len(votes.names)), key=lambda i: (earliest[i], _as_read(votes.names[i])))
+    place = np.argsort(order)
+    return replace(votes, names=tuple(votes.names[i] for i in order), batch=place[votes.batch])
+
+
+def _as_read(name: str) -> list[tuple[int, str]]:
+    """Texts and numbers in turn; of two numbers the one with more digits is greater."""
+    parts = [part.lstrip("0") if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
+    return [(i % 2 * len(part), part) for i, part in enumerate(parts)]

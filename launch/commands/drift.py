@@ -13,7 +13,7 @@ from rich.text import Text
 
 from data.drift.batches import by_field, by_time, of_files, read_batches, seconds_of
 from data.drift.report import MEANING, Batch, Change, Drift, Figure, Options, drift_of
-from data.drift.table import BatchedVotes, gather
+from data.drift.table import BatchedVotes, gather, in_order
 from data.progress import counted
 from data.records import BadRecord
 from launch.commands.data import source_of
@@ -29,7 +29,12 @@ DRIFTED = 3
 def drift(
     files: Annotated[list[str], typer.Argument(metavar="FILES…", help="A batch each, in order of time.")],
     batch_field: Annotated[
-        str | None, typer.Option("--batch-field", metavar="FIELD", help="Batches by a field of the records instead.")
+        str | None,
+        typer.Option(
+            "--batch-field",
+            metavar="FIELD",
+            help="Batches by a field of the records instead, in order of their first votes' times, or else of names.",
+        ),
     ] = None,
     every: Annotated[
         str | None, typer.Option("--every", metavar="TIME", help="Batches of so much time instead: 12h, 7d, 2w.")
@@ -74,8 +79,9 @@ def drift(
     votes = _read(files, form, data_directory, (batch_field, seconds), bad)
     check_bad(bad, drop_bad)
     if len(votes.names) < 2:
-        batches = f"one batch ({votes.names[0]})" if votes.names else "no votes"
-        raise DataError(f"{batches}: nothing to compare; give more files, or say --batch-field or --every")
+        raise DataError(
+            f"one batch ({votes.names[0]}): nothing to compare; give more files, or say --batch-field or --every"
+        )
     found = drift_of(votes, Options(against, level, seed))  # type: ignore[arg-type]
     if picture is not None:
         from data.drift.picture import draw_drift
@@ -99,7 +105,7 @@ def _read(
     batches = of_files(files, source, DataConfig(directory=directory))
     batched = counted(read_batches(batches, lambda _, record: bad.append(record)), "reading votes")
     if field is not None:
-        return gather(by_field(batched, field))
+        return in_order(gather(by_field(batched, field)))
     return gather(batched if seconds is None else by_time(batched, seconds))
 
 
