@@ -44,7 +44,7 @@ def test_both_nodes_are_in_one_table(cluster: SSHCluster, tmp_path: Path) -> Non
 ABSENT = "10.77.0.9"  # no machine has it
 CANNOT = {
     "no package": (
-        "export PYTHONPATH=; cd {folder}",
+        "export PYTHONPATH={folder}/without",
         "nodes",
         r"{host}: .*No module named .*; rlhf has to be there as",
     ),
@@ -61,6 +61,9 @@ def test_a_host_that_cannot_is_a_line_and_the_other_one_goes_on(
     old = tmp_path / "rlhf-0.0.1.dist-info" / "METADATA"
     old.parent.mkdir()
     old.write_text("Metadata-Version: 2.1\nName: rlhf\nVersion: 0.0.1\n")
+    without = tmp_path / "without" / "launch" / "__init__.py"  # in the way of the one that is installed
+    without.parent.mkdir(parents=True)
+    without.touch()
     command, check, said = CANNOT[fault]
     # Of the second node alone, behind the site's environment, which its commands come before.
     there = f'[ "$(hostname)" != node-2 ] || {{ {command.format(folder=tmp_path, root=ROOT)}; }}'

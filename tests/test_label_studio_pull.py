@@ -111,6 +111,7 @@ def as_voted(entry: Entry, person: Person, choice: str) -> Comparison:
         annotator=person.number,
         chosen_shown_first=choice != "B",
         seconds=4.5,
+        kind=entry.pair.kind,
     )
 
 
