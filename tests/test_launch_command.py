@@ -83,6 +83,8 @@ def test_a_host_that_cannot_be_reached_is_a_line_and_leaves_nothing(tmp_path: Pa
         (["--on", "torchrun", "--processes", "1", "--hosts", "no"], "--hosts=no: cannot be read"),
         (["--hosts", "hosts"], "--hosts=hosts: local reaches no hosts; leave it out, or use --on torchrun"),
         (["--hours", "2"], "--hours=2.0: local has no use for it; leave it out"),
+        (["--generators", "2"], "--generators=2: local starts no servers; use --on torchrun, on this machine too"),
+        (["--reward-server", "python s.py"], "--reward-server=python s.py: local starts no servers; use --on torchrun"),
         (["--on", "torchrun", "--processes", "1", "--memory", "64"], "--memory=64: torchrun has no use for it"),
         (["--site", "no.yaml"], "site no.yaml: cannot be read"),
         (["--on", "torchrun", "--processes", "5"], "sft.batch_size=32"),

@@ -104,7 +104,9 @@ def launch(
     stages = Selection(first, last).stages
     if hosts and on not in BY_SSH:
         raise ConfigError(f"--hosts={hosts}: {on} reaches no hosts; leave it out, or use --on torchrun")
-    require_meaning(on, {"--retries": retries, "--hours": hours, "--cpus": cpus, "--memory": memory})
+    limits = {"--retries": retries, "--hours": hours, "--cpus": cpus, "--memory": memory}
+    servers = {"--generators": generators, "--reward-server": reward_server}
+    require_meaning(on, {name: value for name, value in {**limits, **servers}.items() if value is not None})
     wanted = Wanted(
         stages=tuple(stages),
         nodes=nodes,
@@ -166,8 +168,14 @@ def require_meaning(on: str, given: Mapping[str, object]) -> None:
     problems = [
         f"{option}={given[option]}: {on} has no use for it; leave it out"
         for option in without.get(on, ())
-        if given[option] is not None
+        if option in given
     ]
+    if on == "local":
+        problems += [
+            f"{option}={given[option]}: {on} starts no servers; use --on torchrun, on this machine too"
+            for option in ("--generators", "--reward-server")
+            if option in given
+        ]
     if problems:
         raise ConfigError(*problems)
 
