@@ -37,7 +37,10 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
     signals = Signals()
     signals.install()
     quiet_libraries()
-    if not several():  # TRL refuses to train in one process that sees several GPUs
+    if not several():
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)  # libraries take a single process that has a rank for one of several
+        # TRL refuses to train in one process that sees several GPUs.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     code = 0
     try:
