@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -82,10 +83,13 @@ class Network:
         return [int(pid) for pid in _ip("netns", "pids", node.namespace).split() if _runs(int(pid))]
 
     def kill(self, node: Node) -> None:
-        """SIGKILL to all that runs on a node."""
-        for pid in self.processes(node):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """SIGKILL to all that runs on a node, until nothing does: a port is free once who held it is gone."""
+        deadline = time.monotonic() + 30
+        while (left := self.processes(node)) and time.monotonic() < deadline:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
 
     def start(self, node: Node, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """A command on a node, under its host name."""
