@@ -51,6 +51,14 @@ def test_the_newest_vote_of_a_name_counts_and_every_one_without() -> None:
     assert first_wins(table, majority(table), "a", votes) == pytest.approx(2 / 3)
 
 
+def test_the_newest_vote_is_the_one_that_was_cast_last_in_whatever_order_they_are_read() -> None:
+    votes = [replace(said("b", "a"), time=2.0), replace(said("a", "b"), time=1.0)]
+    for read in (votes, votes[::-1]):
+        table = tabulate(read)
+        assert (table.repeated, len(table.pair)) == (1, 1)
+        assert first_wins(table, majority(table), "b", read) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_depends_on_which_response_is_called_chosen(method: str) -> None:
     """Relabelling all texts turns their hashes, and so which is first, over: the consensus stays."""

@@ -59,9 +59,10 @@ class _Numbers(dict[bytes | str, int]):
 
 
 def tabulate(votes: Iterable[Comparison]) -> VoteTable:
-    """The table of votes, the newest of each named annotator on each pair; order of `votes` is the order in time."""
+    """The table of votes, the newest of each named annotator on each pair: by time, or the last where one has none."""
     pairs, responses, names = _Numbers(), _Numbers(), _Numbers()
     rows: dict[tuple[int, int, int], tuple[int, bool, float]] = {}
+    times: dict[tuple[int, int, int], float | None] = {}
     ends: list[tuple[int, int]] = []
     origins: list[tuple[int, bool]] = []
     repeated = 0
@@ -75,7 +76,11 @@ def tabulate(votes: Iterable[Comparison]) -> VoteTable:
             origins.append((number, first_is_chosen))
         annotator = names.of(UNNAMED if vote.annotator is None else vote.annotator)
         row = pair, annotator, number if vote.annotator is None else -1
-        repeated += rows.pop(row, None) is not None
+        repeated += row in rows
+        if row in rows and is_older(vote.time, times[row]):
+            continue
+        rows.pop(row, None)
+        times[row] = vote.time
         answer = TIE if vote.tie else FIRST if first_is_chosen else SECOND
         # Where the order was not recorded the first response, which a hash picks, counts as the one shown first.
         turned = vote.chosen_shown_first is not None and vote.chosen_shown_first != first_is_chosen
