@@ -207,6 +207,13 @@ def test_what_a_classifier_raises_is_one_line(last_token: Path, tmp_path: Path) 
     assert len(told.value.problems) == 1 and "\n" not in told.value.problems[0]
 
 
+def test_scores_that_are_not_finite_flag_nothing_and_are_one_line(last_token: Path) -> None:
+    judge = Classifier(ClassifierConfig(path=str(last_token), labels=["rude"]), None)
+    judge.model.score.weight.data.fill_(float("nan"))
+    with pytest.raises(ArtifactError, match="its scores are not finite"):
+        judge(["w1 w2"])
+
+
 def test_the_command_takes_both(classifier: Path, tmp_path: Path) -> None:
     votes = sound(60)
     votes[3]["chosen"] += " zog"

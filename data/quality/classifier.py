@@ -80,6 +80,8 @@ class Classifier:
             ) from error
         probabilities = logits.sigmoid() if self.each_by_itself else logits.softmax(dim=1)
         found: Tensor = probabilities[:, self.labels].cpu()
+        if not found.isfinite().all():  # else it would be under no threshold, and flag every text
+            raise ArtifactError(f"classifier {self.path}: its scores are not finite; mend its model")
         return found
 
 
