@@ -100,6 +100,8 @@ def main() -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # who started this says so
+        return 130
     return 0
 
 

@@ -181,6 +181,7 @@ def main() -> int:
             print(f"error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     if options.json:
         print(json.dumps(found.figures(options.output), indent=2))
