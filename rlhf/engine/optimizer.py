@@ -34,7 +34,7 @@ class OptimizerOptions:
     def build(self, parameters: Iterable[nn.Parameter]) -> tuple[torch.optim.AdamW, LambdaLR]:
         """The optimizer of some parameters, and its schedule."""
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95)
+            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95), fused=True
         )
         return optimizer, LambdaLR(optimizer, self.share)
 
