@@ -24,6 +24,9 @@ from stages.signals import RECEIVED, RESUMABLE, STOP
 
 BAD_INPUT = 2  # the exit code of a stage whose user can mend what is wrong
 SMI_SECONDS = 30.0  # nvidia-smi takes some on a node of many GPUs that nobody uses
+# How threads of the CPU wait for one another: asleep, so that those that spin hold up no machine with more processes
+# than cores; but not before some ten microseconds have passed, for between two small products less do.
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 AFTER_END_SECONDS = 5.0  # what the others get to end by themselves once one process of a stage has ended badly
 
 
@@ -69,7 +72,8 @@ def stage_environment(processes: int) -> dict[str, str]:
     # `data` and `launch` are common names: a folder of that name in the working directory must not win.
     environment["PYTHONSAFEPATH"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    environment.setdefault("OMP_WAIT_POLICY", "passive")
+    if environment.setdefault("OMP_WAIT_POLICY", WAITING["OMP_WAIT_POLICY"]).lower() == "passive":
+        environment.setdefault("GOMP_SPINCOUNT", WAITING["GOMP_SPINCOUNT"])
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     return environment
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from launch.clusters.hosts import Host
 from launch.clusters.job import JobSpec, Role, RunSpec
 from launch.clusters.site import Site
+from launch.local import WAITING
 from rlhf.config import Recipe
 from rlhf.errors import ConfigError
 from rlhf.recipe import resolved_yaml
@@ -22,7 +23,7 @@ GENERATOR_PORT = 8000
 ADDRESSES = "ppo.generation.server.addresses"
 COLOCATED = "colocated"
 # What no working folder, and no thread that spins while it waits, is to spoil.
-ENVIRONMENT = {"PYTHONSAFEPATH": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {"PYTHONSAFEPATH": "1", **WAITING, "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
