@@ -22,10 +22,13 @@ from rlhf.errors import ArtifactError, RLHFError
 from rlhf.references import kind_of
 from rlhf.store.artifact import Artifact, find_artifact, write_text
 from rlhf.tokenization import load_tokenization
+from rlhf.tracking.console import counter
 from rlhf.types import Completion, Reward
 from stages.command import quiet_libraries
 from stages.rewards import named_reward, trained_model
 from stages.targets import safe_recipe
+
+AT_ONCE = 256  # responses that a reward model is asked about together
 
 
 def reward_of(run: Path) -> Reward:
@@ -67,7 +70,14 @@ def opinions(asked: Sequence[Answered], rewards: Sequence[Path], output: Path) -
     completions = [
         Completion(prompt, answer.text, (), (), answer.finished) for prompt, answers, _ in asked for answer in answers
     ]
-    scores = [reward_of(each)(completions).tolist() for each in rewards]
+    scores = []
+    with counter("scoring", len(rewards) * len(completions)) as done:
+        for each in rewards:
+            reward, own = reward_of(each), []
+            for begin in range(0, len(completions), AT_ONCE):
+                own += reward(part := completions[begin : begin + AT_ONCE]).tolist()
+                done(len(part))
+            scores.append(own)
     of_each = iter(zip(*scores, strict=True))
     lines = []
     for prompt, answers, kind in asked:

@@ -25,6 +25,7 @@ from rlhf.config import Recipe
 from rlhf.errors import ArtifactError, ConfigError, DataError, RLHFError
 from rlhf.models import context_of
 from rlhf.store.artifact import write_text
+from rlhf.tracking.console import counter
 from rlhf.types import Completion, Prompt
 from stages.chat import scoring_of
 from stages.command import quiet_libraries
@@ -101,7 +102,11 @@ def responses(options: argparse.Namespace) -> Sampled:
             f"context of {room + recipe.ppo.generation.max_new_tokens} tokens; give shorter prompts"
         )
     rows = [prompts[place] for place in chosen]
-    completions = sample(speaker.policy, speaker.tokenization, recipe, rows * options.responses, options.seed)
+    asked = rows * options.responses
+    with counter("sampling", len(asked)) as done:
+        completions = sample(
+            speaker.policy, speaker.tokenization, recipe, asked, options.seed, ended=lambda *_: done(1)
+        )
     scoring = scoring_of([unscaled(target)], options.reward, lambda line: print(line, file=sys.stderr))
     scores = scoring.scores(speaker, completions) if scoring else None
     records = []

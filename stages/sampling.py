@@ -12,7 +12,7 @@ from rlhf.generation.native import NativeGenerator
 from rlhf.models import is_quantized
 from rlhf.ppo.experience import complete
 from rlhf.tokenization import Tokenization
-from rlhf.types import Completion, Generator, Prompt
+from rlhf.types import Completion, Ended, Generator, Prompt
 
 
 def native_generator(policy: nn.Module, tokenization: Tokenization, recipe: Recipe) -> NativeGenerator:
@@ -42,16 +42,25 @@ def rollout_generator(policy: nn.Module, tokenization: Tokenization, recipe: Rec
 
 
 def sample(
-    policy: nn.Module, tokenization: Tokenization, recipe: Recipe, prompts: Sequence[Prompt], seed: int | None = None
+    policy: nn.Module,
+    tokenization: Tokenization,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    seed: int | None = None,
+    ended: Ended | None = None,
 ) -> list[Completion]:
-    """One response to each prompt, on every rank; the noise depends on the seed (the recipe's) and the row alone."""
+    """One response to each prompt, on every rank; the noise depends on the seed (the recipe's) and the row alone.
+
+    ended: is told of each of this rank's as it ends.
+    """
     generator = native_generator(policy, tokenization, recipe)
     rows = range(rank(), len(prompts), world_size())
     found: list[tuple[int, Completion]] = []
     if len(rows):
         asked = [prompts[row] for row in rows]
         tokens = [tokenization.prompt(prompt) for prompt in asked]
-        sampled = generator.sample(tokens, rows, seed=recipe.seed if seed is None else seed, step=0)
+        noise = recipe.seed if seed is None else seed
+        sampled = generator.sample(tokens, rows, seed=noise, step=0, ended=ended)
         found = list(zip(rows, complete(asked, tokens, tokenization, sampled), strict=True))
     # Every rank must see the very same responses, so each takes over what the others sampled.
     return [completion for _, completion in sorted(sum(gather_objects(found), []), key=lambda row: row[0])]

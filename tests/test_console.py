@@ -11,7 +11,7 @@ from rich.progress import Progress
 from running import rlhf
 
 from rlhf.distributed import counted
-from rlhf.tracking.console import columns, shown
+from rlhf.tracking.console import columns, counter, shown
 
 
 @pytest.mark.parametrize(("width", "bar"), [(80, False), (140, True)])
@@ -32,6 +32,21 @@ def test_in_a_narrow_terminal_the_bar_gives_way_to_times_and_figures(width: int,
 def test_rounding_is_no_kl() -> None:
     assert shown({"scores": 1e-7, "kl": -1.27e-07}) == "scores 1e-07  kl 0"
     assert shown({"objective/kl": 2e-3}) == "objective/kl 0.002"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_count_shows_on_terminals_and_is_gone_behind_the_end(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_INTERACTIVE", str(int(terminal)))
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
+    with counter("sampling", 12) as done:
+        for _ in range(3):
+            done(4)
+    found = capfd.readouterr()
+    assert ("12/12" in found.err) is terminal and not found.out
+    if terminal:
+        assert found.err.rpartition("12/12")[2].count("\x1b[2K")  # the line is erased
 
 
 def test_processes_are_counted_in_words() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -90,3 +91,13 @@ class StageProgress:
             self.console.print(
                 f"{self.title} {step}/{self.total}  left {left:.0f} s  {line}", highlight=False, soft_wrap=True
             )
+
+
+@contextmanager
+def counter(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """What tells a bar on stderr how many more are done; it is gone behind the end, and shows on terminals alone."""
+    console = Console(stderr=True)
+    bar = Progress(*columns(console.width), console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(title, total=total, figures="")
+    with bar:
+        yield lambda more: bar.advance(task, more)
