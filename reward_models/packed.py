@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rlhf.adapters import is_adapted
-from rlhf.packing import Packing, pack, packs, unmasked
+from rlhf.packing import Packing, packed_inputs, packs
 
 
 def take_packed(model: nn.Module) -> bool:
@@ -70,10 +70,5 @@ def row_of(sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
 def scores_of_row(model: nn.Module, row: dict[str, Any]) -> Any:
     """A model's output for what `row_of` made, in the order in which it was given; differentiable."""
     device = row["input_ids"].device
-    return model(
-        input_ids=row["input_ids"],
-        position_ids=row["position_ids"],
-        attention_mask=unmasked(device),
-        packing=pack(row["lengths"], device),
-        ends=row["ends"],
-    )
+    asked = packed_inputs(row["input_ids"][0], row["position_ids"][0], row["lengths"], device)
+    return model(**asked, ends=row["ends"])

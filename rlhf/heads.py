@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 from rlhf.adapters import is_adapted
 from rlhf.batching import position_ids
 from rlhf.errors import ArtifactError
-from rlhf.packing import pack, packs, unmasked
+from rlhf.packing import packed_inputs, packs
 from rlhf.pretrained import tensor_named
 from rlhf.store.weights import FOREIGN_HEADS
 
@@ -92,13 +92,8 @@ def sequence_scores(
     positions = position_ids(attention_mask)
     if packs(model):
         lengths = attention_mask.sum(-1)
-        found = trunk(
-            input_ids=tokens[attention_mask][None].to(device),
-            position_ids=positions[attention_mask][None].to(device),
-            attention_mask=unmasked(device),
-            packing=pack(lengths.tolist(), device),
-            use_cache=False,
-        )
+        row = packed_inputs(tokens[attention_mask], positions[attention_mask], lengths.tolist(), device)
+        found = trunk(**row, use_cache=False)
         ends = found.last_hidden_state[0, (lengths.cumsum(0) - 1).to(device)]
     else:
         known = inspect.signature(trunk.forward).parameters

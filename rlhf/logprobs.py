@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.batching import position_ids
-from rlhf.packing import pack, packs, unmasked
+from rlhf.packing import packed_inputs, packs
 from rlhf.sharding import device_of
 from rlhf.token_head import Asked, TokenHead, asking
 from rlhf.trunk import PolicyWithValueHead
@@ -69,13 +69,9 @@ def forward_of(model: nn.Module, tokens: Tensor, attention_mask: Tensor, respons
         return Forward(_moved(arguments, device), tokens[:, -response_length:].to(device), shape=shape)
     places = attention_mask.flatten().cumsum(0).sub(1).view_as(attention_mask)
     real = attention_mask[:, -response_length:]
-    arguments = {"input_ids": tokens[attention_mask][None], "position_ids": positions[attention_mask][None]}
+    lengths = attention_mask.sum(-1).tolist()
     return Forward(
-        {
-            **_moved(arguments, device),
-            "attention_mask": unmasked(device),
-            "packing": pack(attention_mask.sum(-1).tolist(), device),
-        },
+        packed_inputs(tokens[attention_mask], positions[attention_mask], lengths, device),
         tokens[:, -response_length:][real][None].to(device, non_blocking=True),
         (places[:, -response_length:][real] - 1).to(device, non_blocking=True),
         real.flatten().nonzero().squeeze(-1).to(device, non_blocking=True),
@@ -124,8 +120,7 @@ def row_logprobs(model: nn.Module, row: dict[str, Any], wrapped: nn.Module | Non
     states [learned]. wrapped: what is called in place of the model, such as DDP around it.
     """
     device = row["input_ids"].device
-    arguments = {"input_ids": row["input_ids"], "position_ids": row["position_ids"]}
-    arguments |= {"attention_mask": unmasked(device), "packing": pack(row["lengths"], device)}
+    arguments = packed_inputs(row["input_ids"][0], row["position_ids"][0], row["lengths"], device)
     forward = Forward(arguments, row["targets"][None], row["states"])
     with _asked(model, forward, 1.0, False) as answers:
         output = (model if wrapped is None else wrapped)(

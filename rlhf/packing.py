@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhf.products import by_onednn, fillers
 from rlhf.shapes import ARCHITECTURES
 from rlhf.token_head import head_of_tokens
 
 ATTENTION, BY_FLASH = "rlhf_packed", "rlhf_packed_2"  # a name with "flash" in it would have transformers' own ways
 NAMES = {"sdpa": ATTENTION, "flash_attention_2": BY_FLASH}  # of model.attention
 LARGEST_HEAD = 256  # of the kernel for variable lengths, which also wants multiples of 8
+WIDE = 256  # tokens from which attention on CPUs is faster in bfloat16 than in float32
 SIMILAR = 0.75  # the shortest sequence of a block, in lengths of its longest
 
 
@@ -48,9 +50,10 @@ class Packing:
     starts: Tensor  # [sequences + 1] int32: the first token of each, and the number of all tokens
     longest: int
     blocks: tuple[Block, ...]
+    added: int = 0  # rows behind the last sequence that are none
 
 
-def pack(lengths: list[int], device: torch.device) -> Packing:
+def pack(lengths: list[int], device: torch.device, added: int = 0) -> Packing:
     """The packing of sequences of so many tokens each, in this order; neighbours should be of similar length."""
     bounds = [0]
     for length in lengths:
@@ -63,7 +66,7 @@ def pack(lengths: list[int], device: torch.device) -> Packing:
             first.append(i)
             shortest = longest = length
     blocks = (_block(bounds[a : b + 1], device) for a, b in pairwise([*first, len(lengths)]))
-    return Packing(starts, max(lengths), tuple(blocks))
+    return Packing(starts, max(lengths), tuple(blocks), added)
 
 
 def _block(bounds: list[int], device: torch.device) -> Block:
@@ -147,20 +150,30 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing, by_flash: bool = False
 ) -> Tensor:
     """See `attention`; by_flash: with flash-attn's kernel in place of torch's, where there is one."""
+    kind = query.dtype
     if torch.is_autocast_enabled(query.device.type):  # rotary positions come in float32, values in autocast's dtype
         kind = torch.get_autocast_dtype(query.device.type)
+    if has_kernel(query, kind):
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
-    if has_kernel(query):
         return (_by_flash if by_flash else _by_torch)(query, key, value, scaling, packing)
     repeats = query.shape[1] // key.shape[1]
     rows = [part.transpose(1, 2)[0] for part in (query, repeat_kv(key, repeats), repeat_kv(value, repeats))]
     parts = []
     for block in packing.blocks:
-        asking, keys, values = (_blocked(row[block.begin : block.end], block) for row in rows)
-        seen = scaled_dot_product_attention(asking, keys, values, is_causal=True, scale=scaling)
-        seen = seen.transpose(1, 2).flatten(0, 1)
+        computed = kind_of_attention(kind, query.device, block.width)
+        asking, keys, values = (_blocked(row[block.begin : block.end].to(computed), block) for row in rows)
+        with torch.autocast(query.device.type, enabled=False):  # which would round again
+            seen = scaled_dot_product_attention(asking, keys, values, is_causal=True, scale=scaling)
+        seen = seen.transpose(1, 2).flatten(0, 1).to(kind)
         parts.append(seen if block.back is None else _Return.apply(seen, block.back))  # type: ignore[no-untyped-call]
+    if packing.added:
+        parts.append(parts[0].new_zeros(packing.added, *parts[0].shape[1:]))
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
+
+
+def kind_of_attention(kind: torch.dtype, device: torch.device, width: int) -> torch.dtype:
+    """What attention over so many tokens computes in: up to some width bfloat16 is the slower one on CPUs."""
+    return torch.float32 if device.type == "cpu" and kind == torch.bfloat16 and width < WIDE else kind
 
 
 def _blocked(part: Tensor, block: Block) -> Tensor:
@@ -170,9 +183,9 @@ def _blocked(part: Tensor, block: Block) -> Tensor:
     return part.reshape(block.count, block.width, *part.shape[1:]).transpose(1, 2)
 
 
-def has_kernel(query: Tensor) -> bool:
-    """Whether a kernel for variable lengths takes queries [..., width] as they are, where they are."""
-    narrow = query.dtype in (torch.float16, torch.bfloat16)
+def has_kernel(query: Tensor, kind: torch.dtype) -> bool:
+    """Whether a kernel for variable lengths takes queries [..., width] of that dtype, where they are."""
+    narrow = kind in (torch.float16, torch.bfloat16)
     return query.is_cuda and narrow and query.shape[-1] % 8 == 0 and query.shape[-1] <= LARGEST_HEAD
 
 
@@ -200,6 +213,20 @@ def _by_torch(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, 
     return result
 
 
+def packed_inputs(tokens: Tensor, positions: Tensor, lengths: list[int], device: torch.device) -> dict[str, Any]:
+    """What a model that packs is called with, for sequences in a row: tokens, positions [tokens].
+
+    On CPUs rows stand behind them of which nobody asks anything: see `rlhf.products.fillers`.
+    """
+    added = fillers(len(tokens), device)
+    return {
+        "input_ids": pad(tokens, (0, added))[None].to(device, non_blocking=True),
+        "position_ids": pad(positions, (0, added))[None].to(device, non_blocking=True),
+        "attention_mask": unmasked(device),
+        "packing": pack(lengths, device, added),
+    }
+
+
 def unmasked(device: torch.device) -> Tensor:
     """What a packed forward gives as its mask: of four dimensions, which transformers hands on as it is, and unread.
 
@@ -209,7 +236,11 @@ def unmasked(device: torch.device) -> Tensor:
 
 
 def accept(model: Any) -> None:
-    """Have a causal model take packed sequences, if its architecture can and it computes by an attention in NAMES."""
+    """Have a causal model take packed sequences, if its architecture can and it computes by an attention in NAMES.
+
+    On CPUs its products become oneDNN's, whatever it can.
+    """
+    by_onednn(model)
     config = model.config
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     own = config._attn_implementation
@@ -227,4 +258,4 @@ def packs(model: Any) -> bool:
     return getattr(config, "_attn_implementation", None) in NAMES.values()
 
 
-__all__ = ["ARCHITECTURES", "ATTENTION", "Packing", "accept", "attend", "pack", "packs", "unmasked"]
+__all__ = ["ARCHITECTURES", "ATTENTION", "Packing", "accept", "attend", "pack", "packed_inputs", "packs", "unmasked"]

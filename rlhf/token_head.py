@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import pad
 
+from rlhf.products import GRAIN, Linear, fillers, input_gradient, linear, weight_gradient
 from rlhf.shapes import AT_ONCE
 
 
@@ -28,13 +29,15 @@ class Asked:
     entropy_gradient: bool  # whether the entropy is to be trained, too
 
 
-class TokenHead(nn.Linear):
+class TokenHead(Linear):
     """A linear head that answers, while it is asked, [..., tokens, 2] log-probs and entropies in place of logits."""
 
     asked: Asked | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary], or what is asked; hidden [..., tokens, width]."""
+        if self.asked is None:
+            return super().forward(hidden)
         return self.answer(hidden, self.weight, self.bias)
 
     def answer(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,14 +48,17 @@ class TokenHead(nn.Linear):
         if torch.is_autocast_enabled(hidden.device.type):
             kind = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight, bias = hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
-        found: Tensor = _Figures.apply(hidden.flatten(0, -2), weight, bias, asked)  # type: ignore[no-untyped-call]
-        return found.view(*hidden.shape[:-1], 2)
+        rows = hidden.flatten(0, -2)
+        if added := fillers(len(rows), rows.device):
+            rows, asked = pad(rows, (0, 0, 0, added)), replace(asked, targets=pad(asked.targets, (0, added)))
+        found: Tensor = _Figures.apply(rows, weight, bias, asked)  # type: ignore[no-untyped-call]
+        return found[: len(rows) - added].view(*hidden.shape[:-1], 2)
 
 
 def head_of_tokens(model: Any) -> TokenHead | None:
     """A causal model's head, able to answer; None where it is no plain linear layer."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear:
+    if type(head) in (nn.Linear, Linear):
         head.__class__ = TokenHead  # in place, so that whoever shares its weights or wraps it goes on to
     return head if isinstance(head, TokenHead) else None
 
@@ -73,6 +79,7 @@ class _Figures(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, asked: Asked) -> Tensor:
         size = max(1, AT_ONCE // weight.shape[0])
+        size -= size % GRAIN if size > GRAIN else 0
         parts, logits = [], None
         with torch.autocast(hidden.device.type, enabled=False):
             for rows, targets in zip(torch.split(hidden, size), torch.split(asked.targets, size), strict=True):
@@ -91,7 +98,8 @@ class _Figures(torch.autograd.Function):
         wanted = context.needs_input_grad
         of_hidden = torch.empty_like(hidden) if wanted[0] else None
         wide = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
-        of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        at_once = 0 < len(hidden) <= size
+        of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] and not at_once else None
         of_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None
         with torch.autocast(hidden.device.type, enabled=False):
             for begin in range(0, len(hidden), size):
@@ -102,8 +110,10 @@ class _Figures(torch.autograd.Function):
                 gradient = gradient_of(logits, all_targets[part], found[part], upstream, asked.entropy_gradient)
                 gradient = gradient.to(weight.dtype)
                 if of_hidden is not None:
-                    of_hidden[part] = gradient @ weight
-                if of_weight is not None and of_weight.dtype == gradient.dtype:
+                    of_hidden[part] = input_gradient(gradient, weight)
+                if wanted[1] and at_once:
+                    of_weight = weight_gradient(gradient, rows).to(wide)
+                elif of_weight is not None and of_weight.dtype == gradient.dtype:
                     of_weight.addmm_(gradient.T, rows)
                 elif of_weight is not None:
                     of_weight += gradient.T @ rows

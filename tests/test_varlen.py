@@ -51,7 +51,8 @@ class Kernel:
         setattr(flash, "flash_attn_varlen_func", self.by_flash if name == "flash" else None)  # noqa: B010
         monkeypatch.setitem(sys.modules, "flash_attn", flash)
         monkeypatch.setattr(varlen, "varlen_attn", self.by_torch if name == "torch" else None)
-        monkeypatch.setattr(packing, "has_kernel", lambda query: True)
+        monkeypatch.setattr(packing, "has_kernel", lambda query, kind: True)
+        monkeypatch.setattr(packing, "fillers", lambda *_: 0)  # as where there are kernels
 
     def by_flash(
         self,
@@ -159,4 +160,4 @@ def test_a_padded_call_is_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_gpu_there_is_no_kernel() -> None:
-    assert not packing.has_kernel(torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16))
+    assert not packing.has_kernel(torch.zeros(1, 2, 3, 64), torch.bfloat16)

@@ -27,11 +27,12 @@ def choose(logits: Tensor, noise: Tensor, top_p: float = 1.0) -> Choice:
     largest = logits.amax(-1, keepdim=True)
     weights = (logits - largest).exp_()
     kept = _nucleus(weights, top_p) if top_p < 1.0 else weights
-    tokens = _invert(kept, noise)
     # Sums of the vocabulary's length are float32's of parts, added up in float64.
-    total = _sums(weights).sum(-1)
+    sums = _sums(kept)
+    tokens = _invert(kept, sums, noise)
+    total = (sums if top_p >= 1.0 else _sums(weights)).sum(-1)
     chosen = logits.gather(-1, tokens[:, None]).squeeze(-1) - largest.squeeze(-1)
-    log_kept = torch.zeros_like(chosen) if top_p >= 1.0 else (_sums(kept).sum(-1) / total).log().float()
+    log_kept = torch.zeros_like(chosen) if top_p >= 1.0 else (sums.sum(-1) / total).log().float()
     return Choice(tokens, (chosen.double() - total.log()).float(), log_kept)
 
 
@@ -42,9 +43,9 @@ def _sums(weights: Tensor) -> Tensor:
     return torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True).double()], dim=-1)
 
 
-def _invert(weights: Tensor, noise: Tensor) -> Tensor:
+def _invert(weights: Tensor, sums: Tensor, noise: Tensor) -> Tensor:
     """The first token [batch] whose cumulative weight exceeds noise times the sum: first its part, then within it."""
-    cumulative = _sums(weights).cumsum(-1)
+    cumulative = sums.cumsum(-1)
     target = noise[:, None] * cumulative[:, -1:]
     # right=True steps over what has no weight, whose cumulative value equals its neighbour's.
     part = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)

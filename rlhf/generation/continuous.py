@@ -9,24 +9,31 @@ import torch
 from torch import Tensor
 
 from rlhf.distributed import global_max
+from rlhf.generation.decoder import Decoder
 from rlhf.generation.draft import Draft
 from rlhf.generation.slots import Slots, Turn, additive_mask
 from rlhf.generation.together import accompany
-from rlhf.packing import pack, unmasked
+from rlhf.packing import kind_of_attention, pack, unmasked
 from rlhf.shapes import PROMPT_TOKENS
 
 
-def decode_continuously(policy: Any, draft: Draft, lockstep: bool) -> None:
-    """Sample all responses; lockstep: with as many forwards as the rank that needs most."""
+def decode_continuously(policy: Any, draft: Draft, lockstep: bool, decoder: Decoder | None = None) -> None:
+    """Sample all responses; lockstep: with as many forwards as the rank that needs most.
+
+    decoder: what reads in place of the policy.
+    """
     kind = next(policy.parameters()).dtype
     if torch.is_autocast_enabled(draft.device.type):
-        kind = torch.get_autocast_dtype(draft.device.type)
+        kind = kind_of_attention(torch.get_autocast_dtype(draft.device.type), draft.device, width=1)
     queue, mask = Queue(draft, kind), unmasked(draft.device)
     while global_max(queue.left) if lockstep else queue.left:
         if not queue.left:
             accompany(policy, draft)
             continue
         tokens, positions, last = queue.next()
+        if decoder is not None:
+            queue.take(decoder(tokens, positions, queue.slots, last))
+            continue
         output = policy(
             input_ids=tokens[None],
             position_ids=positions[None],

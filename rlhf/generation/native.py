@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlhf.config import GenerationConfig
 from rlhf.generation.continuous import decode_continuously
+from rlhf.generation.decoder import decoder_of
 from rlhf.generation.draft import Draft
 from rlhf.generation.noise import uniforms
 from rlhf.generation.together import decode_together
 from rlhf.lockstep import in_lockstep
 from rlhf.packing import packs
+from rlhf.products import packed
 from rlhf.sharding import device_of, gathered, is_sharded
 from rlhf.types import Ended, Sampled
 
@@ -68,13 +71,20 @@ class NativeGenerator:
                 self.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=not self.lockstep
             ),  # see `rlhf.sharding.autocast`; gathered for many tokens, weights are worth a copy
         ):
-            if packs(self.policy):
-                decode_continuously(self.policy, draft, self.lockstep)
-            else:
-                for chunk in self._chunks(prompts):
-                    decode_together(self.policy, draft, chunk, self.lockstep)
+            self._decode(draft, prompts)
         self.policy.train(training)
         return draft.sampled()
+
+    def _decode(self, draft: Draft, prompts: Sequence[Sequence[int]]) -> None:
+        policy: Any = self.policy
+        decoder = decoder_of(policy, self.bfloat16) if packs(policy) and not self.lockstep else None
+        by_modules = policy if decoder is None else policy.get_output_embeddings()
+        with nullcontext() if self.lockstep else packed(by_modules, self.bfloat16):
+            if packs(policy):
+                decode_continuously(policy, draft, self.lockstep, decoder)
+            else:
+                for chunk in self._chunks(prompts):
+                    decode_together(policy, draft, chunk, self.lockstep)
 
     def _chunks(self, prompts: Sequence[Sequence[int]]) -> list[list[int] | None]:
         """Rows that are decoded together, of similar prompts."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -50,8 +51,7 @@ class Slots:
         query, key, value = (part.to(self.kind) for part in (query, key, value))
         if layer not in self.memory:
             shape = (self.slots * self.capacity, key.shape[1], key.shape[3])
-            # Zeros: what is behind a sequence's end counts nothing, but 0 times what is not finite would.
-            self.memory[layer] = key.new_zeros(shape), value.new_zeros(shape)
+            self.memory[layer] = zeros(shape, key), zeros(shape, value)
         keys, values = self.memory[layer]
         keys.index_copy_(0, turn.places, key[0].transpose(0, 1))
         values.index_copy_(0, turn.places, value[0].transpose(0, 1))
@@ -73,7 +73,8 @@ class Slots:
         # Heads that share keys are queries of one head: nothing is repeated.
         rows = query.transpose(0, 1)
         shared = rows.reshape(turn.decoding, keys.shape[1], -1, rows.shape[-1])
-        found = scaled_dot_product_attention(shared, seen_keys, seen_values, attn_mask=turn.mask, scale=scaling)
+        with torch.autocast(query.device.type, enabled=False):  # which would round what is kept in float32
+            found = scaled_dot_product_attention(shared, seen_keys, seen_values, attn_mask=turn.mask, scale=scaling)
         return found.flatten(1, 2).unsqueeze(0)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
@@ -88,6 +89,16 @@ class Slots:
         for parts in self.memory.values():
             for part in parts:
                 part[there : there + length] = part[here : here + length]
+
+
+def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Memory of zeros: what is behind a sequence's end counts nothing, but 0 times what is not finite would.
+
+    On CPUs, pages that are never written to are never taken: few sequences are as long as they may be.
+    """
+    if like.is_cpu and like.dtype == torch.float32:
+        return torch.from_numpy(np.zeros(shape, np.float32))
+    return like.new_zeros(shape)
 
 
 def additive_mask(lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:

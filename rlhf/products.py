@@ -1,0 +1,160 @@
+"""Products of float32 matrices on CPUs by oneDNN: torch's are MKL's, which leaves AVX-512 alone on AMD's processors.
+
+A model's linear layers are made to (`by_onednn`), forward and backward. While a model does nothing but read, oneDNN may
+have its weights in an order of its own (`packed`), which is what decoding few rows is fastest in. Elsewhere, under
+autocast and for other dtypes they are torch's own products.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+KEPT_SHAPES = 256  # whose products stay compiled
+GRAIN = 32  # of which numbers of rows are multiples; up to twice as many, of a quarter of it
+NARROW = 16  # below it, of either width, oneDNN is no faster
+
+
+class Linear(nn.Linear):
+    """A linear layer whose products are oneDNN's where that is to be had."""
+
+    packed: Tensor | None = None  # the weight as oneDNN wants it, see `packed`
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., out] of hidden [..., in]."""
+        return linear(hidden, self.weight, self.bias, self.packed)
+
+
+def by_onednn(model: nn.Module) -> None:
+    """Have a model's linear layers compute by `linear`; in place, so that whoever shares or wraps them goes on to."""
+    if has_onednn():
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Linear
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether torch has oneDNN's products here; they were measured on x86 alone."""
+    # What is compiled for a shape takes half a megabyte, and each of torch and oneDNN would keep a thousand.
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KEPT_SHAPES))
+    there: Any = torch.backends.mkldnn
+    known = all(hasattr(torch.ops.mkldnn, each) for each in ("_linear_pointwise", "_reorder_linear_weight"))
+    return platform.machine() in ("x86_64", "AMD64") and bool(there.is_available()) and known
+
+
+def fillers(rows: int, device: torch.device) -> int:
+    """How many rows to add, so that shapes come again: oneDNN compiles a product for each, in up to a millisecond."""
+    if device.type != "cpu" or not has_onednn():
+        return 0
+    return -rows % (GRAIN if rows > 2 * GRAIN else GRAIN // 4)
+
+
+def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
+    """hidden [..., in] times weight [out, in], and the bias [out]; packed: the same weight, from `packed`."""
+    if packed is not None:
+        return _product(hidden.to(packed.dtype), packed, None if bias is None else bias.to(packed.dtype))
+    if not _takes(hidden, weight):
+        return functional.linear(hidden, weight, bias)
+    if torch.is_grad_enabled():
+        found: Tensor = _Linear.apply(hidden, weight, bias)  # type: ignore[no-untyped-call]
+        return found
+    return _product(hidden, weight, bias)
+
+
+def _takes(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's are the faster products of these."""
+    narrow = min(weight.shape) < NARROW or not hidden.numel()
+    plain = hidden.dtype == weight.dtype == torch.float32 and hidden.device.type == weight.device.type == "cpu"
+    return plain and not narrow and not torch.is_autocast_enabled("cpu") and has_onednn()
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
+    return found
+
+
+class _Linear(torch.autograd.Function):
+    """See `linear`."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        context.save_for_backward(hidden, weight)
+        return _product(hidden, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight = context.saved_tensors
+        of_hidden, of_weight, of_bias = context.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            input_gradient(gradient, weight) if of_hidden else None,
+            weight_gradient(rows, hidden.reshape(len(rows), -1)) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """That of what was multiplied [..., in], of the output's gradient [..., out] and the weight [out, in]."""
+    return _product(gradient, weight.t()) if _takes(gradient, weight) else gradient @ weight
+
+
+def weight_gradient(gradient: Tensor, hidden: Tensor) -> Tensor:
+    """The weight's [out, in], of the output's gradient [rows, out] and what was multiplied [rows, in]."""
+    if not _takes(hidden, gradient.t()):
+        return gradient.t() @ hidden
+    # oneDNN takes one of the two transposed as it is; the other is copied.
+    return _product(gradient.t().contiguous(), hidden.t())
+
+
+@contextmanager
+def packed(model: nn.Module, bfloat16: bool) -> Iterator[None]:
+    """Inside, the linear layers of a model that only reads multiply by copies of their weights in oneDNN's order.
+
+    Where there is none, or on another device, nothing changes. The weights must not change inside.
+    """
+    kind = torch.bfloat16 if bfloat16 else torch.float32
+    layers = [each for each in model.modules() if isinstance(each, Linear) and _packs(each.weight)]
+    try:
+        for layer in layers:
+            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(kind))
+        yield
+    finally:
+        for layer in layers:
+            layer.packed = None
+
+
+def product_of(layers: Sequence[nn.Linear], bfloat16: bool) -> Callable[[Tensor], Tensor]:
+    """What multiplies the same rows by the weights of several layers at once; results one behind the other.
+
+    By copies of the weights, which must not change: in oneDNN's order on CPUs, else where autocast would make some as
+    well. In float32 on a GPU there are none.
+    """
+    weights = [layer.weight.detach() for layer in layers]
+    on_cpu = all(map(_packs, weights))
+    if not on_cpu and not bfloat16:
+        return lambda hidden: torch.cat([functional.linear(hidden, layer.weight, layer.bias) for layer in layers], -1)
+    kind = torch.bfloat16 if bfloat16 else torch.float32
+    weight, bias = torch.cat([each.to(kind) for each in weights]), None
+    if any(layer.bias is not None for layer in layers):
+        some = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+        bias = torch.cat([each.detach().to(kind) for each in some])
+    if not on_cpu:
+        return lambda hidden: functional.linear(hidden.to(kind), weight, bias)
+    ordered = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return lambda hidden: _product(hidden.to(kind), ordered, bias)
+
+
+def _packs(weight: Tensor) -> bool:
+    return weight.is_cpu and weight.dtype == torch.float32 and min(weight.shape, default=0) >= NARROW and has_onednn()
