@@ -1,5 +1,7 @@
 """Products of float32 matrices on CPUs by oneDNN: torch's are MKL's, which leaves AVX-512 alone on AMD's processors.
 
+On Intel's nothing was measured; both are that maker's own.
+
 A model's linear layers are made to (`by_onednn`), forward and backward. While a model does nothing but read, oneDNN may
 have its weights in an order of its own (`packed`), which is what decoding few rows is fastest in. Elsewhere, under
 autocast and for other dtypes they are torch's own products.
@@ -19,8 +21,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-KEPT_SHAPES = 256  # whose products stay compiled
-GRAIN = 32  # of which numbers of rows are multiples; up to twice as many, of a quarter of it
+# What is compiled for a shape takes half a megabyte, and each of torch and oneDNN would keep a thousand. Both ask when
+# they first multiply, so this has to come before.
+for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(name, "256")
+GRAIN = 32  # rows, see `fillers`
 NARROW = 16  # below it, of either width, oneDNN is no faster
 
 
@@ -42,22 +47,34 @@ def by_onednn(model: nn.Module) -> None:
                 module.__class__ = Linear
 
 
-@functools.cache
 def has_onednn() -> bool:
-    """Whether torch has oneDNN's products here; they were measured on x86 alone."""
-    # What is compiled for a shape takes half a megabyte, and each of torch and oneDNN would keep a thousand.
-    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(KEPT_SHAPES))
+    """Whether oneDNN multiplies: on x86, unless `torch.backends.mkldnn.enabled` is set to False."""
     there: Any = torch.backends.mkldnn
-    known = all(hasattr(torch.ops.mkldnn, each) for each in ("_linear_pointwise", "_reorder_linear_weight"))
-    return platform.machine() in ("x86_64", "AMD64") and bool(there.is_available()) and known
+    return bool(there.enabled) and _works()
+
+
+@functools.cache
+def _works() -> bool:
+    """Whether torch has oneDNN's products here, under the names and with the arguments that are used."""
+    there: Any = torch.backends.mkldnn
+    if platform.machine() not in ("x86_64", "AMD64") or not there.is_available():
+        return False
+    one = torch.ones(NARROW, NARROW)
+    try:
+        found = _product(one, torch.ops.mkldnn._reorder_linear_weight(one))
+    except (AttributeError, RuntimeError):  # they are not part of what torch promises to keep
+        return False
+    return bool((found == NARROW).all())
 
 
 def fillers(rows: int, device: torch.device) -> int:
-    """How many rows to add, so that shapes come again: oneDNN compiles a product for each, in up to a millisecond."""
+    """How many rows to add, so that shapes come again: oneDNN compiles a product for each, in up to a millisecond.
+
+    A quarter of GRAIN's multiples where they are few, else GRAIN's, or those of a 32nd of the next power of two.
+    """
     if device.type != "cpu" or not has_onednn():
         return 0
-    return -rows % (GRAIN if rows > 2 * GRAIN else GRAIN // 4)
+    return -rows % (GRAIN // 4 if rows <= 2 * GRAIN else max(GRAIN, 2 ** (rows - 1).bit_length() // 32))
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM
 
 from rlhf.adapters import add_lora
@@ -16,6 +20,7 @@ from rlhf.generation.decoder import FAMILIES, Decoder, decoder_of
 from rlhf.generation.native import NativeGenerator
 from rlhf.generation.slots import Slots, Turn
 from rlhf.packing import accept, pack, unmasked
+from rlhf.sharding import Sharding
 from tests.test_packing import PAD, STOP, VOCABULARY, shape_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
@@ -50,7 +55,7 @@ def test_samples_are_those_of_the_modules(
 ) -> None:
     made: list[Decoder | None] = []
     monkeypatch.setattr(native, "decoder_of", lambda *given: made.append(decoder_of(*given)) or made[-1])
-    config = GenerationConfig(max_new_tokens=16, batch_size=3)
+    config = GenerationConfig(max_new_tokens=48, batch_size=3)
     models = policy(architecture, **options), by_modules(policy(architecture, **options))
     with_decoder, without = (
         NativeGenerator(model, STOP, PAD, config).sample(PROMPTS, range(6), seed=1, step=2) for model in models
@@ -88,6 +93,46 @@ def test_logits_are_those_of_the_modules(architecture: str, options: dict[str, A
     assert by_weights.dtype == modules.dtype and by_weights.shape == (2, VOCABULARY)
     largest = float(modules.abs().max())
     torch.testing.assert_close(by_weights, modules, atol=largest * (2e-2 if bfloat16 else 2e-6), rtol=0)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_gathered_weights_are_decoded_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Decoder | None] = []
+    monkeypatch.setattr(native, "decoder_of", lambda *given: made.append(decoder_of(*given)) or made[-1])
+    config = GenerationConfig(max_new_tokens=48, weights="replica")
+    sharded = Sharding(init_device_mesh("cpu", (1,))).shard(policy("llama"))
+    found, wanted = (
+        NativeGenerator(model, STOP, PAD, config).sample(PROMPTS, range(6), seed=1, step=2)
+        for model in (sharded, policy("llama"))
+    )
+    assert None not in made and len(made) == 2
+    assert torch.equal(found.responses, wanted.responses)
+    torch.testing.assert_close(found.logprobs, wanted.logprobs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # in transformers 5.17, too
+def test_checkpointing_leaves_the_decoder_on() -> None:
+    model = policy("llama")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()  # a hook, as stages/critic.py has it
+    by_weights, modules = read(model, bfloat16=False)
+    torch.testing.assert_close(by_weights, modules, atol=2e-6 * float(modules.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize(("tokens", "copies"), [(42, False), (43, True)])
+def test_a_few_tokens_are_not_worth_copies(tokens: int, copies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(native, "decoder_of", lambda *given: made.append(given))  # which is None
+    generator = NativeGenerator(policy("llama"), STOP, PAD, GenerationConfig(max_new_tokens=tokens))
+    generator.sample(PROMPTS, range(6), seed=1, step=2)
+    assert bool(made) is copies
 
 
 def adapted() -> nn.Module:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,6 +129,28 @@ def test_without_onednn_all_are_torchs(monkeypatch: pytest.MonkeyPatch, asked: l
     close(product_of(layers, bfloat16=False)(hidden), torch.cat([layer(hidden) for layer in layers], dim=-1))
 
 
+def test_torchs_own_switch_turns_it_off(asked: list[tuple[int, ...]]) -> None:
+    hidden, weight, bias = operands(20, 32, 24, bias=True)
+    switch: Any = torch.backends.mkldnn
+    switch.enabled = False
+    try:
+        assert torch.equal(linear(hidden, weight, bias), functional.linear(hidden, weight, bias)) and not asked
+    finally:
+        switch.enabled = True
+
+
+def test_a_torch_that_has_other_operations_multiplies_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(*_: object) -> Tensor:
+        raise RuntimeError("mkldnn::_linear_pointwise() is missing value for argument 'more'")
+
+    monkeypatch.setattr(products, "_product", other)
+    products._works.cache_clear()
+    try:
+        assert not products.has_onednn()
+    finally:
+        products._works.cache_clear()
+
+
 class Other(nn.Linear):
     """A layer of somebody else's."""
 
@@ -216,6 +239,8 @@ def test_rows_that_are_none_leave_no_gradient(monkeypatch: pytest.MonkeyPatch) -
 def test_memory_does_not_grow_with_the_lengths_that_were_seen() -> None:
     """Without fillers it grew by 500 MiB here, the first half of it within a hundred batches."""
     command = [sys.executable, str(Path(__file__).with_name("growing.py")), "200"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    ours = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # set here when it was imported
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert float(done.stdout) < 150

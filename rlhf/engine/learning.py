@@ -118,7 +118,8 @@ class Learning:
             found = self.optimizer.state.get(parameter)
             if not found:
                 fresh = {moment: torch.zeros_like(parameter.detach()) for moment in MOMENTS}
-                found = {"step": torch.tensor(0.0), **fresh}
+                # torch's fused AdamW counts where the weights are.
+                found = {"step": torch.zeros((), device=parameter.device), **fresh}
             moments[name] = {key: found[key] for key in ("step", *MOMENTS)}
         return {
             "weights": {name: parameter.detach() for name, parameter in self.named.items()},

@@ -115,7 +115,12 @@ def _name(module: nn.Module) -> str:
 
 
 def _is_changed(module: nn.Module) -> bool:
-    """Whether somebody has a hand in what a module computes; FSDP2's hooks do nothing while weights are gathered."""
+    """Whether somebody has a hand in what a module computes without gradients, while all weights are gathered."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    others = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("torch.distributed.")]
-    return bool(others) or "forward" in vars(module)
+    return any(map(_changes, hooks)) or "forward" in vars(module)
+
+
+def _changes(hook: object) -> bool:
+    """Not FSDP2's, which gather weights, nor transformers', which asks for the gradient of embeddings."""
+    of_gradients = getattr(hook, "__name__", "") == "make_inputs_require_grads"
+    return not of_gradients and not getattr(hook, "__module__", "").startswith("torch.distributed.")

@@ -21,6 +21,8 @@ from rlhf.products import packed
 from rlhf.sharding import device_of, gathered, is_sharded
 from rlhf.types import Ended, Sampled
 
+WORTH_COPIES = 256  # tokens that may be sampled, from which copies of the weights are worth their making
+
 
 class NativeGenerator:
     """Samples from the policy's own modules, whose weights it shares."""
@@ -77,9 +79,11 @@ class NativeGenerator:
 
     def _decode(self, draft: Draft, prompts: Sequence[Sequence[int]]) -> None:
         policy: Any = self.policy
-        decoder = decoder_of(policy, self.bfloat16) if packs(policy) and not self.lockstep else None
+        # Copies of all weights take as long as some dozens of steps of a single response gain.
+        copied = not self.lockstep and int(draft.limits.sum()) >= WORTH_COPIES
+        decoder = decoder_of(policy, self.bfloat16) if packs(policy) and copied else None
         by_modules = policy if decoder is None else policy.get_output_embeddings()
-        with nullcontext() if self.lockstep else packed(by_modules, self.bfloat16):
+        with packed(by_modules, self.bfloat16) if copied else nullcontext():
             if packs(policy):
                 decode_continuously(policy, draft, self.lockstep, decoder)
             else:

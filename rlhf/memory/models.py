@@ -65,6 +65,6 @@ def trainable(shape: Shape, how: Computation) -> int:
 
 
 def stepping(shape: Shape, how: Computation) -> float:
-    """AdamW's step makes the moments' square roots of all weights at once; DeepSpeed, copies of the gradients."""
-    copies = {"zero1": 2, "zero2": 2, "zero3": 3}.get(how.strategy, 1)
+    """Copies of the gradients that DeepSpeed makes for AdamW's step, which itself needs nothing beside its state."""
+    copies = {"zero1": 1, "zero2": 1, "zero3": 2}.get(how.strategy, 0)
     return 0.0 if how.offloaded else copies * trainable(shape, how) * FLOAT32 / how.moments_over
