@@ -82,10 +82,15 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf bench generate --help",
         "wants a GPU, and the model's config.json",
     ),
-    "rlhf bench ppo --size 60M --batch 32 --response-length 64 --eos-bias 0.06 --updates 2 --against trl": (
+    "rlhf bench ppo --size 60M --batch 32 --response-length 64 --eos-bias 0.06 --against trl": (
         "rlhf bench ppo --help",
         "takes seven minutes; tests/test_bench.py compares with TRL",
     ),
+    "rlhf bench generate --against vllm": (
+        "rlhf bench generate --help",
+        "wants vLLM's environment; tests/soak/test_vllm_server.py makes one",
+    ),
+    "rlhf bench generate --against vllm --dtype bfloat16": ("rlhf bench generate --help", "as the one before"),
     "rlhf bench ppo --against trl": ("rlhf bench ppo --help", "takes minutes, and the one before is alike"),
     "rlhf bench sft --against trl": ("rlhf bench sft --help", "takes minutes; tests/test_bench.py has it small"),
     "rlhf bench reward --against trl": ("rlhf bench reward --help", "takes minutes; tests/test_bench.py has it small"),

@@ -172,7 +172,10 @@ def test_saved_as_safetensors_alone_and_the_same_when_loaded(folder: Path) -> No
     assert not [name for name in files(folder) if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     torch.testing.assert_close(logits(load("policy", folder / "policy")), logits(tiny_policy()), rtol=0, atol=0)
     plain = AutoModelForCausalLM.from_pretrained(folder / "policy")
-    torch.testing.assert_close(logits(plain), logits(tiny_policy()), rtol=0, atol=0)
+    assert all(
+        torch.equal(one, other) for one, other in zip(plain.parameters(), tiny_policy().parameters(), strict=True)
+    )
+    torch.testing.assert_close(logits(plain), logits(tiny_policy()), rtol=0, atol=1e-5)  # by another library
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks for it
