@@ -69,8 +69,8 @@ def test_the_parts_of_a_model_that_learns() -> None:
     assert policy == {
         "weights": 4.0 * shape.weights,
         "gradients": 4 * shape.weights / 32,
-        # DeepSpeed's own float32 share; roots and another copy of the gradients while it steps.
-        "optimizer": (8 + 4 + 8) * shape.weights / 32,
+        # DeepSpeed's own float32 share; another copy of the gradients while it steps.
+        "optimizer": (8 + 4 + 4) * shape.weights / 32,
         "buffers": 0.0,
     }
 
