@@ -23,8 +23,8 @@ from torch.nn import functional
 
 # What is compiled for a shape takes half a megabyte, and each of torch and oneDNN would keep a thousand. Both ask when
 # they first multiply, so this has to come before.
-for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(name, "256")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "256")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 GRAIN = 32  # rows, see `fillers`
 NARROW = 16  # below it, of either width, oneDNN is no faster
 
