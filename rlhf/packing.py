@@ -10,37 +10,25 @@ flash_attention_2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhf.blocks import Block, blocks_of
 from rlhf.products import by_onednn, fillers
 from rlhf.shapes import ARCHITECTURES
+from rlhf.short_attention import is_short, short_attention
 from rlhf.token_head import head_of_tokens
 
 ATTENTION, BY_FLASH = "rlhf_packed", "rlhf_packed_2"  # a name with "flash" in it would have transformers' own ways
 NAMES = {"sdpa": ATTENTION, "flash_attention_2": BY_FLASH}  # of model.attention
 LARGEST_HEAD = 256  # of the kernel for variable lengths, which also wants multiples of 8
 WIDE = 256  # tokens from which attention on CPUs is faster in bfloat16 than in float32
-SIMILAR = 0.75  # the shortest sequence of a block, in lengths of its longest
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Neighbours in the row that attend together."""
-
-    begin: int  # first token
-    end: int  # one behind the last
-    count: int  # sequences
-    width: int  # tokens of the longest
-    spread: Tensor | None  # [count * width] the token that each place takes; None: all are as long, nothing to move
-    back: Tensor | None  # [end - begin] the place of each token
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,28 +47,7 @@ def pack(lengths: list[int], device: torch.device, added: int = 0) -> Packing:
     for length in lengths:
         bounds.append(bounds[-1] + length)
     starts = torch.tensor(bounds, dtype=torch.int32).to(device, non_blocking=True)
-    first, shortest, longest = [0], lengths[0], lengths[0]
-    for i, length in enumerate(lengths):
-        shortest, longest = min(shortest, length), max(longest, length)
-        if shortest < SIMILAR * longest:
-            first.append(i)
-            shortest = longest = length
-    blocks = (_block(bounds[a : b + 1], device) for a, b in pairwise([*first, len(lengths)]))
-    return Packing(starts, max(lengths), tuple(blocks), added)
-
-
-def _block(bounds: list[int], device: torch.device) -> Block:
-    lengths = [after - before for before, after in pairwise(bounds)]
-    begin, width = bounds[0], max(lengths)
-    if min(lengths) == width:
-        return Block(begin, bounds[-1], len(lengths), width, None, None)
-    of_each = torch.tensor(lengths)[:, None]
-    columns = torch.arange(width)[None]
-    inside = columns < of_each
-    # What stands behind a sequence's end is never looked at by it: any token will do.
-    spread = (torch.tensor(bounds[:-1])[:, None] - begin + torch.minimum(columns, of_each - 1)).flatten()
-    back = inside.flatten().nonzero().squeeze(-1)
-    return Block(begin, bounds[-1], len(lengths), width, spread.to(device), back.to(device))
+    return Packing(starts, max(lengths), blocks_of(bounds, device), added)
 
 
 class _Spread(torch.autograd.Function):
@@ -156,19 +123,34 @@ def attend(
     if has_kernel(query, kind):
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
         return (_by_flash if by_flash else _by_torch)(query, key, value, scaling, packing)
-    repeats = query.shape[1] // key.shape[1]
-    rows = [part.transpose(1, 2)[0] for part in (query, repeat_kv(key, repeats), repeat_kv(value, repeats))]
+    query, key, value = (part.transpose(1, 2)[0] for part in (query, key, value))
+    if all(is_short(block, query.device) for block in packing.blocks):
+        return short_attention(query, key, value, packing.blocks, scaling).to(kind).unsqueeze(0)
     parts = []
     for block in packing.blocks:
-        computed = kind_of_attention(kind, query.device, block.width)
-        asking, keys, values = (_blocked(row[block.begin : block.end].to(computed), block) for row in rows)
-        with torch.autocast(query.device.type, enabled=False):  # which would round again
-            seen = scaled_dot_product_attention(asking, keys, values, is_causal=True, scale=scaling)
-        seen = seen.transpose(1, 2).flatten(0, 1).to(kind)
-        parts.append(seen if block.back is None else _Return.apply(seen, block.back))  # type: ignore[no-untyped-call]
+        asking, keys, values = (part[block.begin : block.end] for part in (query, key, value))
+        if is_short(block, query.device):
+            parts.append(short_attention(asking, keys, values, (block.alone(),), scaling).to(kind))
+        else:
+            parts.append(_block_attention(asking, keys, values, block, scaling, kind))
     if packing.added:
         parts.append(parts[0].new_zeros(packing.added, *parts[0].shape[1:]))
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
+
+
+def _block_attention(
+    query: Tensor, key: Tensor, value: Tensor, block: Block, scaling: float | None, kind: torch.dtype
+) -> Tensor:
+    """By torch's own attention; query [tokens, heads, width], key and value [tokens, groups, width]."""
+    repeats, computed = query.shape[1] // key.shape[1], kind_of_attention(kind, query.device, block.width)
+    rows = query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    asking, keys, values = (_blocked(row.to(computed), block) for row in rows)
+    with torch.autocast(query.device.type, enabled=False):  # which would round again
+        seen = scaled_dot_product_attention(asking, keys, values, is_causal=True, scale=scaling)
+    found: Tensor = seen.transpose(1, 2).flatten(0, 1).to(kind)
+    if block.back is not None:
+        found = _Return.apply(found, block.back)  # type: ignore[no-untyped-call]
+    return found
 
 
 def kind_of_attention(kind: torch.dtype, device: torch.device, width: int) -> torch.dtype:

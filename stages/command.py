@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from rlhf.distributed import device, join_process_group
 from rlhf.errors import RLHFError
+from rlhf.heap import keep_freed
 from rlhf.randomness import seed_everything
 from rlhf.recipe import load_recipe
 from stages.adoption import adopt_missing
@@ -42,6 +43,8 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
             os.environ.pop(name, None)  # libraries take a single process that has a rank for one of several
         # TRL refuses to train in one process that sees several GPUs.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if device().type == "cpu":
+        keep_freed()
     code = 0
     try:
         recipe = load_recipe(options.recipe, options.overrides)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf.batching import split_by_tokens
+from rlhf.blocks import SIMILAR
 from rlhf.config import GenerationConfig
 from rlhf.generation.native import NativeGenerator
 from rlhf.heads import head_of, sequence_scores, token_classifier
 from rlhf.logprobs import response_logprobs, response_values
-from rlhf.packing import ARCHITECTURES, SIMILAR, accept, pack, packs
+from rlhf.packing import ARCHITECTURES, accept, pack, packs
 from rlhf.token_head import TokenHead
 
 PAD, STOP, VOCABULARY = 0, 2, 97

@@ -19,6 +19,7 @@ from rlhf.adapters import add_lora
 from rlhf.batching import pad
 from rlhf.config import GenerationConfig, Recipe
 from rlhf.generation.native import NativeGenerator
+from rlhf.heap import keep_freed
 from rlhf.packing import accept
 from stages.bench.endings import Endings
 from stages.bench.load import NEVER, PAD, Load, checksum, flops, models
@@ -27,6 +28,8 @@ from stages.bench.turns import Turns
 
 def main(load: Load, bfloat16: bool, device: torch.device, side: str) -> None:
     """Take turns until told to end."""
+    if side == "rlhf" and device.type == "cpu":  # as `stages.command.run_stage` does
+        keep_freed()
     torch.set_num_threads(load.threads)
     turns = Turns()
     policy = models(load).policy.to(device).eval()

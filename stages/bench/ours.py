@@ -19,10 +19,12 @@ from reward_models.scoring import RewardModel
 from rlhf.adapters import AdapterOff
 from rlhf.config import GenerationConfig, ModelConfig, PpoConfig, Recipe
 from rlhf.devices import settled_recipe
+from rlhf.distributed import device
 from rlhf.engine import Engine
 from rlhf.engine.choice import build, sharding_of
 from rlhf.generation.native import NativeGenerator
 from rlhf.heads import token_classifier
+from rlhf.heap import keep_freed
 from rlhf.offload import offloaded_models
 from rlhf.packing import accept
 from rlhf.ppo.experience import Actors, collect
@@ -57,6 +59,8 @@ class Tokens:
 def main(load: Load, dtype: str) -> None:
     """Take turns until told to end."""
     quiet_libraries()
+    if device().type == "cpu":  # as `stages.command.run_stage` does
+        keep_freed()
     torch.set_num_threads(load.threads)
     turns = Turns()
     made = models(load)

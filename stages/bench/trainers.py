@@ -30,6 +30,7 @@ from reward_models.trainer import BradleyTerryTrainer
 from rlhf.adapters import add_lora
 from rlhf.config import ModelConfig, Recipe
 from rlhf.devices import settled_recipe
+from rlhf.heap import keep_freed
 from rlhf.packing import accept
 from stages.bench.load import PAD, Examples, checksum, models
 from stages.bench.turns import Turns
@@ -62,6 +63,8 @@ class Watch(TrainerCallback):
 
 def main(load: Examples, bfloat16: bool, device: torch.device, stage: str, side: str) -> None:
     """Take turns until told to end."""
+    if side == "rlhf" and device.type == "cpu":  # as `stages.command.run_stage` does
+        keep_freed()
     torch.set_num_threads(load.threads)
     turns = Turns()
     recipe = Recipe.model_validate_json(json.dumps(load.recipe)) if load.recipe else None
