@@ -25,7 +25,8 @@ from stages.signals import RECEIVED, RESUMABLE, STOP
 BAD_INPUT = 2  # the exit code of a stage whose user can mend what is wrong
 SMI_SECONDS = 30.0  # nvidia-smi takes some on a node of many GPUs that nobody uses
 # How threads of the CPU wait for one another: asleep, so that those that spin hold up no machine with more processes
-# than cores; but not at once: between two products pass fewer than the quarter of a millisecond that these rounds take.
+# than cores; but not at once, for little time passes between two products: these rounds take some 0.1 to 0.5 ms, by
+# processor. Beside other busy processes that costs a tenth of a product's time.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 AFTER_END_SECONDS = 5.0  # what the others get to end by themselves once one process of a stage has ended badly
 

@@ -1,7 +1,7 @@
 """Memory of a process that computes on a CPU: what is freed stays at hand, as on GPUs.
 
 glibc gives large blocks back to the system when they are freed, and a step frees and takes hundreds of them: gigabytes
-whose pages are cleared anew each time. Its own rule for when to stop that ends at blocks of 32 MB.
+whose pages are cleared anew each time.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ import ctypes
 import os
 import platform
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-LARGEST = 2**31 - 1  # bytes, as mallopt takes an int
-OLDER = 2**25  # bytes that older versions take at most
-VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def keep_freed() -> bool:
-    """Have the heap keep what is freed, until this process ends; whether it does.
+    """Have glibc's heap keep what is freed, until this process ends; whether it was told to.
 
-    Not where the C library is another one, nor where the environment says how its heap is to be.
+    Not where the C library is another one, nor where the environment says how its heap is to be: any `MALLOC_...`
+    variable, or `glibc.malloc` in GLIBC_TUNABLES. It is the main thread's heap, in which tensors are made.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in VARIABLES):
+    own = any(name.startswith("MALLOC_") for name in os.environ)
+    if platform.libc_ver()[0] != "glibc" or own or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     heap = ctypes.CDLL(None)
-    # Both, for either ends its own rule: blocks of 128 KB and more would go back to the system for good.
-    taken = heap.mallopt(MMAP_THRESHOLD, LARGEST) or heap.mallopt(MMAP_THRESHOLD, OLDER)
-    return bool(taken and heap.mallopt(TRIM_THRESHOLD, LARGEST))
+    # No block is a mapping of its own, which would go when it is freed; nor is the heap cut where its end is free.
+    return bool(heap.mallopt(MMAP_MAX, 0) and heap.mallopt(TRIM_THRESHOLD, -1))

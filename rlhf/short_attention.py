@@ -1,8 +1,8 @@
 """Causal attention of short sequences on CPUs, written out: scores, softmax, means.
 
-torch's kernel for CPUs never holds all scores, which pays off for long sequences alone: below some hundred tokens it is
-slower than three products, above all backward. Here heads that share keys are queries of one head, so that nothing is
-repeated, and tokens are moved once, from the row that they stand in to the order that products want.
+torch's kernel for CPUs never holds all scores, which pays off for long sequences alone. Here heads that share keys are
+queries of one head, so that nothing is repeated, and tokens are moved once, from the row that they stand in to the
+order that products want: less time up to some hundred tokens, above all backward (`tests/attending.py`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from torch.autograd.function import once_differentiable
 
 from rlhf.blocks import Block
 
-SHORT = 160  # tokens of the longest sequence: twice that would be no faster, and most of what a layer keeps
+SHORT = 96  # tokens of the longest sequence: behind it there is less to gain, and all weights are kept for the backward
+NOTHING = torch.zeros(1, 1, 1)  # what products are added to
 
 
 def is_short(block: Block, device: torch.device) -> bool:
     """Whether this is the faster attention for a block's sequences."""
-    return device.type == "cpu" and block.width <= SHORT
+    return device.type == "cpu" and 0 < block.width <= SHORT
 
 
 def short_attention(
     query: Tensor, key: Tensor, value: Tensor, blocks: tuple[Block, ...], scaling: float | None
 ) -> Tensor:
-    """[tokens, heads, width] of query [tokens, heads, width], key and value [tokens, groups, width].
+    """[tokens, heads, width of values] of query [tokens, heads, width], key and value [tokens, groups, width].
 
     In float32 or wider, whatever is given. What stands behind the last block gets zeros.
     """
@@ -43,16 +44,18 @@ class _Attention(torch.autograd.Function):
         context: Any, query: Tensor, key: Tensor, value: Tensor, blocks: tuple[Block, ...], scale: float
     ) -> Tensor:
         groups = key.shape[1]
-        found, kept = _room(query, blocks), []
+        found, kept = _room(query, blocks, value.shape[-1]), []
+        learns = any(context.needs_input_grad)
         with torch.autocast("cpu", enabled=False):
             for block in blocks:
                 asking, keys, values = (_ordered(part, block, groups) for part in (query, key, value))
-                behind = asking.new_full((block.width, block.width), -torch.inf).triu_(1)
-                scores = behind.repeat(asking.shape[1] // block.width, 1)
-                weights = torch.baddbmm(scores, asking, keys.transpose(1, 2), alpha=scale).softmax(-1)
+                behind = torch.ones(block.width, block.width, dtype=torch.bool).triu_(1)
+                scores = torch.baddbmm(NOTHING.to(asking), asking, keys.transpose(1, 2), beta=0, alpha=scale)
+                scores.masked_fill_(behind.repeat(asking.shape[1] // block.width, 1), -torch.inf)
+                weights = torch.softmax(scores, -1)
                 _return(torch.bmm(weights, values), found, block)
-                kept += [asking, keys, values, weights]
-        if any(context.needs_input_grad):
+                kept += [asking, keys, values, weights] if learns else []
+        if learns:
             context.save_for_backward(*kept)
             context.blocks, context.scale, context.groups = blocks, scale, groups
             context.kinds = query.dtype, key.dtype, value.dtype
@@ -62,8 +65,9 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         blocks, groups, kept = context.blocks, context.groups, context.saved_tensors
-        of_query = _room(gradient, blocks)
-        of_key, of_value = (_room(gradient[:, :groups], blocks) for _ in range(2))
+        width, of_values = kept[0].shape[-1], gradient[:, :groups]
+        of_query, of_key = _room(gradient, blocks, width), _room(of_values, blocks, width)
+        of_value = _room(of_values, blocks, gradient.shape[-1])
         with torch.autocast("cpu", enabled=False):
             for number, block in enumerate(blocks):
                 asking, keys, values, weights = kept[4 * number : 4 * number + 4]
@@ -77,9 +81,9 @@ class _Attention(torch.autograd.Function):
         return *(part.to(kind) for part, kind in found), None, None
 
 
-def _room(like: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-    """Room for [tokens, heads, width], zeros where there are no tokens of a block."""
-    found = like.new_empty(like.shape, dtype=torch.promote_types(like.dtype, torch.float32))
+def _room(like: Tensor, blocks: tuple[Block, ...], width: int) -> Tensor:
+    """Room for [tokens, heads, width], zeros where there are no tokens of a block; like [tokens, heads, any]."""
+    found = like.new_empty(*like.shape[:2], width, dtype=torch.promote_types(like.dtype, torch.float32))
     found[blocks[-1].end :].zero_()
     return found
 

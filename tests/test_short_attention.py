@@ -31,14 +31,22 @@ def alone(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize(
     "lengths",
-    [[7, 7, 7], [1], [3, 9, 20, 22, 24, 7], [SHORT], [SHORT + 1, SHORT + 9], [SHORT + 30, 12, 14, SHORT + 40, 3]],
-    ids=["alike", "one token", "mixed", "the longest", "longer", "short and long"],
+    [
+        [7, 7, 7],
+        [1],
+        [0, 2, 0],
+        [3, 9, 20, 22, 24, 7],
+        [SHORT],
+        [SHORT + 1, SHORT + 9],
+        [SHORT + 30, 12, 14, SHORT + 40, 3],
+    ],
+    ids=["alike", "one token", "empty", "mixed", "the longest", "longer", "short and long"],
 )
 def test_it_is_torchs(lengths: list[int], groups: int, kind: torch.dtype) -> None:
     torch.manual_seed(0)
     real, added = sum(lengths), 5
     packing = pack(lengths, torch.device("cpu"), added)
-    short = [is_short(block, torch.device("cpu")) for block in packing.blocks]
+    short = [is_short(block, torch.device("cpu")) for block in packing.blocks if block.width]
     assert any(short) == (min(lengths) <= SHORT) and all(short) == (max(lengths) <= SHORT)
     # Laid out as a projection gives them: heads of a token one behind the other.
     parts = [torch.randn(1, real + added, n, WIDTH, dtype=kind).transpose(1, 2) for n in (HEADS, groups, groups)]
@@ -62,12 +70,23 @@ def test_what_a_sequence_sees_ends_with_it() -> None:
     packing = pack(lengths, torch.device("cpu"), 3)
     query, key, value = (torch.randn(1, 2, 18, WIDTH) for _ in range(3))
     before = attend(query, key, value, None, packing)
-    for part in (key, value):
-        part[:, :, 8:] = 1e3  # from the fourth token of the second sequence
+    key[:, :, 8:], value[:, :, 8:] = torch.inf, 1e3  # from the fourth token of the second sequence
     key[:, :, 15:], value[:, :, 15:] = torch.nan, torch.nan
     after = attend(query, key, value, None, packing)
-    assert torch.equal(after[:, :8], before[:, :8]) and bool(after.isfinite().all())
+    assert torch.equal(after[:, :8], before[:, :8]) and not after[:, 15:].any()
     assert not torch.isclose(after[:, 8:15], before[:, 8:15]).all(-1).any()
+
+
+def test_values_may_have_a_width_of_their_own() -> None:
+    torch.manual_seed(0)
+    lengths = [4, 5]
+    packing = pack(lengths, torch.device("cpu"))
+    parts = [torch.randn(1, 2, 9, width, requires_grad=True) for width in (WIDTH, WIDTH, WIDTH // 2)]
+    found, wanted = attend(*parts, None, packing), alone(*parts, lengths, None)
+    torch.testing.assert_close(found, wanted, atol=5e-6, rtol=0)
+    of_found, of_wanted = (torch.autograd.grad(each.square().sum(), parts) for each in (found, wanted))
+    for given, expected in zip(of_found, of_wanted, strict=True):
+        torch.testing.assert_close(given, expected, atol=2e-5, rtol=0)
 
 
 def test_autocast_rounds_only_what_comes_out() -> None:
