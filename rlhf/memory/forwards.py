@@ -1,8 +1,8 @@
 """What a model needs while it computes: activations, logits, keys and values, and weights that are gathered for it.
 
 Activations are those that Llama-like blocks save for the backward pass, scaled dot product attention without its matrix
-of scores among them (Dao et al. 2022; on CPUs short sequences keep it, see docs/memory.md); tests compare them with what
-torch really saves.
+of scores among them (Dao et al. 2022), which on CPUs short sequences have (docs/memory.md); tests compare them with
+what torch really saves.
 """
 
 from __future__ import annotations
