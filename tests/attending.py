@@ -41,7 +41,7 @@ def seconds(ways: dict[bool, Callable[[], object]], rounds: int) -> list[float]:
     return [sorted(taken[way])[rounds // 2] for way in (True, False)]
 
 
-def main(threads: int, rounds: int) -> None:
+def main(threads: int = 2, rounds: int = 25) -> None:
     """Print milliseconds of both, and their ratio."""
     torch.set_num_threads(threads)
     keep_freed()
@@ -67,4 +67,4 @@ def main(threads: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(each) for each in sys.argv[1:3]) if len(sys.argv) > 2 else (2, 25))
+    main(*map(int, sys.argv[1:3]))
