@@ -21,7 +21,7 @@ from rlhf.errors import ArtifactError
 from rlhf.heads import borrow_head, fresh_head, head_of, sequence_scores, token_classifier
 from rlhf.packing import accept
 from rlhf.pretrained import context_at, context_of, declared_stops, is_classifier, load_pretrained, shape_at
-from rlhf.products import by_onednn
+from rlhf.products import own_products
 from rlhf.store.artifact import remove
 from rlhf.store.weights import base_of_adapter
 from rlhf.tokenization import Tokenization
@@ -93,7 +93,7 @@ def load_own_reward_model(path: Path, config: ModelConfig) -> nn.Module:
     else:
         model = load_pretrained(kind, path, config, "score.", any_attention=True, num_labels=1)
         borrow_head(model, path)
-    by_onednn(model)
+    own_products(model)
     return model
 
 

@@ -20,7 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rlhf.blocks import Block, blocks_of
-from rlhf.products import by_onednn, fillers
+from rlhf.layers import keep_less
+from rlhf.products import fillers, own_products
 from rlhf.shapes import ARCHITECTURES
 from rlhf.short_attention import is_short, short_attention
 from rlhf.token_head import head_of_tokens
@@ -220,9 +221,10 @@ def unmasked(device: torch.device) -> Tensor:
 def accept(model: Any) -> None:
     """Have a causal model take packed sequences, if its architecture can and it computes by an attention in NAMES.
 
-    On CPUs its products become oneDNN's, whatever it can.
+    Its linear layers, norms and MLPs become ours, whatever it can.
     """
-    by_onednn(model)
+    own_products(model)
+    keep_less(model)
     config = model.config
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     own = config._attn_implementation

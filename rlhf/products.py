@@ -2,9 +2,9 @@
 
 On Intel's nothing was measured; both are that maker's own.
 
-A model's linear layers are made to (`by_onednn`), forward and backward. While a model does nothing but read, oneDNN may
-have its weights in an order of its own (`packed`), which is what decoding few rows is fastest in. Elsewhere, under
-autocast and for other dtypes they are torch's own products.
+A model's linear layers are made to (`own_products`), forward and backward. While a model does nothing but read, oneDNN
+may have its weights in an order of its own (`packed`), which is what decoding few rows is fastest in. Under autocast
+they keep no copies of weights (`rlhf.narrow`); elsewhere and for other dtypes they are torch's own products.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from rlhf.narrow import autocast_dtype, narrow_linear
+
 # What is compiled for a shape takes half a megabyte, and each of torch and oneDNN would keep a thousand. Both ask when
 # they first multiply, so this has to come before.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "256")
@@ -30,7 +32,7 @@ NARROW = 16  # below it, of either width, oneDNN is no faster
 
 
 class Linear(nn.Linear):
-    """A linear layer whose products are oneDNN's where that is to be had."""
+    """A linear layer that computes by `linear`."""
 
     packed: Tensor | None = None  # the weight as oneDNN wants it, see `packed`
 
@@ -39,12 +41,11 @@ class Linear(nn.Linear):
         return linear(hidden, self.weight, self.bias, self.packed)
 
 
-def by_onednn(model: nn.Module) -> None:
+def own_products(model: nn.Module) -> None:
     """Have a model's linear layers compute by `linear`; in place, so that whoever shares or wraps them goes on to."""
-    if has_onednn():
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = Linear
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
 
 
 def has_onednn() -> bool:
@@ -81,6 +82,9 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, packed: T
     """hidden [..., in] times weight [out, in], and the bias [out]; packed: the same weight, from `packed`."""
     if packed is not None:
         return _product(hidden.to(packed.dtype), packed, None if bias is None else bias.to(packed.dtype))
+    kind = autocast_dtype(weight.device)
+    if kind is not None and weight.dtype == torch.float32 and torch.is_grad_enabled():
+        return narrow_linear(hidden, weight, bias, kind)
     if not _takes(hidden, weight):
         return functional.linear(hidden, weight, bias)
     if torch.is_grad_enabled():

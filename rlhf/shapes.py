@@ -26,6 +26,7 @@ UNGATED = {"gpt2", "gpt_neox", "gpt_neo", "gptj", "opt", "bloom", "phi", "falcon
 UNLIMITED = 2048  # tokens, where a configuration names no longest context
 # Of each, tests/test_packing.py compares packed with padded: full attention, and logits that are the head's own.
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "phi3", "olmo2", "smollm3", "gpt_neox", "gpt2")
+LEAN = ("llama", "qwen2", "qwen3", "mistral", "smollm3")  # whose norms and MLPs are those of `rlhf.layers`
 AT_ONCE = 2**24  # logits that a head computes at once where a model packs: 64 MiB in float32
 PROMPT_TOKENS = 8192  # of prompts that are read in one forward there, beside those that decode
 
@@ -45,6 +46,7 @@ class Shape:
     tied: bool = False  # the head is the embedding
     head: int = 64  # width of one attention head
     packs: bool = True  # takes sequences without padding, see `rlhf.packing`
+    lean: bool = True  # its norms and MLPs keep little, see `rlhf.layers`
 
     @property
     def block_weights(self) -> int:
@@ -85,6 +87,7 @@ def shape_of_config(config: Mapping[str, Any], name: str, weights: int | None = 
         tied=bool(config.get("tie_word_embeddings", False)),
         head=head,
         packs=packs(config),
+        lean=config.get("model_type") in LEAN,
     )
     gates = 2 if config.get("model_type") in UNGATED else 3
     return shape if weights else replace(shape, weights=_count(shape, gates * experts * each))
@@ -136,8 +139,8 @@ def shape_of_size(weights: int, context: int = 4096) -> Shape:
     """A usual shape of about so many weights: for a model of which nothing else is known."""
     shapes = []
     for hidden, mlp, layers, query, key_value, vocabulary in _TYPICAL:
-        widths = {"hidden": hidden, "mlp": mlp, "layers": layers, "query": query, "key_value": key_value}
-        shape = Shape(**widths, vocabulary=vocabulary, context=context, weights=0, tied=hidden < 2048, packs=True)
+        widths: Any = {"hidden": hidden, "mlp": mlp, "layers": layers, "query": query, "key_value": key_value}
+        shape = Shape(**widths, vocabulary=vocabulary, context=context, weights=0, tied=hidden < 2048)
         shapes.append(replace(shape, weights=_count(shape, 3 * mlp)))
     nearest = min(shapes, key=lambda shape: abs(math.log(shape.weights / weights)))
     return replace(nearest, weights=weights)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from rlhf.narrow import autocast_dtype
 from rlhf.products import GRAIN, Linear, fillers, input_gradient, linear, weight_gradient
 from rlhf.shapes import AT_ONCE
 
@@ -45,13 +46,11 @@ class TokenHead(Linear):
         asked = self.asked
         if asked is None:
             return linear(hidden, weight, bias)
-        if torch.is_autocast_enabled(hidden.device.type):
-            kind = torch.get_autocast_dtype(hidden.device.type)
-            hidden, weight, bias = hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
-        rows = hidden.flatten(0, -2)
+        kind = autocast_dtype(hidden.device) or weight.dtype
+        rows = hidden.flatten(0, -2).to(kind)
         if added := fillers(len(rows), rows.device):
             rows, asked = pad(rows, (0, 0, 0, added)), replace(asked, targets=pad(asked.targets, (0, added)))
-        found: Tensor = _Figures.apply(rows, weight, bias, asked)  # type: ignore[no-untyped-call]
+        found: Tensor = _Figures.apply(rows, weight, bias, asked, kind)  # type: ignore[no-untyped-call]
         return found[: len(rows) - added].view(*hidden.shape[:-1], 2)
 
 
@@ -74,10 +73,16 @@ def asking(head: TokenHead, asked: Asked) -> Iterator[None]:
 
 
 class _Figures(torch.autograd.Function):
-    """See `TokenHead`; hidden [tokens, width], weight [vocabulary, width], result [tokens, 2] in float32 or wider."""
+    """See `TokenHead`; hidden [tokens, width], weight [vocabulary, width], result [tokens, 2] in float32 or wider.
+
+    Computed in `kind`, that of hidden. As in `rlhf.narrow`, no copy of the weight is kept for the backward.
+    """
 
     @staticmethod
-    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, asked: Asked) -> Tensor:
+    def forward(
+        context: Any, hidden: Tensor, own_weight: Tensor, own_bias: Tensor | None, asked: Asked, kind: torch.dtype
+    ) -> Tensor:
+        weight, bias = own_weight.to(kind), None if own_bias is None else own_bias.to(kind)
         size = max(1, AT_ONCE // weight.shape[0])
         size -= size % GRAIN if size > GRAIN else 0
         parts, logits = [], None
@@ -87,14 +92,15 @@ class _Figures(torch.autograd.Function):
                 parts.append(figures(logits, targets))
         found = torch.cat(parts) if parts else hidden.new_zeros(0, 3, dtype=torch.float32)
         kept = logits if len(parts) == 1 and any(context.needs_input_grad) else None
-        context.save_for_backward(hidden, weight, bias, asked.targets, found, kept)
-        context.asked, context.size = asked, size
+        context.save_for_backward(hidden, own_weight, own_bias, asked.targets, found, kept)
+        context.asked, context.size, context.kind = asked, size, kind
         return found[:, :2].contiguous()
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, all_targets, found, kept = context.saved_tensors
-        asked, size = context.asked, context.size
+        hidden, own_weight, own_bias, all_targets, found, kept = context.saved_tensors
+        asked, size, kind = context.asked, context.size, context.kind
+        weight, bias = own_weight.to(kind), None if own_bias is None else own_bias.to(kind)
         wanted = context.needs_input_grad
         of_hidden = torch.empty_like(hidden) if wanted[0] else None
         wide = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
@@ -120,8 +126,8 @@ class _Figures(torch.autograd.Function):
                 if of_bias is not None:
                     of_bias += gradient.sum(0, dtype=wide)
                 del logits, gradient  # or they would stand beside those of the next chunk
-        found_bias = None if of_bias is None else of_bias.to(bias.dtype)
-        return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), found_bias, None
+        found_bias = None if of_bias is None else of_bias.to(own_bias.dtype)
+        return of_hidden, None if of_weight is None else of_weight.to(own_weight.dtype), found_bias, None, None
 
 
 def scaled(logits: Tensor, temperature: float) -> Tensor:

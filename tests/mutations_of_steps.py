@@ -47,6 +47,18 @@ OF_STEPS: dict[str, Mutation] = {
         "Offloaded(self._moments, changing=False)",
         ("tests/test_offload.py::test_steps_are_bit_for_bit_what_they_are_without[offload2]",),
     ),
+    "a norm's gradient that leaves out its scale's": Mutation(
+        "rlhf/layers.py",
+        "scaled.addcmul_(normed, mean, value=-1).mul_(scale)",
+        "scaled.mul_(scale)",
+        ("tests/test_layers.py::test_a_norm[False]",),
+    ),
+    "a rounded product whose gradient is of the whole weight": Mutation(
+        "rlhf/narrow.py",
+        "(gradient @ weight.to(context.kind)).to(kind_of_hidden)",
+        "gradient.to(kind_of_hidden) @ weight",
+        ("tests/test_layers.py::test_a_rounded_product_is_autocasts_to_the_bit_and_keeps_no_copy_of_the_weight[True]",),
+    ),
     "a score given early to another row": Mutation(
         "rlhf/ppo/early.py",
         "dict(zip(rows, zip(completions, scores, strict=True), strict=True))",
@@ -73,8 +85,8 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "Adam's moments forgotten by a checkpoint": Mutation(
         "rlhf/engine/learning.py",
-        'self.optimizer.state[parameter] = state["optimizer"][name]',
-        "pass",
+        "state[own][key] for key in",
+        "state[own][key].clone() for key in",
         (STAGE + "stopped_and_resumed_is_bit_for_bit[rloo]",),
     ),
     "a checkpoint of weights that learn on": Mutation(
@@ -145,9 +157,9 @@ OF_STEPS: dict[str, Mutation] = {
         ("tests/test_logprobs.py::test_response_values_come_from_the_position_before",),
     ),
     "packed sequences that see each other": Mutation(
-        "rlhf/packing.py",
-        "    return part.reshape(block.count, block.width, *part.shape[1:]).transpose(1, 2)",
-        "    return part.reshape(1, block.count * block.width, *part.shape[1:]).transpose(1, 2)",
+        "rlhf/short_attention.py",
+        "(_ordered(part, block, groups) for part in (query, key, value))",
+        "(_ordered(part, block, groups).roll(0 if part is query else groups, 0) for part in (query, key, value))",
         (
             UPDATE + "experience_is_what_each_row_gives_alone",
             "tests/test_packing.py::test_policy[llama-False-16777216]",
@@ -257,9 +269,9 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "the policy updated where the value model cannot be": Mutation(
         "rlhf/ppo/update.py",
-        "norms.append({role: engine.norm() for role, engine in learning.items()})",
-        'norms.append({role: engine.norm() for role, engine in learning.items() if role == "policy"})',
-        (SAFETY + "neither_model_learns_from_a_faulty_minibatch_nor_from_what_follows[inf in the value's gradient]",),
+        "examine_minibatch(_losses(shares), norms, minibatch.own)",
+        "examine_minibatch(_losses(shares), {}, minibatch.own)",
+        (SAFETY + "neither_model_learns_from_its_own_faulty_minibatch[inf in the value's gradient]",),
     ),
     "a loss that nobody looks at": Mutation(
         "rlhf/ppo/safety.py",
@@ -269,7 +281,7 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "a schedule that stands still over faults": Mutation(
         "rlhf/ppo/update.py",
-        "engine.skip(planned - updates)",
+        "engine.skip(planned - tally.updates[role])",
         "engine.skip(0)",
         (SAFETY + "a_faulty_rollout_is_not_learned_from_and_the_schedule_goes_on",),
     ),

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from rlhf import products
 from rlhf.logprobs import response_logprobs
-from rlhf.products import Linear, by_onednn, fillers, linear, packed, product_of
+from rlhf.products import Linear, fillers, linear, own_products, packed, product_of
 from rlhf.token_head import TokenHead, head_of_tokens
 from tests.test_decoder import policy
 
@@ -125,9 +125,6 @@ def test_autocast_rounds_as_ever(asked: list[tuple[int, ...]]) -> None:
 
 def test_without_onednn_all_are_torchs(monkeypatch: pytest.MonkeyPatch, asked: list[tuple[int, ...]]) -> None:
     monkeypatch.setattr(products, "has_onednn", lambda: False)
-    model = nn.Sequential(nn.Linear(32, 24))
-    by_onednn(model)
-    assert type(model[0]) is nn.Linear
     hidden, weight, bias = operands(20, 32, 24, bias=True)
     with packed(Linear(32, 24), bfloat16=False):
         found = linear(hidden, weight, bias)
@@ -166,7 +163,7 @@ class Other(nn.Linear):
 def test_a_models_layers_but_for_others_own() -> None:
     model = nn.Sequential(nn.Linear(32, 24), nn.Linear(24, 16, bias=False), Other(16, 16))
     before = copy.deepcopy(model)
-    by_onednn(model)
+    own_products(model)
     assert [type(layer) for layer in model] == [Linear, Linear, Other]
     assert list(model.state_dict()) == list(before.state_dict())
     close(model(torch.ones(3, 32)), before(torch.ones(3, 32)))
@@ -183,14 +180,14 @@ class Causal(nn.Module):
 
 def test_a_head_answers_whichever_it_was() -> None:
     one, other = Causal(), Causal()
-    by_onednn(one)
+    own_products(one)
     assert isinstance(head_of_tokens(one), TokenHead) and isinstance(head_of_tokens(other), TokenHead)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_packed_weights_multiply_alike_and_are_gone_behind(bfloat16: bool) -> None:
     model = nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 3))
-    by_onednn(model)
+    own_products(model)
     hidden = torch.randn(5, 64)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         plain = model(hidden)

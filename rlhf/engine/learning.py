@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,11 @@ class Learning:
         self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.parameters = list(self.named.values())
         self.optimizer, self.schedule = options.build(self.parameters)
+        # What AdamW would make in its first step: too late to say that memory does not suffice, and scattered there.
+        for parameter in self.parameters:
+            self.optimizer.state[parameter] = _fresh(parameter)
         self.offloaded = Offloaded(self._moments, changing=True)
+        self.rest()
         self.total: Tensor | None = None  # the gradient's norm, once it is complete and was asked for
 
     def norm(self) -> float:
@@ -95,8 +99,6 @@ class Learning:
         state = self._state()
         _fill(state, directory, alone=not dist.is_initialized())
         steps = int(state["steps"])
-        for name, parameter in self.named.items():
-            self.optimizer.state[parameter] = state["optimizer"][name]
         rates = [rate * self.options.share(steps) for rate in self.schedule.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -111,21 +113,22 @@ class Learning:
         self.total = None
 
     def _state(self) -> dict[str, Any]:
-        """All that learns, as tensors that loading fills in place; before the first step Adam's moments are zeros."""
+        """All that learns, as tensors that loading fills in place."""
         self.offloaded.fetch()
-        moments: dict[str, Mapping[str, Tensor]] = {}
-        for name, parameter in self.named.items():
-            found = self.optimizer.state.get(parameter)
-            if not found:
-                fresh = {moment: torch.zeros_like(parameter.detach()) for moment in MOMENTS}
-                # torch's fused AdamW counts where the weights are.
-                found = {"step": torch.zeros((), device=parameter.device), **fresh}
-            moments[name] = {key: found[key] for key in ("step", *MOMENTS)}
+        state = self.optimizer.state
         return {
             "weights": {name: parameter.detach() for name, parameter in self.named.items()},
-            "optimizer": moments,
+            "optimizer": {
+                name: {key: state[own][key] for key in ("step", *MOMENTS)} for name, own in self.named.items()
+            },
             "steps": torch.tensor(self.schedule.last_epoch),
         }
+
+
+def _fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
+    """AdamW's state before the first step; torch's fused one counts where the weights are."""
+    moments = {moment: torch.zeros_like(parameter.detach()) for moment in MOMENTS}
+    return {"step": torch.zeros((), device=parameter.device), **moments}
 
 
 def load_weights(module: nn.Module, directory: Path) -> None:

@@ -100,7 +100,8 @@ def _is_plain(policy: Any) -> bool:
     if family is None or _name(policy) != f"{family}ForCausalLM" or getattr(config, "hidden_act", "") != "silu":
         return False
     trunk = policy.model
-    names = {"Linear", "Embedding", "ModuleList", "SiLUActivation"} | {f"{family}{part}" for part in PARTS}
+    names = {"Linear", "Embedding", "ModuleList", "SiLUActivation", "Norm", "GatedMlp"}
+    names |= {f"{family}{part}" for part in PARTS}
     modules = list(trunk.modules())
     return (
         all(_name(module) in names for module in modules)

@@ -57,20 +57,22 @@ def ppo(
         standing["reference"] = dict(answering(policy, how))
     if scorer:
         standing["reward model"] = dict(answering(scorer, how))
-    # Of both models while either learns: a step of the optimizer follows the last micro-batch of both.
-    learned: Roles = {}
+    # Of one model at a time: the value model's update is over before the policy's begins.
+    learned: dict[str, Roles] = {role: {} for role in learning}
     if not stay(how, bucketed=False):
-        learned = {role: {"gradients": gradients(shape, how)} for role, shape in learning.items()}
+        learned = {role: {role: {"gradients": gradients(shape, how)}} for role, shape in learning.items()}
     rows, length = load.rows, load.length
     updated = backward(policy, how, rows, length, rows * load.response, POLICY_PER_LOGIT)
     passing: dict[str, Roles] = {
         "sampling": {"policy": sampling(policy, how, load)},
         "log-probs": log_probs(policy, how, load),
-        "update": added(learned, {"policy": updated}),
-        "optimizer": added(learned, {"policy": {"optimizer": stepping(policy, how)}}),
+        "update": added(learned["policy"], {"policy": updated}),
+        "optimizer": added(learned["policy"], {"policy": {"optimizer": stepping(policy, how)}}),
     }
-    if critic:  # whose forward follows the policy's backward: activations of one model stand at a time
-        passing["value update"] = added(learned, {"value model": backward(values, how, rows, length)})
+    if critic:
+        own = learned["value model"]
+        passing["value update"] = added(own, {"value model": backward(values, how, rows, length)})
+        passing["value optimizer"] = added(own, {"value model": {"optimizer": stepping(values, how)}})
     if "reference" in offload and "reference" in standing:
         passing["log-probs"] = added(passing["log-probs"], {"reference": standing.pop("reference")})
     if "reward" in offload and scorer:
@@ -78,7 +80,7 @@ def ppo(
         passing["scores"] = added(scored, {"reward model": standing.pop("reward model")})
     if "optimizer" in offload:  # and while a checkpoint is written, beside nothing else
         moments: Roles = {role: {"optimizer": standing[role].pop("optimizer")} for role in learning}
-        for phase in passing.keys() & {"update", "value update", "optimizer"}:
+        for phase in passing.keys() & {"update", "optimizer", "value update", "value optimizer"}:
             passing[phase] = added(passing[phase], moments)
     return Estimate(standing, passing)
 

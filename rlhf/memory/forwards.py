@@ -64,19 +64,27 @@ def block_bytes(shape: Shape, how: Computation, length: int) -> int:
     """Bytes that one block saves for each token of a row.
 
     Norms and the residual stream compute in float32; linear layers and the attention in the dtype of computation, each
-    saving its own copy of its input. Padded, keys and values are repeated for each head, and there is a mask of rows;
-    packed, they are where no kernel for variable lengths runs, which is one for bfloat16.
+    saving its own copy of its input where that is no norm of ours. Padded, keys and values are repeated for each head,
+    and there is a mask of rows; packed, they are where no kernel for variable lengths runs, which is one for bfloat16.
     """
     heads = 4 * shape.query  # queries, keys, values, and what attention gives
     if how.packed and how.bfloat16:
         heads = 2 * shape.query + 2 * shape.key_value
     mask = 0 if how.packed else length
-    below = 0  # adapters: norms that do not learn keep less, each of seven linear layers a vector of the rank
-    if how.lora_rank is not None:
-        below = 7 * how.lora_rank * how.element - 2 * shape.hidden * FLOAT32
-    if how.bfloat16:
-        return 26 * shape.hidden + 2 * heads + 8 * shape.mlp + 2 * mask + below
-    return 24 * shape.hidden + 4 * heads + 16 * shape.mlp + 4 * mask + below
+    adapters = 0 if how.lora_rank is None else 7 * how.lora_rank  # each of seven linear layers a vector of the rank
+    inner = 3 if shape.lean else 4  # of a gated MLP: what its products gave, the second's input, and silu's result
+    return norm_bytes(shape, how) * shape.hidden + how.element * (heads + inner * shape.mlp + mask + adapters)
+
+
+def norm_bytes(shape: Shape, how: Computation) -> int:
+    """Of each hidden state, what a block's two norms and the linear layers behind them save."""
+    given, normed = 2 * FLOAT32, 2 * FLOAT32
+    if how.lora_rank is not None or shape.lean:
+        normed = 0  # kept for the norms' own weights alone, and by ours not even for these
+    read = 2 * FLOAT32  # what norms give
+    if how.bfloat16:  # which each of five linear layers has rounded for itself
+        read = (2 if shape.lean and how.lora_rank is None else 5) * BFLOAT16
+    return given + normed + read
 
 
 def backward(
@@ -120,7 +128,12 @@ def logits(shape: Shape, how: Computation, asked: int, padded: int, learning: bo
 
 
 def copies(shape: Shape, how: Computation, learning: bool) -> float:
-    """Autocast's bfloat16 copies of weights in float32: kept for a pass, or each for the backward."""
+    """Autocast's bfloat16 copies of weights in float32: kept for a pass, or each for the backward.
+
+    learning: of a forward whose gradient is to come, for which our linear layers keep none (`rlhf.narrow`).
+    """
+    if learning and shape.lean:
+        return 0.0
     of_a_pass = how.lora_rank is None and (how.whole or how.strategy == "zero3")
     kept = of_a_pass or (learning and not how.checkpointing)
     return float(shape.weights * BFLOAT16) if how.bfloat16 and kept else 0.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf.config import PpoConfig
 from rlhf.logprobs import TokenLogprobs
-from rlhf.losses import ValueLoss, kl_loss, ppo_policy_loss, ppo_value_loss
+from rlhf.losses import kl_loss, ppo_policy_loss, ppo_value_loss
 from rlhf.ppo.targets import Targets
 from rlhf.types import Experience
 
@@ -61,7 +61,8 @@ class Objective:
             shares["loss/kl"] = divergence
         return loss, {name: share.detach() for name, share in shares.items()}
 
-    def value(self, values: Tensor, experience: Experience, mask: Tensor, of: Cut) -> ValueLoss:
-        """The value model's loss and its share of the statistics."""
+    def value(self, values: Tensor, experience: Experience, mask: Tensor, of: Cut) -> tuple[Tensor, dict[str, Tensor]]:
+        """The value model's loss and its shares of the statistics."""
         returns, clip = of(self.targets.returns), self.config.value_clip
-        return ppo_value_loss(values, of(experience.values), returns, mask, clip, self.n_tokens)
+        found = ppo_value_loss(values, of(experience.values), returns, mask, clip, self.n_tokens)
+        return found.loss, {"loss/value": found.loss.detach(), "value/clipfrac": found.clip_fraction}

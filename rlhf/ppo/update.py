@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -47,78 +46,103 @@ def update(
 
     value: None, an engine of its own, or the policy's, whose model then has a value head. key: (seed, step), from which
     the order of rows is drawn: the same for every number of ranks. learn_policy: False while the value model warms up.
-    From what is not finite neither model learns, nor from what follows it in the step; schedules go on as planned.
+    The policy learns from no minibatch in which anything is not finite, the value model from none in which it is not
+    itself; neither from what follows in the step. Schedules go on as planned.
     """
-    engines = {"policy": policy} | ({} if value is policy or value is None else {"value": value})
-    seen: list[Tensor] = []  # of each minibatch, this rank's shares of the statistics
-    norms: list[dict[str, float]] = []  # of each minibatch, the whole gradients'
-    updates, names, planned = 0, [""], config.epochs * config.minibatches
-    fault = examine(experience, targets)
+    # In this order: the gradients of one are gone before the other's come, and the policy looks at both.
+    engines = ({} if value is policy or value is None else {"value": value}) | {"policy": policy}
+    tally, planned = _Tally(engines), config.epochs * config.minibatches
+    fault, going_on = examine(experience, targets), True
     packed = all(packs(engine.module) for engine in engines.values())
     every, targets = (experience, targets) if fault else gather_rows(experience, targets)
     for rows in () if fault else minibatches(config, key):
         objective = Objective(config, targets, float(every.mask[rows].sum()), learn_policy)
         work = micro_batches_in_lockstep(every, own_share(every, rows), config.micro_batch_tokens, packed)
-        shares = _gradient(engines.values(), work, partial(_micro_step, policy, value, every, objective=objective))
-        names = list(shares)
-        seen.append(torch.stack(list(shares.values())))
-        if _too_far(shares["policy/approxkl"], config.target_kl):
-            break  # measured before this minibatch's update, which is dropped with all that would follow
-        learning = {role: engine for role, engine in engines.items() if learn_policy or role != "policy"}
-        norms.append({role: engine.norm() for role, engine in learning.items()})
-        # Of both models, before either is updated.
-        if fault := examine_minibatch(_losses(shares), _gradients(norms[-1]), torch.isin(experience.rows, rows)):
+        going_on, fault = _learn(engines, every, _Minibatch(objective, work, torch.isin(experience.rows, rows)), tally)
+        if not going_on:
             break
-        for role, engine in engines.items():
-            engine.step() if role in learning else engine.skip()
-        updates += 1
-    for engine in engines.values():
-        engine.skip(planned - updates)
+    for role, engine in engines.items():
+        engine.skip(planned - tally.updates[role])
         engine.rest()
-    dropped = float(planned - updates if fault else 0)
-    statistics = _means(seen, names)
-    for role in engines:
-        if seen:
-            statistics[f"{role}/grad_norm"] = sum(norm.get(role, 0.0) for norm in norms) / max(1, len(norms))
-        statistics[f"{role}/skipped_steps"] = dropped
+    statistics = tally.statistics()
+    for role in reversed(engines):
+        if tally.seen:
+            statistics[f"{role}/grad_norm"] = sum(tally.norms[role]) / max(1, len(tally.norms[role]))
+        statistics[f"{role}/skipped_steps"] = float(planned - tally.updates[role] if fault else 0)
     if config.target_kl is not None:
-        statistics["policy/updates"] = updates
+        statistics["policy/updates"] = tally.updates["policy"]
     return Update(statistics, fault)
 
 
+class _Minibatch(NamedTuple):
+    objective: Objective
+    work: list[MicroBatch | None]  # this rank's
+    own: Tensor  # [batch] bool, True = in it, of the rows that this rank sampled
+
+
+class _Tally:
+    """What is known of a step's minibatches."""
+
+    def __init__(self, roles: Iterable[str]) -> None:
+        self.seen: dict[str, list[Tensor]] = {}  # of each minibatch, this rank's shares of the statistics
+        self.norms: dict[str, list[float]] = {role: [] for role in roles}  # of each, the whole gradient's
+        self.updates = dict.fromkeys(self.norms, 0)
+
+    def add(self, shares: Mapping[str, Tensor]) -> None:
+        """Take in a minibatch's."""
+        for name, share in shares.items():
+            self.seen.setdefault(name, []).append(share)
+
+    def statistics(self) -> dict[str, float]:
+        """Means over minibatches and ranks, the policy's first. A collective, unless there was none."""
+        if not self.seen:
+            return {}
+        names = sorted(self.seen, key=lambda name: "value" in name)
+        means = torch.stack([torch.stack(self.seen[name]).mean(0) for name in names])
+        first = torch.stack([self.seen[name][0] for name in names])
+        means, first = global_sum(torch.stack([means, first]))
+        statistics = dict(zip(names, means.tolist(), strict=True))
+        if "policy/approxkl" in statistics:  # on policy: 0
+            statistics["policy/approxkl_first"] = float(first[names.index("policy/approxkl")])
+        return statistics
+
+
+def _learn(
+    engines: Mapping[str, Engine], every: Experience, minibatch: _Minibatch, tally: _Tally
+) -> tuple[bool, Fault | None]:
+    """Update each model by a minibatch; whether the step goes on, and what was not finite."""
+    objective = minibatch.objective
+    for role, engine in engines.items():
+        learn = partial(_micro_step, role, engine, every, objective)
+        shares = _gradient(engine, minibatch.work, learn)
+        tally.add(shares)
+        if role == "policy" and _too_far(shares["policy/approxkl"], objective.config.target_kl):
+            return False, None  # measured before this minibatch's update, which is dropped with all that would follow
+        norms = {}
+        if role == "value" or objective.learn_policy:
+            norms[f"{role}/grad_norm"] = engine.norm()
+            tally.norms[role].append(engine.norm())
+        if fault := examine_minibatch(_losses(shares), norms, minibatch.own):
+            return False, fault
+        engine.step() if norms else engine.skip()
+        tally.updates[role] += 1
+    return True, None
+
+
 def _gradient(
-    engines: Collection[Engine],
-    work: Sequence[MicroBatch | None],
-    learn: Callable[[MicroBatch | None], dict[str, Tensor]],
+    engine: Engine, work: Sequence[MicroBatch | None], learn: Callable[[MicroBatch | None], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Add up the gradients of a minibatch; this rank's shares of the statistics."""
     shares: dict[str, Tensor] = {}
     for i, batch in enumerate(work):
-        with ExitStack() as stack:
-            for engine in engines:
-                stack.enter_context(engine.micro_batch(last=i == len(work) - 1))
+        with engine.micro_batch(last=i == len(work) - 1):
             found = learn(batch)
         shares = {name: shares.get(name, 0) + share.double() for name, share in found.items()}
     return shares
 
 
-def _means(seen: list[Tensor], names: list[str]) -> dict[str, float]:
-    """Statistics over minibatches and ranks, of each minibatch's shares on this rank."""
-    if not seen:
-        return {}
-    shares = torch.stack(seen)
-    means, first = global_sum(torch.stack([shares.mean(0), shares[0]])).tolist()
-    statistics = dict(zip(names, means, strict=True))
-    statistics["policy/approxkl_first"] = dict(zip(names, first, strict=True))["policy/approxkl"]  # on policy: 0
-    return statistics
-
-
 def _losses(shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: share for name, share in shares.items() if name.startswith("loss/") or name == "policy/approxkl"}
-
-
-def _gradients(norms: Mapping[str, float]) -> dict[str, float]:
-    return {f"{role}/grad_norm": norm for role, norm in norms.items()}
 
 
 def _too_far(share: Tensor, target: float | None) -> bool:
@@ -157,33 +181,33 @@ def micro_batches_in_lockstep(
 
 
 def _micro_step(
-    policy: Engine, value: Engine | None, experience: Experience, batch: MicroBatch | None, objective: Objective
+    role: str, engine: Engine, experience: Experience, objective: Objective, batch: MicroBatch | None
 ) -> dict[str, Tensor]:
     """Forward and backward of one micro-batch; its shares of the statistics."""
     empty = batch is None
     if batch is None:  # one row that counts nothing, so that this rank makes the same calls as the others
         batch = trim(torch.zeros(1, dtype=torch.long), experience.tokens, experience.attention_mask, experience.mask)
-    device, length, config = _device(policy), batch.response_length, objective.config
+    device, length, config = _device(engine), batch.response_length, objective.config
 
     def of(field: Tensor) -> Tensor:
         return field[batch.rows, :length].to(device)
 
     mask = of(experience.mask) & (not empty)
-    temperature, with_entropy = config.generation.temperature, config.entropy_bonus > 0
-    shared = value is policy
-    with torch.set_grad_enabled(objective.learn_policy):
-        new = response_logprobs(policy, *batch.inputs, temperature, with_entropy)  # type: ignore[arg-type]
-        loss, shares = objective.policy(new, experience, mask, of)
-    if objective.learn_policy and not shared:
-        # Before the value model's forward, so that the activations of the two never stand side by side.
-        policy.backward(loss)
-    if value is None:
+    if role == "value":
+        values = response_values(engine, *batch.inputs)  # type: ignore[arg-type]
+        loss, shares = objective.value(values, experience, mask, of)
+        engine.backward(loss)
         return shares
-    values = new.values if shared else response_values(value, *batch.inputs)  # type: ignore[arg-type]
-    assert values is not None
-    of_values = objective.value(values, experience, mask, of)
-    value.backward(loss + config.value_coef * of_values.loss if shared else of_values.loss)
-    return shares | {"loss/value": of_values.loss.detach(), "value/clipfrac": of_values.clip_fraction}
+    temperature, with_entropy = config.generation.temperature, config.entropy_bonus > 0
+    with torch.set_grad_enabled(objective.learn_policy):
+        new = response_logprobs(engine, *batch.inputs, temperature, with_entropy)  # type: ignore[arg-type]
+        loss, shares = objective.policy(new, experience, mask, of)
+    if new.values is not None:  # of a head on the policy
+        of_values, more = objective.value(new.values, experience, mask, of)
+        loss, shares = loss + config.value_coef * of_values, shares | more
+    if objective.learn_policy:
+        engine.backward(loss)
+    return shares
 
 
 def _device(engine: Engine) -> torch.device:

@@ -1,0 +1,174 @@
+"""Norms, MLPs and linear layers that keep less compute what transformers' and torch's do, forward and backward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from rlhf.layers import GatedMlp, Norm, keep_less
+from rlhf.narrow import narrow_linear
+from rlhf.packing import accept
+from rlhf.products import Linear, own_products
+from rlhf.shapes import ARCHITECTURES, LEAN
+from tests.test_packing import shape_of
+
+SHAPE = LlamaConfig(hidden_size=48, intermediate_size=80, num_attention_heads=4, num_hidden_layers=1, vocab_size=9)
+
+
+def gradients(function: Callable[[], Tensor], of: list[Tensor], upstream: Tensor) -> list[Tensor]:
+    """What a function gives, and the gradients of some tensors."""
+    found = function()
+    return [found.detach(), *torch.autograd.grad(found, of, upstream.to(found.dtype))]
+
+
+def causal(architecture: str, **options: Any) -> Any:
+    """A model as transformers makes it, with norms that are not one."""
+    torch.manual_seed(1)
+    shape = shape_of(architecture)
+    for name, option in options.items():
+        setattr(shape, name, option)
+    model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa").eval()
+    for name, parameter in model.named_parameters():
+        nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_norm(narrow: bool) -> None:
+    """Beside float64; where only linear layers read it, it gives under autocast what they would make of it."""
+    torch.manual_seed(0)
+    plain, own = LlamaRMSNorm(48, eps=1e-5), LlamaRMSNorm(48, eps=1e-5)
+    for norm in (plain, own):
+        nn.init.normal_(norm.weight, mean=1.0, generator=torch.Generator().manual_seed(3))
+    own.__class__, own.narrow = Norm, narrow
+    states, upstream = torch.randn(2, 5, 48, requires_grad=True), torch.randn(2, 5, 48)
+    wide, weight = states.double(), plain.weight.double()
+    exact = gradients(
+        lambda: weight * wide * (wide.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt(), [wide, weight], upstream.double()
+    )
+    found = gradients(lambda: own(states), [states, own.weight], upstream)
+    for each, wanted in zip(found, exact, strict=True):
+        torch.testing.assert_close(each, wanted.float(), atol=2e-6, rtol=2e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, theirs = own(states), plain(states)
+    assert rounded.dtype == (torch.bfloat16 if narrow else torch.float32)
+    torch.testing.assert_close(rounded.float(), theirs.to(rounded.dtype).float(), atol=1e-6, rtol=8e-3 * narrow)
+
+
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float32])
+def test_a_norm_in_other_dtypes_is_transformers(given: torch.dtype) -> None:
+    """Of frozen models in bfloat16, and of heads under autocast, whose weights stay in float32."""
+    plain, own = LlamaRMSNorm(24).to(given), LlamaRMSNorm(24).to(given)
+    own.__class__, own.narrow = Norm, True
+    states = torch.randn(3, 24).bfloat16()
+    assert torch.equal(own(states), plain(states)) and own(states).dtype == plain(states).dtype
+
+
+def test_a_gate_is_transformers_to_the_bit() -> None:
+    torch.manual_seed(0)
+    plain = LlamaMLP(SHAPE)
+    own = copy.deepcopy(plain)
+    own.__class__ = GatedMlp
+    states, upstream = torch.randn(7, 48, requires_grad=True), torch.randn(7, 48)
+    for bfloat16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            found, wanted = (
+                gradients(lambda mlp=mlp: mlp(states), [states, *mlp.parameters()], upstream) for mlp in (own, plain)
+            )
+        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_rounded_product_is_autocasts_to_the_bit_and_keeps_no_copy_of_the_weight(bias: bool) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 5, 32, requires_grad=True)
+    weight = torch.randn(24, 32, requires_grad=True)
+    rest = [torch.randn(24, requires_grad=True)] if bias else [None]
+    upstream, learned = torch.randn(2, 5, 24), [hidden, weight, *(rest if bias else [])]
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = gradients(lambda: functional.linear(hidden, weight, *rest), learned, upstream)  # type: ignore[arg-type]
+    found = gradients(lambda: narrow_linear(hidden, weight, *rest, torch.bfloat16), learned, upstream)  # type: ignore[arg-type]
+    assert all(torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(found, wanted, strict=True))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        narrow_linear(hidden, weight, rest[0], torch.bfloat16)
+    assert sorted(each.dtype == torch.bfloat16 for each in kept) == [False, True]  # of the weight and of hidden
+    assert any(each.data_ptr() == weight.data_ptr() for each in kept)
+
+
+def test_only_the_gradients_that_are_wanted_are_kept_for() -> None:
+    """Below adapters the weight does not learn, and what it multiplied is not kept."""
+    hidden, weight, kept = torch.randn(5, 32, requires_grad=True), torch.randn(24, 32), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        found = narrow_linear(hidden, weight, None, torch.bfloat16)
+    assert [each.data_ptr() for each in kept] == [weight.data_ptr()]
+    found.float().sum().backward()
+    expected = weight.bfloat16().sum(0, keepdim=True).float().expand(5, 32)
+    torch.testing.assert_close(hidden.grad, expected, atol=0.02 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_linear_layer_of_ours_rounds_so_only_where_autocast_asks_for_it() -> None:
+    layer = nn.Linear(32, 24)
+    own_products(nn.Sequential(layer))
+    assert isinstance(layer, Linear)
+    rows = torch.randn(3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "_Linear" in type(layer(rows).grad_fn).__name__ and layer(rows).dtype == torch.bfloat16
+        with torch.no_grad():  # as ever, with autocast's own cache for a pass
+            assert layer(rows).dtype == torch.bfloat16
+    assert layer(rows).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("architecture", LEAN)
+def test_whole_models_and_their_gradients(architecture: str, bfloat16: bool) -> None:
+    plain, own = causal(architecture), causal(architecture)
+    accept(own)
+    kinds = {type(module).__name__ for module in own.modules()}
+    assert {"Norm", "GatedMlp"} <= kinds and not any(kind.endswith(("RMSNorm", "MLP")) for kind in kinds)
+    assert list(own.state_dict()) == list(plain.state_dict())
+    narrow = [name for name, module in own.named_modules() if getattr(module, "narrow", False)]
+    assert {name.rpartition(".")[2] for name in narrow} == {"input_layernorm", "post_attention_layernorm"}
+    tokens = torch.randint(3, 40, (2, 9))
+    found = []
+    for model in (plain, own):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            logits = model(input_ids=tokens, use_cache=False).logits
+        logits.float().logsumexp(-1).sum().backward()
+        found.append([logits.detach().float(), *(parameter.grad for parameter in model.parameters())])
+    for wanted, made in zip(*found, strict=True):
+        torch.testing.assert_close(made, wanted, atol=float(wanted.abs().max()) * (0.03 if bfloat16 else 3e-6), rtol=0)
+
+
+@pytest.mark.parametrize("architecture", [each for each in ARCHITECTURES if each not in LEAN])
+def test_other_architectures_keep_their_norms_and_mlps(architecture: str) -> None:
+    model = causal(architecture)
+    before = [type(module) for module in model.modules()]
+    keep_less(model)
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_another_activation_keeps_its_mlp() -> None:
+    model = causal("llama", hidden_act="gelu")
+    keep_less(model)
+    assert type(model.model.layers[0].mlp) is LlamaMLP and type(model.model.norm) is Norm
+
+
+def test_what_is_saved_is_transformers_own_again(tmp_path: Path) -> None:
+    model = causal("llama")
+    accept(model)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again.model.norm) is LlamaRMSNorm
+    assert all(
+        torch.equal(*pair) for pair in zip(again.state_dict().values(), model.state_dict().values(), strict=True)
+    )
