@@ -14,7 +14,8 @@ from rlhf.generation import native
 from rlhf.generation.between import PLAIN, compiled
 from rlhf.generation.decoder import decoder_of
 from rlhf.generation.graphs import GraphedDecoder
-from tests.test_decoder import CPU, policy
+from tests import test_decoder
+from tests.test_decoder import CPU, policy, read
 from tests.test_graphs import sampled
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor
@@ -52,7 +53,9 @@ def test_each_is_one_graph_for_any_number_of_rows(kind: torch.dtype) -> None:
         for arguments in calls:
             before = len(made)
             for rows in (ROWS, 4, 5):
-                fewer = [each[:rows] if isinstance(each, Tensor) and len(each) == ROWS else each for each in arguments]
+                cut = [isinstance(each, Tensor) and len(each) == ROWS for each in arguments]
+                # Copies, for a view of something larger is another kind of argument.
+                fewer = [each[:rows].clone() if is_cut else each for each, is_cut in zip(arguments, cut, strict=True)]
                 torch.testing.assert_close(whole(*fewer), plain(*fewer), atol=0, rtol=0)
             assert len(made) <= before + 1
     torch._dynamo.reset()
@@ -81,12 +84,9 @@ def anew() -> Iterator[None]:
 
 @pytest.mark.timeout(180)  # the C++ compiler
 @pytest.mark.usefixtures("anew")
-@pytest.mark.parametrize(("architecture", "bfloat16"), [("qwen3", False), ("qwen2", True)])
-def test_samples_by_what_is_compiled_are_the_same(
-    architecture: str, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, model = GenerationConfig(max_new_tokens=40, batch_size=6), policy(architecture)
-    plain = sampled(model, config, bfloat16)
+def test_what_is_compiled_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model = GenerationConfig(max_new_tokens=40, batch_size=6), policy("qwen3")
+    plain = sampled(model, config)
     made = compiled(CPU)
     assert made is not PLAIN and compiled(CPU) is made
 
@@ -96,13 +96,13 @@ def test_samples_by_what_is_compiled_are_the_same(
         return GraphedDecoder(decoder, Plainly())
 
     monkeypatch.setattr(native, "decoder_of", by_what_is_compiled)
-    found = sampled(model, config, bfloat16)
-    if bfloat16:  # rounding may choose another token, and then all that follow
-        assert (found.responses == plain.responses)[:, :8].float().mean() > 0.9
-        torch.testing.assert_close(found.logprobs[:, 0], plain.logprobs[:, 0], atol=0.05, rtol=0)
-    else:
-        assert torch.equal(found.responses, plain.responses)
-        torch.testing.assert_close(found.logprobs, plain.logprobs, atol=2e-5, rtol=0)
+    found = sampled(model, config)
+    assert torch.equal(found.responses, plain.responses)
+    torch.testing.assert_close(found.logprobs, plain.logprobs, atol=2e-5, rtol=0)
+    # In bfloat16 it rounds less often, so that samples are others; logits are near.
+    monkeypatch.setattr(test_decoder, "decoder_of", lambda *given: decoder_of(*given, made))
+    by_weights, modules = read(model, bfloat16=True)
+    torch.testing.assert_close(by_weights, modules, atol=2e-2 * float(modules.abs().max()), rtol=0)
 
 
 @pytest.mark.usefixtures("anew")

@@ -137,6 +137,25 @@ def test_nobody_sees_what_is_behind_an_end_or_in_a_free_slot(poison: float) -> N
 
 
 @torch.no_grad()
+def test_a_row_that_is_none_writes_to_the_first_place_of_its_slot_alone() -> None:
+    """Also where a sequence has just left it."""
+    decoder, slots = prepared(policy("llama"), CPU, torch.float32)
+    graphs, positions = GraphedDecoder(decoder, Tape()), torch.tensor([3, 17, 39, 8, 1, 30])
+    for first, count in enumerate((6, 6, 5, 4, 5), 3):
+        for keys, _ in slots.memory.values():
+            keys.view(6, 40, -1)[count:].normal_()
+        before = [keys.clone().view(6, 40, -1) for keys, _ in slots.memory.values()]
+        slots.turn = turn_of(slots, positions[:count])
+        graphs(torch.arange(first, first + count), positions[:count], slots, torch.arange(count))
+        for old, (keys, _) in zip(before, slots.memory.values(), strict=True):
+            changed = (keys.view(6, 40, -1) != old).any(-1)
+            written = torch.zeros(6, 40, dtype=torch.bool)
+            written[torch.arange(count), positions[:count]] = True
+            written[count:, 0] = True
+            assert not (changed & ~written).any() and changed[:count].any()
+
+
+@torch.no_grad()
 def test_a_step_computed_twice_changes_nothing() -> None:
     decoder, slots = prepared(policy("llama"), CPU, torch.float32)
     given = torch.tensor([[3, 4, 5, 0], [9, 30, 2, 0]])
