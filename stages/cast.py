@@ -18,6 +18,7 @@ from rlhf.engine import Engine
 from rlhf.engine.choice import build, sharding_of
 from rlhf.engine.optimizer import OptimizerOptions
 from rlhf.errors import ConfigError
+from rlhf.generation.native import NativeGenerator
 from rlhf.kl import AdaptiveController, Controller, FixedController
 from rlhf.models import context_of, is_quantized, load_policy
 from rlhf.offload import Offloaded, offloaded_models
@@ -135,6 +136,8 @@ def prepare(context: StageContext) -> Cast:
     running = RunningScores() if config.normalize_scores == "running" else None
     for doubt in doubts(recipe, weights):
         context.warn(doubt)
+    if isinstance(generator, NativeGenerator) and (reason := generator.without_graphs):
+        context.say(f"ppo.generation.cuda_graphs does nothing here: {reason}")
     if config.unused:
         context.say(f"ppo.advantage={config.advantage} does not use {', '.join(config.unused)}")
     context.say(

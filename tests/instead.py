@@ -82,6 +82,10 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "rlhf bench generate --help",
         "wants a GPU, and the model's config.json",
     ),
+    "rlhf bench generate --recipe qwen2.5-0.5b-hh model.lora=null ppo.generation.cuda_graphs=true --device cuda": (
+        "rlhf bench generate --recipe demo ppo.generation.cuda_graphs=true ppo.prompts_per_step=4 --updates 1",
+        "wants a GPU, and the model's config.json",
+    ),
     "rlhf bench ppo --size 60M --batch 32 --response-length 64 --eos-bias 0.06 --against trl": (
         "rlhf bench ppo --help",
         "takes seven minutes; tests/test_bench.py compares with TRL",

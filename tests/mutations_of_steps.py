@@ -189,6 +189,12 @@ OF_STEPS: dict[str, Mutation] = {
         "        del source, target\n",
         ("tests/test_packing.py::test_a_prompt_that_several_answer_is_read_once[256]",),
     ),
+    "a graph that sees a token less than there is": Mutation(
+        "rlhf/generation/graphs.py",
+        "additive_mask(positions + 1, longest, slots.kind)",
+        "additive_mask(positions.clamp(min=1), longest, slots.kind)",
+        ("tests/test_graphs.py::test_samples_are_those_of_plain_decoding[llama-{}]",),
+    ),
     "weights that a server keeps after the policy has learned": Mutation(
         "rlhf/generation/vllm.py",
         "        self.updates += 1\n",

@@ -171,6 +171,7 @@ NOTHING = [
     "ppo.generation.batch_size=3",
     "ppo.generation.weights=replica",
     "ppo.generation.server={timeout_seconds: 5.0}",
+    "ppo.generation.cuda_graphs=true",
     "ppo.faults={limit: 5}",
     "ppo.offload=[reward]",
     "ppo.overlap_scoring=off",

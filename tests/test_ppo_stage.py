@@ -89,6 +89,16 @@ def test_where_no_value_model_takes_part_none_warms_up(run: Path, tmp_path: Path
     assert alone == beside
 
 
+def test_graphs_that_a_cpu_has_not_change_nothing_and_a_line_says_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = ["ppo.steps=1", "ppo.evaluate_every=0"]
+    plain, asked = (train(run, tmp_path / on, [*once, f"ppo.generation.cuda_graphs={on}"]) for on in ("false", "true"))
+    assert asked == plain
+    told = [line for line in capsys.readouterr().out.splitlines() if "cuda_graphs" in line]
+    assert told == ["ppo: ppo.generation.cuda_graphs does nothing here: there is no CUDA device"]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -41,6 +41,9 @@ class GenerationConfig(Section):
     # from beginning to end. server: vLLM's, elsewhere, which is given the policy's after every step.
     weights: Annotated[Literal["shared", "replica", "server"], AffectsNothing] = "shared"
     server: Annotated[GenerationServerConfig, AffectsNothing] = GenerationServerConfig()
+    # native on a GPU: decoding as CUDA graphs, compiled, where the policy's layers are known and no adapters; elsewhere
+    # nothing changes. Not run on a GPU yet.
+    cuda_graphs: Annotated[bool, AffectsNothing] = False
     max_new_tokens: PositiveInt = 24
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # under 1 PPO needs importance_cap
@@ -59,6 +62,8 @@ class GenerationConfig(Section):
                 f"engine={self.engine} with weights={self.weights}: only vllm samples on servers, and it has weights "
                 "of its own; use engine=vllm with weights=server or replica, or engine=native with shared or replica"
             )
+        if self.engine == "vllm" and self.cuda_graphs:
+            raise ValueError("cuda_graphs=true with engine=vllm: vLLM has graphs of its own; use cuda_graphs=false")
         if self.weights == "server" and not self.server.addresses:
             raise ValueError(
                 "engine=vllm without a server: start one with rlhf generation serve RUN, and name it, for example "

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf.distributed import global_max
-from rlhf.generation.decoder import Decoder
 from rlhf.generation.draft import Draft
 from rlhf.generation.slots import Slots, Turn, additive_mask
 from rlhf.generation.together import accompany
 from rlhf.packing import kind_of_attention, pack, unmasked
 from rlhf.shapes import PROMPT_TOKENS
 
+Reads = Callable[[Tensor, Tensor, Slots, Tensor], Tensor]  # see `rlhf.generation.decoder.Decoder`
 
-def decode_continuously(policy: Any, draft: Draft, lockstep: bool, decoder: Decoder | None = None) -> None:
+
+def decode_continuously(policy: Any, draft: Draft, lockstep: bool, reads: Reads | None = None) -> None:
     """Sample all responses; lockstep: with as many forwards as the rank that needs most.
 
-    decoder: what reads in place of the policy.
+    reads: what reads in place of the policy.
     """
     kind = next(policy.parameters()).dtype
     if torch.is_autocast_enabled(draft.device.type):
@@ -31,8 +32,8 @@ def decode_continuously(policy: Any, draft: Draft, lockstep: bool, decoder: Deco
             accompany(policy, draft)
             continue
         tokens, positions, last = queue.next()
-        if decoder is not None:
-            queue.take(decoder(tokens, positions, queue.slots, last))
+        if reads is not None:
+            queue.take(reads(tokens, positions, queue.slots, last))
             continue
         output = policy(
             input_ids=tokens[None],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlhf.generation.between import PLAIN, Between, Norm
 from rlhf.generation.slots import Slots
 from rlhf.packing import BY_FLASH
 from rlhf.products import fillers, product_of
@@ -26,75 +27,88 @@ PARTS = ("Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbeddin
 class Decoder:
     """A causal model that reads and decodes; its weights must not change meanwhile."""
 
-    def __init__(self, policy: Any, bfloat16: bool) -> None:
-        self.head = policy.get_output_embeddings()
+    def __init__(self, policy: Any, bfloat16: bool, between: Between = PLAIN) -> None:
+        self.head, self.between = policy.get_output_embeddings(), between
         trunk = policy.model
-        self.embedding, self.rotary, self.norm = trunk.embed_tokens, trunk.rotary_emb, trunk.norm
-        self.layers = [_Layer(layer, number, bfloat16) for number, layer in enumerate(trunk.layers)]
+        self.embedding, self.rotary = trunk.embed_tokens, trunk.rotary_emb
+        self.first = _norm(trunk.layers[0].input_layernorm)
+        following = [_norm(norm) for norm in (*(layer.input_layernorm for layer in trunk.layers[1:]), trunk.norm)]
+        self.layers = [
+            _Layer(layer, number, bfloat16, between, behind)
+            for number, (layer, behind) in enumerate(zip(trunk.layers, following, strict=True))
+        ]
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Slots, last: Tensor) -> Tensor:
         """Logits [sequences, vocabulary] behind the places `last` [sequences] of tokens, positions [tokens]."""
-        # Rows that are no tokens go through all but attention.
-        added, kept = fillers(len(tokens), tokens.device), len(last)
-        tokens, positions = (functional.pad(part, (0, added)) for part in (tokens, positions))
+        kept = len(last)
         last = functional.pad(last, (0, fillers(kept, last.device)))
+        return self.logits(self.states(tokens, positions, slots)[last], kept)
+
+    def states(self, tokens: Tensor, positions: Tensor, slots: Slots) -> Tensor:
+        """Normed states [tokens or more, hidden] behind all layers, of tokens, positions [tokens]."""
+        # Rows that are no tokens go through all but attention.
+        added = fillers(len(tokens), tokens.device)
+        tokens, positions = (functional.pad(part, (0, added)) for part in (tokens, positions))
         states = functional.embedding(tokens, self.embedding.weight)
         cosine, sine = (part[0, :, None] for part in self.rotary(states[None], positions[None]))
-        # x cos + turned(x) sin, where turned swaps the halves and negates the first: so does the sign of its sine.
         half = sine.shape[-1] // 2
         sine = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
+        normed = self.between.normed(states, *self.first)
         for layer in self.layers:
-            states = layer(states, cosine, sine, slots, added)
-        found: Tensor = self.head(_normed(states[last], self.norm))
+            states, normed = layer(states, normed, (cosine, sine), slots, added)
+        return normed
+
+    def logits(self, states: Tensor, kept: int) -> Tensor:
+        """[kept, vocabulary] of the first of normed states [kept or more, hidden]."""
+        found: Tensor = self.head(states)
         return found[:kept]
 
 
 class _Layer:
-    def __init__(self, layer: Any, number: int, bfloat16: bool) -> None:
+    def __init__(self, layer: Any, number: int, bfloat16: bool, between: Between, following: Norm) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.number, self.width, self.scaling = number, attention.head_dim, attention.scaling
         self.by_flash = attention.config._attn_implementation == BY_FLASH
-        self.before, self.behind = layer.input_layernorm, layer.post_attention_layernorm
-        self.of_query, self.of_key = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self.between, self.inside, self.following = between, _norm(layer.post_attention_layernorm), following
+        of_query, of_key = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self.of_heads = None if of_query is None else (_norm(of_query)[0], *_norm(of_key))
         self.query, self.key = attention.q_proj.out_features, attention.k_proj.out_features
         self.read = product_of([attention.q_proj, attention.k_proj, attention.v_proj], bfloat16)
         self.mix = product_of([attention.o_proj], bfloat16)
         self.gate = product_of([mlp.gate_proj, mlp.up_proj], bfloat16)
         self.down = product_of([mlp.down_proj], bfloat16)
 
-    def __call__(self, states: Tensor, cosine: Tensor, sine: Tensor, slots: Slots, added: int) -> Tensor:
-        """states [tokens, hidden], of which the last `added` are none; cosine and sine [tokens, 1, width], signed."""
-        found = self.read(_normed(states, self.before))
-        heads = found.view(len(states), -1, self.width)
+    def __call__(
+        self, states: Tensor, normed: Tensor, turns: tuple[Tensor, Tensor], slots: Slots, added: int
+    ) -> tuple[Tensor, Tensor]:
+        """The sum so far [tokens, hidden], and the same normed for the next layer; the last `added` rows are no tokens.
+
+        turns: cosine and sine [tokens, 1, width], signed.
+        """
+        heads = self.read(normed).view(len(states), -1, self.width)
         count, shared = self.query // self.width, self.key // self.width
         both, value = heads[:, : count + shared], heads[:, count + shared :]
-        if self.of_query is not None:
-            both = torch.cat([_normed(both[:, :count], self.of_query), _normed(both[:, count:], self.of_key)], dim=1)
-        turned = both.roll(self.width // 2, dims=-1)
-        both = torch.addcmul(both * cosine, turned, sine)
+        both = self.between.turned(both, count, self.of_heads, *turns)
         parts, tokens = (both[:, :count], both[:, count:], value), len(states) - added
         query, key, value = (part[:tokens].transpose(0, 1)[None] for part in parts)
         attended = slots.attention(self.number, query, key, value, self.scaling, self.by_flash)[0].flatten(1)
-        states = states + self.mix(functional.pad(attended, (0, 0, 0, added)) if added else attended)
-        gate, up = self.gate(_normed(states, self.behind)).chunk(2, dim=-1)
-        return states + self.down(functional.silu(gate).mul_(up))
+        mixed = self.mix(functional.pad(attended, (0, 0, 0, added)) if added else attended)
+        states, normed = self.between.summed(states, mixed, *self.inside)
+        found = self.down(self.between.gated(self.gate(normed)))
+        return self.between.summed(states, found, *self.following)
 
 
-def _normed(states: Tensor, norm: Any) -> Tensor:
-    """RMSNorm (Zhang & Sennrich 2019), rounded to the states' dtype before it is scaled."""
-    weight, epsilon = norm.weight, norm.variance_epsilon
-    if states.dtype == weight.dtype:
-        return functional.rms_norm(states, weight.shape, weight, epsilon)
-    found: Tensor = weight * functional.rms_norm(states.float(), weight.shape, eps=epsilon).to(states.dtype)
-    return found
+def _norm(norm: Any) -> Norm:
+    return norm.weight.detach(), norm.variance_epsilon
 
 
-def decoder_of(policy: Any, bfloat16: bool) -> Decoder | None:
-    """The decoder of a policy that packs; None where it is not, part by part, what its family has."""
-    return Decoder(policy, bfloat16) if _is_plain(policy) else None
+def decoder_of(policy: Any, bfloat16: bool, between: Between = PLAIN) -> Decoder | None:
+    """The decoder of a policy that packs; None where it is not plain. between: what computes all but products."""
+    return Decoder(policy, bfloat16, between) if is_plain(policy) else None
 
 
-def _is_plain(policy: Any) -> bool:
+def is_plain(policy: Any) -> bool:
+    """Whether a policy is, part by part, what its family has."""
     config = getattr(policy, "config", None)
     family = FAMILIES.get(getattr(config, "model_type", ""))
     if family is None or _name(policy) != f"{family}ForCausalLM" or getattr(config, "hidden_act", "") != "silu":

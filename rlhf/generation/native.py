@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.config import GenerationConfig
-from rlhf.generation.continuous import decode_continuously
+from rlhf.generation.between import PLAIN, compiled
+from rlhf.generation.continuous import Reads, decode_continuously
 from rlhf.generation.decoder import decoder_of
 from rlhf.generation.draft import Draft
+from rlhf.generation.graphs import CudaRecorder, GraphedDecoder, obstacle
 from rlhf.generation.noise import uniforms
 from rlhf.generation.together import decode_together
 from rlhf.lockstep import in_lockstep
@@ -43,6 +45,11 @@ class NativeGenerator:
         # Sees each token as it is sampled: the rows of the call that still decode, and their new tokens.
         self.watch: Callable[[Tensor, Tensor], None] | None = None
         self.limits: Mapping[int, int] = {}  # rows that end after fewer tokens than max_new_tokens
+
+    @property
+    def without_graphs(self) -> str | None:
+        """Why decoding is no CUDA graph although the configuration has it so; None where it is, or nobody asked."""
+        return obstacle(self.policy, self.device, self.lockstep) if self.config.cuda_graphs else None
 
     def load(self, policy: nn.Module) -> None:
         """The weights are shared, so there is nothing to copy."""
@@ -81,11 +88,16 @@ class NativeGenerator:
         policy: Any = self.policy
         # Copies of all weights take as long as some dozens of steps of a single response gain.
         copied = not self.lockstep and int(draft.limits.sum()) >= WORTH_COPIES
-        decoder = decoder_of(policy, self.bfloat16) if packs(policy) and copied else None
+        graphs = self.config.cuda_graphs and self.without_graphs is None
+        between = compiled(self.device) if graphs else PLAIN
+        decoder = decoder_of(policy, self.bfloat16, between) if packs(policy) and copied else None
         by_modules = policy if decoder is None else policy.get_output_embeddings()
+        reads: Reads | None = decoder
+        if graphs and decoder is not None:
+            reads = GraphedDecoder(decoder, CudaRecorder(self.device))
         with packed(by_modules, self.bfloat16) if copied else nullcontext():
             if packs(policy):
-                decode_continuously(policy, draft, self.lockstep, decoder)
+                decode_continuously(policy, draft, self.lockstep, reads)
             else:
                 for chunk in self._chunks(prompts):
                     decode_together(policy, draft, chunk, self.lockstep)
