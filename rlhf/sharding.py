@@ -84,8 +84,7 @@ def is_sharded(module: nn.Module) -> bool:
 def autocast(module: nn.Module, enabled: bool) -> torch.autocast:
     """Computation in bfloat16, where enabled.
 
-    Where weights are shared out, autocast itself keeps no copies: those of all weights would stand at once, whole. A
-    backward keeps them all the same, unless activations are computed again.
+    Where weights are shared out, autocast itself keeps no copies: those of all weights would stand at once, whole.
     """
     return torch.autocast(device_of(module).type, torch.bfloat16, enabled=enabled, cache_enabled=not is_sharded(module))
 
