@@ -82,7 +82,6 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, states: Tensor, weight: Tensor, epsilon: float, kind: torch.dtype) -> Tensor:
-        # torch's norm is one pass where the sum of squares is two, and autocast leaves it alone.
         norm = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
         scale = torch.addcmul(norm.new_tensor(epsilon), norm, norm, value=1 / states.shape[-1]).rsqrt_()
         context.save_for_backward(states, weight, scale)
@@ -95,7 +94,7 @@ class _Norm(torch.autograd.Function):
         states, weight, scale = context.saved_tensors
         of_states, of_weight, _, _ = context.needs_input_grad
         gradient, normed = gradient.to(states.dtype), states * scale
-        found = (gradient * normed).flatten(0, -2).sum(0) if of_weight else None
+        found = (gradient * normed).reshape(-1, len(weight)).sum(0) if of_weight else None
         if not of_states:
             return None, found, None, None
         scaled = gradient * weight

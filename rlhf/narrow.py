@@ -45,10 +45,10 @@ class _Linear(torch.autograd.Function):
         hidden, weight = context.saved_tensors
         of_hidden, of_weight, of_bias, _ = context.needs_input_grad
         kind_of_hidden, kind_of_bias = context.given
-        rows = gradient.flatten(0, -2)
+        rows = gradient.reshape(-1, gradient.shape[-1])
         return (
             (gradient @ weight.to(context.kind)).to(kind_of_hidden) if of_hidden else None,
-            (rows.t() @ hidden.flatten(0, -2)).to(weight.dtype) if of_weight else None,
+            (rows.t() @ hidden.reshape(len(rows), -1)).to(weight.dtype) if of_weight else None,
             rows.sum(0).to(kind_of_bias) if of_bias else None,
             None,
         )

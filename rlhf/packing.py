@@ -221,7 +221,7 @@ def unmasked(device: torch.device) -> Tensor:
 def accept(model: Any) -> None:
     """Have a causal model take packed sequences, if its architecture can and it computes by an attention in NAMES.
 
-    Its linear layers, norms and MLPs become ours, whatever it can.
+    Its linear layers become ours, whatever it can, and so do norms and MLPs of the architectures in LEAN.
     """
     own_products(model)
     keep_less(model)

@@ -273,10 +273,10 @@ OF_STEPS: dict[str, Mutation] = {
         '            state["running"] = {"count": 0.0, "mean": 0.0, "squares": 0.0}\n',
         (STAGE + "stopped_and_resumed_is_bit_for_bit[rloo]",),
     ),
-    "the policy updated where the value model cannot be": Mutation(
+    "a gradient that nobody looks at": Mutation(
         "rlhf/ppo/update.py",
-        "examine_minibatch(_losses(shares), norms, minibatch.own)",
-        "examine_minibatch(_losses(shares), {}, minibatch.own)",
+        '_losses(shares), {f"{role}/grad_norm": norm}',
+        "_losses(shares), {}",
         (SAFETY + "neither_model_learns_from_its_own_faulty_minibatch[inf in the value's gradient]",),
     ),
     "a loss that nobody looks at": Mutation(

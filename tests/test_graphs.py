@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -255,3 +256,20 @@ def test_vllm_has_its_own(tmp_path: Any) -> None:
     (tmp_path / "recipe.yaml").write_text("ppo: {generation: {engine: vllm, weights: replica, cuda_graphs: true}}\n")
     with pytest.raises(ConfigError, match="cuda_graphs=true with engine=vllm: vLLM has graphs of its own; use cuda_g"):
         load_recipe(tmp_path / "recipe.yaml")
+
+
+class Refusing(Tape):
+    """A recorder that has no memory left."""
+
+    def record(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB\nmore")
+
+
+def test_where_recording_fails_the_batch_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GenerationConfig(max_new_tokens=150, batch_size=6)
+    model = policy("llama")
+    plain = sampled(model, config)
+    graphed(monkeypatch, Refusing())
+    with pytest.warns(RuntimeWarning, match=r"without CUDA graphs \(CUDA out of memory. Tried to .* MiB\)$") as told:
+        found = sampled(model, config)
+    assert len(told) == 1 and torch.equal(found.responses, plain.responses)

@@ -17,7 +17,7 @@ from rlhf import memory
 from rlhf.layers import keep_less
 from rlhf.logprobs import response_logprobs
 from rlhf.memory import Computation
-from rlhf.memory.forwards import CHUNK_PER_LOGIT, POLICY_PER_LOGIT
+from rlhf.memory.forwards import CHUNK_PER_LOGIT, POLICY_PER_LOGIT, logits
 from rlhf.products import own_products
 from rlhf.shapes import AT_ONCE, shape_of_config
 from rlhf.token_head import Asked, TokenHead
@@ -104,3 +104,17 @@ def test_log_probs_take_a_chunk_however_large_the_vocabulary() -> None:
     peaks = [peak(vocabulary) for vocabulary in (2**14, 2**15, 2**17)]
     assert max(peaks) == pytest.approx(min(peaks), rel=0.01)
     assert max(peaks) < 1.1 * CHUNK_PER_LOGIT * AT_ONCE
+
+
+@pytest.mark.parametrize("learns", [False, True], ids=["adapters", "all weights"])
+def test_a_head_in_bfloat16_takes_a_rounded_copy_and_what_learns_a_gradient(learns: bool) -> None:
+    """512 tokens of Qwen2.5-0.5B's, forward and backward."""
+    with FakeTensorMode():
+        head = TokenHead(QWEN["hidden_size"], QWEN["vocab_size"], bias=False).requires_grad_(learns)
+        hidden = torch.zeros(512, QWEN["hidden_size"], requires_grad=True)
+        with Allocated(head) as allocated, torch.autocast("cpu", torch.bfloat16):
+            head.asked = Asked(torch.zeros(512, dtype=torch.long), 1.0, False)
+            head(hidden).sum().backward()
+    how = Computation(bfloat16=True, checkpointing=False, packed=True, lora_rank=None if learns else 16)
+    shape = shape_of_config(QWEN, "config.json")
+    assert logits(shape, how, 512, POLICY_PER_LOGIT, learning=True) == pytest.approx(allocated.peak, rel=0.15)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ def compiled(device: torch.device) -> Between:
     try:
         rows = torch.ones(3, 8, device=device)
         made.summed(rows, rows, rows[0], 1e-6)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         reason = str(error).strip().split("\n")[0]
         warnings.warn(f"decoding is not compiled ({reason})", RuntimeWarning, stacklevel=2)
         return PLAIN

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlhf import layers
 from rlhf.generation.between import PLAIN, Between, Norm
 from rlhf.generation.slots import Slots
 from rlhf.packing import BY_FLASH
@@ -114,11 +115,10 @@ def is_plain(policy: Any) -> bool:
     if family is None or _name(policy) != f"{family}ForCausalLM" or getattr(config, "hidden_act", "") != "silu":
         return False
     trunk = policy.model
-    names = {"Linear", "Embedding", "ModuleList", "SiLUActivation", "Norm", "GatedMlp"}
-    names |= {f"{family}{part}" for part in PARTS}
+    names = {"Linear", "Embedding", "ModuleList", "SiLUActivation"} | {f"{family}{part}" for part in PARTS}
     modules = list(trunk.modules())
     return (
-        all(_name(module) in names for module in modules)
+        all(_name(module) in names or isinstance(module, layers.Norm | layers.GatedMlp) for module in modules)
         and not any(map(_is_changed, [policy, *modules]))
         and all(parameter.dtype == torch.float32 for parameter in trunk.parameters())
     )

@@ -12,6 +12,7 @@ two steps without it, so a bucket's first step is computed as ever, which warms 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -54,12 +55,13 @@ class GraphedDecoder:
         self.given = torch.empty(0)  # [2, slots] tokens and positions
         self.begun: set[tuple[int, int]] = set()  # buckets that have been used once
         self.replays: dict[tuple[int, int], Callable[[], Tensor]] = {}
+        self.failed = False  # to record, once
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Slots, last: Tensor) -> Tensor:
         """See `Decoder`."""
         turn = slots.turn
         # Memory is made as it is first written to, which must not be within a graph.
-        if turn is None or turn.prompts is not None or not slots.memory:
+        if self.failed or turn is None or turn.prompts is not None or not slots.memory:
             return self.decoder(tokens, positions, slots, last)
         if slots is not self.slots:
             self.slots, self.begun, self.replays = slots, set(), {}
@@ -81,7 +83,13 @@ class GraphedDecoder:
         if which not in self.begun:
             self.begun.add(which)
             return self.recorder.once(recorded)
-        self.replays[which] = self.recorder.record(recorded)
+        try:
+            self.replays[which] = self.recorder.record(recorded)
+        except RuntimeError as error:  # out of memory, or what no graph can hold
+            reason = str(error).strip().split("\n")[0]
+            warnings.warn(f"decoding goes on without CUDA graphs ({reason})", RuntimeWarning, stacklevel=2)
+            self.failed = True
+            return recorded()
         return self.replays[which]()
 
 
@@ -130,6 +138,8 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.ground = _ground(device)
+        # While it records, torch gives nothing back of what an update has left: a graph's memory would not be there.
+        torch.cuda.empty_cache()
 
     def once(self, step: Callable[[], Tensor]) -> Tensor:
         """On the stream that records, so that what libraries make for a stream is there."""

@@ -88,7 +88,7 @@ class NativeGenerator:
         policy: Any = self.policy
         # Copies of all weights take as long as some dozens of steps of a single response gain.
         copied = not self.lockstep and int(draft.limits.sum()) >= WORTH_COPIES
-        graphs = self.config.cuda_graphs and self.without_graphs is None
+        graphs = copied and self.config.cuda_graphs and self.without_graphs is None
         between = compiled(self.device) if graphs else PLAIN
         decoder = decoder_of(policy, self.bfloat16, between) if packs(policy) and copied else None
         by_modules = policy if decoder is None else policy.get_output_embeddings()

@@ -115,16 +115,17 @@ def forward(shape: Shape, how: Computation, tokens: int, learner: bool = True) -
 def logits(shape: Shape, how: Computation, asked: int, padded: int, learning: bool = False) -> float:
     """Of so many tokens. padded: bytes for each where all stand at once.
 
-    Packed, with a gradient of the head's own, which waits for the embeddings' where these are the same weights.
+    Learning in bfloat16, with a rounded copy of the head. Packed, with a gradient of the head's own, which waits for
+    the embeddings' where these are the same weights.
     """
     if not asked:
         return 0.0
+    head, narrow = shape.vocabulary * shape.hidden, BFLOAT16 if how.bfloat16 and learning else 0
     if not how.packed:
-        return float(asked * shape.vocabulary * padded)
+        return float(asked * shape.vocabulary * padded + head * narrow)
     chunk = min(asked, max(1, AT_ONCE // shape.vocabulary)) * shape.vocabulary
-    of_head = shape.vocabulary * shape.hidden if learning and how.lora_rank is None else 0
-    narrow = BFLOAT16 if how.bfloat16 and learning else 0
-    return float(chunk * (CHUNK_PER_LOGIT + narrow) + of_head * (FLOAT32 + narrow))
+    gradient = FLOAT32 if learning and how.lora_rank is None else 0
+    return float(chunk * (CHUNK_PER_LOGIT + narrow) + head * (gradient + narrow))
 
 
 def copies(shape: Shape, how: Computation, learning: bool) -> float:

@@ -1,7 +1,7 @@
 """What is not finite in a step of PPO: found by each rank in its own rows, decided by all ranks together, counted.
 
-A step with such a fault is not learned from: where the rollout has it nothing is, where a minibatch has it that one
-and the rest of the step are dropped, for policy and value model alike.
+A step with such a fault is not learned from: where the rollout has it nothing is; where a minibatch has it for a model,
+that model's update by it is dropped, and the rest of the step for both.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def examine(experience: Experience, targets: Targets) -> Fault | None:
 
 
 def examine_minibatch(losses: Mapping[str, Tensor], norms: Mapping[str, float], rows: Tensor) -> Fault | None:
-    """The fault of a minibatch before anything learns from it, if there is one. A collective.
+    """The fault of a minibatch before a model learns from it, if there is one. A collective.
 
     losses: this rank's shares; norms: of the whole gradients, equal on all ranks. rows [batch] bool, True = in it, of
     those that this rank sampled, whoever trains on them. A loss can be infinite where its gradient is finite, and a

@@ -52,7 +52,7 @@ def update(
     # In this order: the gradients of one are gone before the other's come, and the policy looks at both.
     engines = ({} if value is policy or value is None else {"value": value}) | {"policy": policy}
     tally, planned = _Tally(engines), config.epochs * config.minibatches
-    fault, going_on = examine(experience, targets), True
+    fault = examine(experience, targets)
     packed = all(packs(engine.module) for engine in engines.values())
     every, targets = (experience, targets) if fault else gather_rows(experience, targets)
     for rows in () if fault else minibatches(config, key):
@@ -66,8 +66,8 @@ def update(
         engine.rest()
     statistics = tally.statistics()
     for role in reversed(engines):
-        if tally.seen:
-            statistics[f"{role}/grad_norm"] = sum(tally.norms[role]) / max(1, len(tally.norms[role]))
+        if norms := tally.norms[role]:
+            statistics[f"{role}/grad_norm"] = sum(norms) / len(norms)
         statistics[f"{role}/skipped_steps"] = float(planned - tally.updates[role] if fault else 0)
     if config.target_kl is not None:
         statistics["policy/updates"] = tally.updates["policy"]
@@ -118,13 +118,12 @@ def _learn(
         tally.add(shares)
         if role == "policy" and _too_far(shares["policy/approxkl"], objective.config.target_kl):
             return False, None  # measured before this minibatch's update, which is dropped with all that would follow
-        norms = {}
-        if role == "value" or objective.learn_policy:
-            norms[f"{role}/grad_norm"] = engine.norm()
-            tally.norms[role].append(engine.norm())
-        if fault := examine_minibatch(_losses(shares), norms, minibatch.own):
+        learns = role == "value" or objective.learn_policy
+        norm = engine.norm() if learns else 0.0
+        tally.norms[role].append(norm)
+        if fault := examine_minibatch(_losses(shares), {f"{role}/grad_norm": norm}, minibatch.own):
             return False, fault
-        engine.step() if norms else engine.skip()
+        engine.step() if learns else engine.skip()
         tally.updates[role] += 1
     return True, None
 
