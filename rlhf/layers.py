@@ -82,8 +82,9 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, states: Tensor, weight: Tensor, epsilon: float, kind: torch.dtype) -> Tensor:
-        norm = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-        scale = torch.addcmul(norm.new_tensor(epsilon), norm, norm, value=1 / states.shape[-1]).rsqrt_()
+        with torch.autocast(states.device.type, enabled=False):  # which would round what `vecdot` is given
+            squares = torch.linalg.vecdot(states, states)[..., None]
+        scale = squares.div_(states.shape[-1]).add_(epsilon).rsqrt_()
         context.save_for_backward(states, weight, scale)
         found: Tensor = (states * scale).mul_(weight).to(kind)
         return found
@@ -98,7 +99,7 @@ class _Norm(torch.autograd.Function):
         if not of_states:
             return None, found, None, None
         scaled = gradient * weight
-        with torch.autocast(states.device.type, enabled=False):  # which would round what `vecdot` is given
+        with torch.autocast(states.device.type, enabled=False):
             mean = torch.linalg.vecdot(scaled, normed)[..., None].div_(states.shape[-1])
         return scaled.addcmul_(normed, mean, value=-1).mul_(scale), found, None, None
 
