@@ -31,7 +31,8 @@ CPU = torch.device("cpu")
 PROMPTS = [[3, 4, 5, 6], [7], [3, 4, 5, 6], [8, 9, 10], [11, 12], [13] * 20]
 
 
-def policy(architecture: str, **options: Any) -> Any:
+def causal(architecture: str, **options: Any) -> Any:
+    """A model as transformers makes it, with norms that are not one."""
     torch.manual_seed(1)
     shape = shape_of(architecture)
     for name, option in options.items():
@@ -39,6 +40,11 @@ def policy(architecture: str, **options: Any) -> Any:
     model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa").eval()
     for name, parameter in model.named_parameters():
         nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
+    return model
+
+
+def policy(architecture: str, **options: Any) -> Any:
+    model = causal(architecture, **options)
     accept(model)
     return model
 

@@ -71,9 +71,9 @@ def test_samples_in_bfloat16_are_those_of_plain_decoding(monkeypatch: pytest.Mon
     graphed(monkeypatch, tape)
     found = sampled(model, config, bfloat16=True)
     assert tape.replayed > 120
-    # Rounding may choose another token once, and then all that follow are others.
+    # Rounding may choose another token once, and then all that follow; each row's first tokens are the same.
     same = (found.responses == plain.responses)[:, :8]
-    assert same.float().mean() > 0.6
+    assert same.float().mean() > 0.9
     torch.testing.assert_close(found.logprobs[:, 0], plain.logprobs[:, 0], atol=1e-6, rtol=0)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from rlhf.narrow import narrow_linear
 from rlhf.packing import accept
 from rlhf.products import Linear, own_products
 from rlhf.shapes import ARCHITECTURES, LEAN
-from tests.test_packing import shape_of
+from tests.test_decoder import causal
 
 SHAPE = LlamaConfig(hidden_size=48, intermediate_size=80, num_attention_heads=4, num_hidden_layers=1, vocab_size=9)
 
@@ -28,18 +27,6 @@ def gradients(function: Callable[[], Tensor], of: list[Tensor], upstream: Tensor
     """What a function gives, and the gradients of some tensors."""
     found = function()
     return [found.detach(), *torch.autograd.grad(found, of, upstream.to(found.dtype))]
-
-
-def causal(architecture: str, **options: Any) -> Any:
-    """A model as transformers makes it, with norms that are not one."""
-    torch.manual_seed(1)
-    shape = shape_of(architecture)
-    for name, option in options.items():
-        setattr(shape, name, option)
-    model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa").eval()
-    for name, parameter in model.named_parameters():
-        nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
-    return model
 
 
 @pytest.mark.parametrize("narrow", [False, True])
