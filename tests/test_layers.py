@@ -18,6 +18,7 @@ from rlhf.narrow import narrow_linear
 from rlhf.packing import accept
 from rlhf.products import Linear, own_products
 from rlhf.shapes import ARCHITECTURES, LEAN
+from rlhf.token_head import Asked, TokenHead
 from tests.test_decoder import causal
 
 SHAPE = LlamaConfig(hidden_size=48, intermediate_size=80, num_attention_heads=4, num_hidden_layers=1, vocab_size=9)
@@ -90,6 +91,20 @@ def test_a_rounded_product_is_autocasts_to_the_bit_and_keeps_no_copy_of_the_weig
         narrow_linear(hidden, weight, rest[0], torch.bfloat16)
     assert sorted(each.dtype == torch.bfloat16 for each in kept) == [False, True]  # of the weight and of hidden
     assert any(each.data_ptr() == weight.data_ptr() for each in kept)
+
+
+def test_a_head_that_answers_keeps_no_rounded_copy_of_its_weight_either() -> None:
+    head, hidden, kept = TokenHead(32, 50, bias=False), torch.randn(5, 32), []
+    head.asked = Asked(torch.arange(5), 1.0, False)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each),
+    ):
+        found = head(hidden)
+    of_weight = [each for each in kept if each.shape == head.weight.shape]
+    assert [each.data_ptr() for each in of_weight] == [head.weight.data_ptr()]
+    found.sum().backward()
+    assert head.weight.grad is not None and head.weight.grad.dtype == torch.float32
 
 
 def test_only_the_gradients_that_are_wanted_are_kept_for() -> None:
