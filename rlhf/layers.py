@@ -1,7 +1,7 @@
 """Norms and MLPs of Llama and its kind that keep less for the backward pass than transformers' own.
 
 A norm keeps what it was given, which the residual stream keeps anyway, and what it gives, which linear layers multiply;
-an MLP what its two products gave, and what it multiplies. What stands between is computed again, in a pass or two.
+an MLP what its first two products gave. What stands between is computed again, in a pass or two.
 Results are transformers' to the rounding of sums (`tests/test_layers.py`).
 """
 
@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rlhf.narrow import autocast_dtype
+from rlhf.products import Linear, input_gradient, linear, weight_gradient
 from rlhf.shapes import LEAN
 
 READ_BY_LINEAR = ("input_layernorm", "post_attention_layernorm")  # of a block: by nothing else
@@ -50,7 +51,26 @@ class GatedMlp(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., hidden] of states [..., hidden]."""
-        found: Tensor = self.down_proj(gated(self.gate_proj(states), self.up_proj(states)))
+        gate, up = self.gate_proj(states), self.up_proj(states)
+        own = isinstance(self.down_proj, Down)  # unless adapters or quantization have wrapped or replaced it
+        found: Tensor = self.down_proj(gate, up) if own else self.down_proj(gated(gate, up))
+        return found
+
+
+class Down(Linear):
+    """The last product of a `GatedMlp`, which keeps of what it multiplies only what that was made from.
+
+    A module of its own still, for engines that share weights out bring them back before its forward.
+    """
+
+    def forward(self, gate: Tensor, up: Tensor | None = None) -> Tensor:
+        """[..., out] of silu(gate) * up, [..., in] each; without up, of its first argument."""
+        if up is None:
+            return super().forward(gate)
+        if self.packed is not None or not torch.is_grad_enabled():
+            return super().forward(gated(gate, up))
+        kind = autocast_dtype(gate.device) or gate.dtype
+        found: Tensor = _Down.apply(gate, up, self.weight, self.bias, kind)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -71,6 +91,8 @@ def keep_less(model: nn.Module) -> None:
             module.narrow = name.rpartition(".")[2] in READ_BY_LINEAR
         elif own in [f"{family}MLP" for family in CLASSES] and _is_silu(module):
             module.__class__ = GatedMlp
+            if type(module.down_proj) in (nn.Linear, Linear):
+                module.down_proj.__class__ = Down
 
 
 def _is_silu(mlp: Any) -> bool:
@@ -121,4 +143,39 @@ class _Gated(torch.autograd.Function):
         return (
             torch.ops.aten.silu_backward(gradient * up, gate) if of_gate else None,
             gradient * functional.silu(gate) if of_up else None,
+        )
+
+
+class _Down(torch.autograd.Function):
+    """See `Down`; what is multiplied is made once more in the backward, of silu(gate), which is needed there anyway."""
+
+    @staticmethod
+    def forward(
+        context: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None, kind: torch.dtype
+    ) -> Tensor:
+        # The weight itself, which engines that share it out bring back for the backward.
+        context.save_for_backward(gate, up, weight)
+        context.kind, context.kind_of_bias = kind, None if bias is None else bias.dtype
+        inner = functional.silu(gate).mul_(up).to(kind)
+        return linear(inner, weight.to(kind), None if bias is None else bias.to(kind))
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight = context.saved_tensors
+        of_gate, of_up, of_weight, of_bias, _ = context.needs_input_grad
+        kind, rows = context.kind, gradient.reshape(-1, gradient.shape[-1])
+        activated = functional.silu(gate)
+        of_this = None
+        if of_weight:
+            inner = (activated * up).to(kind)
+            of_this = weight_gradient(rows, inner.reshape(len(rows), -1)).to(weight.dtype)
+            del inner
+        of_inner = input_gradient(gradient, weight.to(kind)).to(gate.dtype)
+        return (
+            torch.ops.aten.silu_backward(of_inner * up, gate) if of_gate else None,
+            of_inner * activated if of_up else None,
+            of_this,
+            rows.sum(0).to(context.kind_of_bias) if of_bias else None,
+            None,
         )

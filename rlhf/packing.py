@@ -24,6 +24,7 @@ from rlhf.layers import keep_less
 from rlhf.products import fillers, own_products
 from rlhf.shapes import ARCHITECTURES
 from rlhf.short_attention import is_short, short_attention
+from rlhf.tied import tie
 from rlhf.token_head import head_of_tokens
 
 ATTENTION, BY_FLASH = "rlhf_packed", "rlhf_packed_2"  # a name with "flash" in it would have transformers' own ways
@@ -233,7 +234,8 @@ def accept(model: Any) -> None:
         AttentionInterface.register(name, attention)
         AttentionMaskInterface.register(name, sdpa_mask)
         model.set_attn_implementation(name)
-        head_of_tokens(model)
+        if head := head_of_tokens(model):
+            tie(model.get_input_embeddings(), head)
 
 
 def packs(model: Any) -> bool:

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from rlhf.narrow import autocast_dtype
 from rlhf.products import GRAIN, Linear, fillers, input_gradient, linear, weight_gradient
 from rlhf.shapes import AT_ONCE
+from rlhf.tied import Receiver, Tie
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class TokenHead(Linear):
     """A linear head that answers, while it is asked, [..., tokens, 2] log-probs and entropies in place of logits."""
 
     asked: Asked | None = None
+    tie: Tie | None = None  # to the embeddings, where these are the same weights
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary], or what is asked; hidden [..., tokens, width]."""
@@ -50,7 +52,8 @@ class TokenHead(Linear):
         rows = hidden.flatten(0, -2).to(kind)
         if added := fillers(len(rows), rows.device):
             rows, asked = pad(rows, (0, 0, 0, added)), replace(asked, targets=pad(asked.targets, (0, added)))
-        found: Tensor = _Figures.apply(rows, weight, bias, asked, kind)  # type: ignore[no-untyped-call]
+        receiver = self.tie.take(weight) if self.tie and torch.is_grad_enabled() else None
+        found: Tensor = _Figures.apply(rows, weight, bias, asked, kind, receiver)  # type: ignore[no-untyped-call]
         return found[: len(rows) - added].view(*hidden.shape[:-1], 2)
 
 
@@ -80,7 +83,13 @@ class _Figures(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, hidden: Tensor, own_weight: Tensor, own_bias: Tensor | None, asked: Asked, kind: torch.dtype
+        context: Any,
+        hidden: Tensor,
+        own_weight: Tensor,
+        own_bias: Tensor | None,
+        asked: Asked,
+        kind: torch.dtype,
+        receiver: Receiver | None,
     ) -> Tensor:
         weight, bias = own_weight.to(kind), None if own_bias is None else own_bias.to(kind)
         size = max(1, AT_ONCE // weight.shape[0])
@@ -88,17 +97,20 @@ class _Figures(torch.autograd.Function):
         parts, logits = [], None
         with torch.autocast(hidden.device.type, enabled=False):
             for rows, targets in zip(torch.split(hidden, size), torch.split(asked.targets, size), strict=True):
+                logits = None  # or they would stand beside those of the next chunk
                 logits = scaled(linear(rows, weight, bias), asked.temperature)
                 parts.append(figures(logits, targets))
         found = torch.cat(parts) if parts else hidden.new_zeros(0, 3, dtype=torch.float32)
-        kept = logits if len(parts) == 1 and any(context.needs_input_grad) else None
-        context.save_for_backward(hidden, own_weight, own_bias, asked.targets, found, kept)
-        context.asked, context.size, context.kind = asked, size, kind
+        # Overwritten by their gradient, so that a second backward has to compute them again.
+        context.kept = logits if len(parts) == 1 and any(context.needs_input_grad) else None
+        context.save_for_backward(hidden, own_weight, own_bias, asked.targets, found)
+        context.asked, context.size, context.kind, context.receiver = asked, size, kind, receiver
         return found[:, :2].contiguous()
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, own_weight, own_bias, all_targets, found, kept = context.saved_tensors
+        hidden, own_weight, own_bias, all_targets, found = context.saved_tensors
+        logits, context.kept = context.kept, None
         asked, size, kind = context.asked, context.size, context.kind
         weight, bias = own_weight.to(kind), None if own_bias is None else own_bias.to(kind)
         wanted = context.needs_input_grad
@@ -111,12 +123,14 @@ class _Figures(torch.autograd.Function):
             for begin in range(0, len(hidden), size):
                 part = slice(begin, begin + size)
                 rows = hidden[part]
-                logits = scaled(linear(rows, weight, bias), asked.temperature) if kept is None else kept
+                logits = scaled(linear(rows, weight, bias), asked.temperature) if logits is None else logits
                 upstream = gradients[0][part] / asked.temperature
                 gradient = gradient_of(logits, all_targets[part], found[part], upstream, asked.entropy_gradient)
-                gradient = gradient.to(weight.dtype)
+                logits, gradient = None, gradient.to(weight.dtype)
                 if of_hidden is not None:
                     of_hidden[part] = input_gradient(gradient, weight)
+                if begin + size >= len(hidden):  # the last, and nothing else reads its rounded copy
+                    del weight
                 if wanted[1] and at_once:
                     of_weight = weight_gradient(gradient, rows).to(wide)
                 elif of_weight is not None and of_weight.dtype == gradient.dtype:
@@ -125,9 +139,12 @@ class _Figures(torch.autograd.Function):
                     of_weight += gradient.T @ rows
                 if of_bias is not None:
                     of_bias += gradient.sum(0, dtype=wide)
-                del logits, gradient  # or they would stand beside those of the next chunk
-        found_bias = None if of_bias is None else of_bias.to(own_bias.dtype)
-        return of_hidden, None if of_weight is None else of_weight.to(own_weight.dtype), found_bias, None, None
+                del gradient  # or it would stand beside the next chunk's logits
+        if of_weight is not None:
+            of_weight = of_weight.to(own_weight.dtype)
+            if context.receiver is not None and context.receiver.accepts(of_weight):
+                of_weight = None
+        return of_hidden, of_weight, None if of_bias is None else of_bias.to(own_bias.dtype), None, None, None
 
 
 def scaled(logits: Tensor, temperature: float) -> Tensor:
@@ -141,18 +158,20 @@ def figures(logits: Tensor, targets: Tensor) -> Tensor:
     normaliser = logits.logsumexp(-1)
     probabilities = (logits - normaliser[:, None]).exp_()
     # H = log Z - E[logit]: no second tensor of the vocabulary's size besides the probabilities.
-    entropy = normaliser - torch.linalg.vecdot(probabilities, logits)
+    entropy = normaliser - probabilities.mul_(logits).sum(-1)
     chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
     return torch.stack([chosen - normaliser, entropy, normaliser], dim=-1)
 
 
 def gradient_of(logits: Tensor, targets: Tensor, found: Tensor, upstream: Tensor, with_entropy: bool) -> Tensor:
-    """The gradient [tokens, vocabulary] that reaches the logits: of a log-prob 1[target] - p, of H -p (log p + H)."""
+    """The gradient [tokens, vocabulary] that reaches the logits: of a log-prob 1[target] - p, of H -p (log p + H).
+
+    In place of the logits.
+    """
     of_logprob, of_entropy = upstream[:, :1], upstream[:, 1:2]
-    shifted = logits - found[:, 2:]
-    gradient = shifted.exp()
+    shifted = logits.sub_(found[:, 2:])
     if with_entropy:
-        gradient *= shifted.add_(found[:, 1:2]).mul_(-of_entropy).sub_(of_logprob)
+        gradient = shifted.exp().mul_(shifted.add_(found[:, 1:2]).mul_(-of_entropy).sub_(of_logprob))
     else:
-        gradient *= -of_logprob
+        gradient = shifted.exp_().mul_(-of_logprob)
     return gradient.scatter_add_(-1, targets[:, None], of_logprob.to(gradient.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from rlhf.layers import GatedMlp, Norm, keep_less
+from rlhf.adapters import add_lora
+from rlhf.config import LoraConfig
+from rlhf.layers import Down, GatedMlp, Norm, keep_less
 from rlhf.narrow import narrow_linear
 from rlhf.packing import accept
 from rlhf.products import Linear, own_products
@@ -61,18 +64,66 @@ def test_a_norm_in_other_dtypes_is_transformers(given: torch.dtype) -> None:
     assert torch.equal(own(states), plain(states)) and own(states).dtype == plain(states).dtype
 
 
-def test_a_gate_is_transformers_to_the_bit() -> None:
+def mlps(bias: bool = False, frozen: bool = False) -> tuple[nn.Module, nn.Module]:
+    """The same MLP twice: as transformers has it, and ours with the last product that keeps less."""
     torch.manual_seed(0)
-    plain = LlamaMLP(SHAPE)
+    plain = LlamaMLP(LlamaConfig(**SHAPE.to_dict() | {"mlp_bias": bias}))
+    if frozen:
+        plain.down_proj.requires_grad_(False)
+    own_products(plain)  # so that both multiply by the same library
     own = copy.deepcopy(plain)
-    own.__class__ = GatedMlp
+    own.__class__, own.down_proj.__class__ = GatedMlp, Down  # type: ignore[assignment]
+    return plain, own
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_gated_mlp_is_transformers_to_the_bit(bfloat16: bool, bias: bool, frozen: bool) -> None:
+    """frozen: the last product does not learn, what is below it does."""
+    pair = mlps(bias, frozen)
     states, upstream = torch.randn(7, 48, requires_grad=True), torch.randn(7, 48)
-    for bfloat16 in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            found, wanted = (
-                gradients(lambda mlp=mlp: mlp(states), [states, *mlp.parameters()], upstream) for mlp in (own, plain)
-            )
-        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    of = [[states, *(each for each in mlp.parameters() if each.requires_grad)] for mlp in pair]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        wanted, found = (
+            gradients(partial(mlp, states), of_this, upstream) for mlp, of_this in zip(pair, of, strict=True)
+        )
+    assert len(found) == 2 + (3 - frozen) * (1 + bias)  # the result, of states, of weights, of biases
+    assert all(torch.equal(*each) and each[0].dtype == each[1].dtype for each in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_gated_mlp_keeps_what_its_first_products_gave_and_no_more(bfloat16: bool) -> None:
+    def kept(mlp: nn.Module) -> int:
+        found: list[Tensor] = []
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(lambda each: found.append(each) or each, lambda each: each),  # type: ignore[func-returns-value]
+        ):
+            mlp(torch.randn(7, 48))
+        return len({each.data_ptr() for each in found if each.shape == (7, 80)})
+
+    assert [kept(mlp) for mlp in mlps()] == [4, 2]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
+def test_where_nothing_learns_or_adapters_wrap_it_the_last_product_takes_what_it_multiplies() -> None:
+    plain, own = mlps()
+    states = torch.randn(7, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(own(states), plain(states))
+    inner = torch.randn(7, 80)
+    torch.testing.assert_close(own.down_proj(inner), plain.down_proj(inner))
+    model = causal("llama")
+    accept(model)
+    before = [type(module.down_proj) for module in model.modules() if isinstance(module, GatedMlp)]
+    assert set(before) == {Down}
+    adapted = add_lora(model, LoraConfig(rank=2, alpha=4.0), "policy")
+    wrapped = [module.down_proj for module in adapted.modules() if isinstance(module, GatedMlp)]
+    assert wrapped and not any(isinstance(each, Down) for each in wrapped)
+    tokens = torch.randint(3, 40, (2, 9))
+    adapted(input_ids=tokens, use_cache=False).logits.sum().backward()
+    assert all(each.lora_B["default"].weight.grad is not None for each in wrapped)
 
 
 @pytest.mark.parametrize("bias", [False, True])

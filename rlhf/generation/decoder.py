@@ -19,6 +19,7 @@ from rlhf.generation.between import PLAIN, Between, Norm
 from rlhf.generation.slots import Slots
 from rlhf.packing import BY_FLASH
 from rlhf.products import fillers, product_of
+from rlhf.tied import TiedEmbedding
 
 # Families with this layer: norm, attention by rotary positions, norm, gated MLP; each added to what came in.
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -116,9 +117,10 @@ def is_plain(policy: Any) -> bool:
         return False
     trunk = policy.model
     names = {"Linear", "Embedding", "ModuleList", "SiLUActivation"} | {f"{family}{part}" for part in PARTS}
+    own = (layers.Norm, layers.GatedMlp, layers.Down, TiedEmbedding)
     modules = list(trunk.modules())
     return (
-        all(_name(module) in names or isinstance(module, layers.Norm | layers.GatedMlp) for module in modules)
+        all(_name(module) in names or isinstance(module, own) for module in modules)
         and not any(map(_is_changed, [policy, *modules]))
         and all(parameter.dtype == torch.float32 for parameter in trunk.parameters())
     )

@@ -15,9 +15,9 @@ from rlhf.memory.models import LIVE
 from rlhf.memory.parts import Parts
 from rlhf.shapes import AT_ONCE, PROMPT_TOKENS, Shape
 
-# Bytes that the loss needs for each logit at its peak. Packed, of a chunk: the logits, these shifted, and their
-# gradient; or without a gradient, their probabilities and these times the logits.
-CHUNK_PER_LOGIT = 3 * FLOAT32
+# Bytes that the loss needs for each logit at its peak. Packed, of a chunk: the logits and their probabilities; in the
+# backward their gradient, in the logits' place, and a factor of it where the entropy is learned, too.
+CHUNK_PER_LOGIT = 2 * FLOAT32
 # Padded, of all at once: the logits, their float32 copy, the log-probs, the gradients.
 LOSS_PER_LOGIT = 16  # cross entropy of SFT
 POLICY_PER_LOGIT = 24  # PPO: divided by the temperature, and the entropy's own log-probs besides
@@ -72,7 +72,9 @@ def block_bytes(shape: Shape, how: Computation, length: int) -> int:
         heads = 2 * shape.query + 2 * shape.key_value
     mask = 0 if how.packed else length
     adapters = 0 if how.lora_rank is None else 7 * how.lora_rank  # each of seven linear layers a vector of the rank
-    inner = 3 if shape.lean else 4  # of a gated MLP: what its products gave, the second's input, and silu's result
+    inner = 4  # of a gated MLP: what its two products gave, silu's result, and what the third multiplies
+    if shape.lean:
+        inner = 2 if how.lora_rank is None else 3  # what the third multiplies its adapter keeps
     return norm_bytes(shape, how) * shape.hidden + how.element * (heads + inner * shape.mlp + mask + adapters)
 
 
@@ -116,7 +118,7 @@ def logits(shape: Shape, how: Computation, asked: int, padded: int, learning: bo
     """Of so many tokens. padded: bytes for each where all stand at once.
 
     Learning in bfloat16, with a rounded copy of the head. Packed, with a gradient of the head's own, which waits for
-    the embeddings' where these are the same weights.
+    the embeddings' where these are the same weights, and in bfloat16 what a chunk adds to it.
     """
     if not asked:
         return 0.0
@@ -124,8 +126,9 @@ def logits(shape: Shape, how: Computation, asked: int, padded: int, learning: bo
     if not how.packed:
         return float(asked * shape.vocabulary * padded + head * narrow)
     chunk = min(asked, max(1, AT_ONCE // shape.vocabulary)) * shape.vocabulary
-    gradient = FLOAT32 if learning and how.lora_rank is None else 0
-    return float(chunk * (CHUNK_PER_LOGIT + narrow) + head * (gradient + narrow))
+    if not learning or how.lora_rank is not None:
+        return float(chunk * (CHUNK_PER_LOGIT + narrow) + head * narrow)
+    return float(max(chunk * (CHUNK_PER_LOGIT + narrow), (chunk + head) * narrow) + head * (FLOAT32 + narrow))
 
 
 def copies(shape: Shape, how: Computation, learning: bool) -> float:
