@@ -141,8 +141,8 @@ class _Gated(torch.autograd.Function):
         gate, up = context.saved_tensors
         of_gate, of_up = context.needs_input_grad
         return (
-            torch.ops.aten.silu_backward(gradient * up, gate) if of_gate else None,
-            gradient * functional.silu(gate) if of_up else None,
+            _before_silu(gradient * up, gate) if of_gate else None,
+            functional.silu(gate).mul_(gradient) if of_up else None,
         )
 
 
@@ -172,10 +172,13 @@ class _Down(torch.autograd.Function):
             of_this = weight_gradient(rows, inner.reshape(len(rows), -1)).to(weight.dtype)
             del inner
         of_inner = input_gradient(gradient, weight.to(kind)).to(gate.dtype)
-        return (
-            torch.ops.aten.silu_backward(of_inner * up, gate) if of_gate else None,
-            of_inner * activated if of_up else None,
-            of_this,
-            rows.sum(0).to(context.kind_of_bias) if of_bias else None,
-            None,
-        )
+        found_bias = rows.sum(0).to(context.kind_of_bias) if of_bias else None
+        found_up = activated.mul_(of_inner) if of_up else None
+        found_gate = _before_silu(of_inner.mul_(up), gate) if of_gate else None
+        return found_gate, found_up, of_this, found_bias, None
+
+
+def _before_silu(gradient: Tensor, gate: Tensor) -> Tensor:
+    """The gradient of gate, of that of silu(gate), in whose place it is."""
+    found: Tensor = torch.ops.aten.silu_backward.grad_input(gradient, gate, grad_input=gradient)
+    return found

@@ -47,18 +47,6 @@ OF_STEPS: dict[str, Mutation] = {
         "Offloaded(self._moments, changing=False)",
         ("tests/test_offload.py::test_steps_are_bit_for_bit_what_they_are_without[offload2]",),
     ),
-    "a norm's gradient that leaves out its scale's": Mutation(
-        "rlhf/layers.py",
-        "scaled.addcmul_(normed, mean, value=-1).mul_(scale)",
-        "scaled.mul_(scale)",
-        ("tests/test_layers.py::test_a_norm[False]",),
-    ),
-    "a rounded product whose gradient is of the whole weight": Mutation(
-        "rlhf/narrow.py",
-        "(gradient @ weight.to(context.kind)).to(kind_of_hidden)",
-        "gradient.to(kind_of_hidden) @ weight",
-        ("tests/test_layers.py::test_a_rounded_product_is_autocasts_to_the_bit_and_keeps_no_copy_of_the_weight[True]",),
-    ),
     "a score given early to another row": Mutation(
         "rlhf/ppo/early.py",
         "dict(zip(rows, zip(completions, scores, strict=True), strict=True))",

@@ -94,17 +94,27 @@ def backward(
 ) -> Parts:
     """A forward whose gradient is to come, at its widest; asked: tokens whose logits the loss needs, see `logits`.
 
-    Of ZeRO-3 that is the forward's end, with all that it has gathered, or the backward's beginning, with the logits'
-    gradient and what is gathered again.
+    That is the backward's beginning, with the logits, or what comes behind: the last block's MLP, with what the head's
+    gradient waits for. Of ZeRO-3 also the forward's end, with all that it has gathered; less is gathered again.
     """
-    answers, whole = logits(shape, how, asked, padded, learning=True), gathered(shape, how)
+    kept, answers = activations(shape, how, rows, length), logits(shape, how, asked, padded, learning=True)
+    waiting = head_gradient(shape, how) if asked and how.packed else 0.0
+    turned = turning(shape, how, rows * length)
+    whole = gathered(shape, how)
     if how.strategy == "zero3":
-        whole = max(units(shape) * FLOAT32, whole - answers)
+        at_the_end = logits(shape, how, asked, padded) + (rounded_head(shape, how) if asked else 0.0)
+        whole = max(units(shape) * FLOAT32, whole + at_the_end - answers)
     return {
-        "activations": activations(shape, how, rows, length),
+        "activations": kept + max(0.0, turned - (answers - waiting)),
         "logits": answers,
         "buffers": copies(shape, how, learning=True) + whole + sending(shape, how, not asked),
     }
+
+
+def turning(shape: Shape, how: Computation, tokens: int) -> float:
+    """What a block's backward makes at its widest, in its MLP: two tensors of its width, and a gradient of a weight."""
+    of_weight = FLOAT32 * shape.mlp * shape.hidden if how.lora_rank is None else 0
+    return float(2 * tokens * shape.mlp * how.element + of_weight)
 
 
 def forward(shape: Shape, how: Computation, tokens: int, learner: bool = True) -> Parts:
@@ -122,13 +132,25 @@ def logits(shape: Shape, how: Computation, asked: int, padded: int, learning: bo
     """
     if not asked:
         return 0.0
-    head, narrow = shape.vocabulary * shape.hidden, BFLOAT16 if how.bfloat16 and learning else 0
+    head = rounded_head(shape, how) if learning else 0.0
     if not how.packed:
-        return float(asked * shape.vocabulary * padded + head * narrow)
+        return asked * shape.vocabulary * padded + head
     chunk = min(asked, max(1, AT_ONCE // shape.vocabulary)) * shape.vocabulary
+    narrow = chunk * BFLOAT16 if how.bfloat16 and learning else 0.0
+    found = chunk * CHUNK_PER_LOGIT + narrow + head
     if not learning or how.lora_rank is not None:
-        return float(chunk * (CHUNK_PER_LOGIT + narrow) + head * narrow)
-    return float(max(chunk * (CHUNK_PER_LOGIT + narrow), (chunk + head) * narrow) + head * (FLOAT32 + narrow))
+        return found
+    return max(found, narrow + 2 * head) + head_gradient(shape, how)
+
+
+def rounded_head(shape: Shape, how: Computation) -> float:
+    """The head's copy in bfloat16, made for a forward and once more for its backward."""
+    return float(shape.vocabulary * shape.hidden * BFLOAT16) if how.bfloat16 else 0.0
+
+
+def head_gradient(shape: Shape, how: Computation) -> float:
+    """The gradient of the head's weight in one backward, beside that of the backward before."""
+    return float(shape.vocabulary * shape.hidden * FLOAT32) if how.lora_rank is None else 0.0
 
 
 def copies(shape: Shape, how: Computation, learning: bool) -> float:
