@@ -132,7 +132,7 @@ class _Figures(torch.autograd.Function):
                 if begin + size >= len(hidden):  # the last, and nothing else reads its rounded copy
                     del weight
                 if wanted[1] and at_once:
-                    of_weight = weight_gradient(gradient, rows).to(wide)
+                    of_weight = weight_gradient(gradient, rows)  # widened below, when its operands have gone
                 elif of_weight is not None and of_weight.dtype == gradient.dtype:
                     of_weight.addmm_(gradient.T, rows)
                 elif of_weight is not None:
