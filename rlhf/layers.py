@@ -169,7 +169,7 @@ class _Down(torch.autograd.Function):
         of_this = None
         if of_weight:
             inner = (activated * up).to(kind)
-            of_this = weight_gradient(rows, inner.reshape(len(rows), -1)).to(weight.dtype)
+            of_this = weight_gradient(rows, inner.reshape(-1, inner.shape[-1])).to(weight.dtype)
             del inner
         of_inner = input_gradient(gradient, weight.to(kind)).to(gate.dtype)
         found_bias = rows.sum(0).to(context.kind_of_bias) if of_bias else None

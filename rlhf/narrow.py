@@ -48,7 +48,7 @@ class _Linear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         return (
             (gradient @ weight.to(context.kind)).to(kind_of_hidden) if of_hidden else None,
-            (rows.t() @ hidden.reshape(len(rows), -1)).to(weight.dtype) if of_weight else None,
+            (rows.t() @ hidden.reshape(-1, hidden.shape[-1])).to(weight.dtype) if of_weight else None,
             rows.sum(0).to(kind_of_bias) if of_bias else None,
             None,
         )

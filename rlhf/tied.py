@@ -15,18 +15,34 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+NEVER = -2  # the number of no backward; -1 is the engine's for being in none
+PRIVATE = ("_will_engine_execute_node", "_current_graph_task_id")  # of torch, which promises neither
+
 
 class Handed:
-    """A gradient on its way from the head to the embeddings of one forward."""
+    """A gradient on its way from the head to the embeddings of one forward, within one backward.
+
+    Backwards are told apart by the engine's number: one may end between the two, by an error or because it was asked
+    for gradients of something else, and what was on its way then must not reach the next.
+    """
 
     def __init__(self) -> None:
         self.gradient: Tensor | None = None
-        self.is_over = False  # whether the embeddings have had their backward
+        self.sent_in = self.taken_in = NEVER
+
+    def send(self, gradient: Tensor) -> bool:
+        """Whether it is on its way: not where the embeddings have had this backward's turn."""
+        now = torch._C._current_graph_task_id()
+        if self.taken_in == now:
+            return False
+        self.gradient, self.sent_in = gradient, now
+        return True
 
     def take(self) -> Tensor | None:
-        """What has arrived, for the embeddings' backward."""
-        gradient, self.gradient, self.is_over = self.gradient, None, True
-        return gradient
+        """What has arrived, for the embeddings' turn."""
+        gradient, self.gradient = self.gradient, None
+        self.taken_in = torch._C._current_graph_task_id()
+        return gradient if self.sent_in == self.taken_in else None
 
 
 class Receiver:
@@ -37,10 +53,7 @@ class Receiver:
 
     def accepts(self, gradient: Tensor) -> bool:
         """Hand it on, in a backward, if it will be asked for in the same one."""
-        if self.handed.is_over or not torch._C._will_engine_execute_node(self.node):
-            return False
-        self.handed.gradient = gradient
-        return True
+        return torch._C._will_engine_execute_node(self.node) and self.handed.send(gradient)
 
 
 class Tie:
@@ -54,9 +67,9 @@ class Tie:
         receiver, self.receiver = self.receiver, None
         return receiver if receiver is not None and receiver.weight is weight else None
 
-    def __deepcopy__(self, memo: Any) -> Tie:
-        """A copied model's own: what stands in a graph is not copied."""
-        return Tie()
+    def __reduce__(self) -> tuple[type[Tie], tuple[()]]:
+        """A copied or pickled model's own: what stands in a graph is not copied."""
+        return Tie, ()
 
 
 class TiedEmbedding(nn.Embedding):
@@ -77,7 +90,8 @@ class TiedEmbedding(nn.Embedding):
 def tie(embeddings: nn.Module, head: Any) -> None:
     """Have a head that answers hand its gradient on to embeddings, if these are the same weights; in place."""
     plain = type(embeddings) is nn.Embedding and embeddings.weight is head.weight and embeddings.max_norm is None
-    if plain and not embeddings.scale_grad_by_freq and not embeddings.sparse:
+    known = all(hasattr(torch._C, name) for name in PRIVATE)
+    if known and plain and not embeddings.scale_grad_by_freq and not embeddings.sparse:
         embeddings.__class__ = TiedEmbedding
         embeddings.tie = head.tie = Tie()  # type: ignore[assignment]
 
@@ -100,7 +114,7 @@ class _Embedding(torch.autograd.Function):
         if arrived is None or tokens.numel() >= size:
             found = torch.ops.aten.embedding_dense_backward(gradient, tokens, size, padding, False)
             return found if arrived is None else arrived.add_(found), None, None, None
-        ids, rows = summed(tokens.flatten(), gradient.flatten(0, -2), padding)
+        ids, rows = summed(tokens.flatten(), gradient.reshape(-1, gradient.shape[-1]), padding)
         return arrived.index_add_(0, ids, rows), None, None, None
 
 

@@ -54,7 +54,8 @@ class TokenHead(Linear):
             rows, asked = pad(rows, (0, 0, 0, added)), replace(asked, targets=pad(asked.targets, (0, added)))
         receiver = self.tie.take(weight) if self.tie and torch.is_grad_enabled() else None
         found: Tensor = _Figures.apply(rows, weight, bias, asked, kind, receiver)  # type: ignore[no-untyped-call]
-        return found[: len(rows) - added].view(*hidden.shape[:-1], 2)
+        # No view, of which FSDP2 warns: its hooks would not see it change in place.
+        return found[: len(rows) - added].view(*hidden.shape[:-1], 2).clone()
 
 
 def head_of_tokens(model: Any) -> TokenHead | None:

@@ -1,6 +1,6 @@
 """What the heap of an update's process holds, and where it grows: `python tests/heaped.py 60M 32 64 0.06 bfloat16`.
 
-Size, responses, tokens at most, chance of an end behind each, dtype; as `rlhf bench ppo` has them. MiB, by glibc.
+Size, responses, tokens at most, chance of an end behind each, dtype, updates: as `rlhf bench ppo`. MiB, by glibc.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Growth(TorchDispatchMode):
         return found
 
 
-def main(size: str, batch: str, length: str, ends: str, dtype: str, updates: int = 4) -> None:
+def main(size: str, batch: str, length: str, ends: str, dtype: str, updates: str = "4") -> None:
     """Print it, update by update."""
     quiet_libraries()
     keep_freed()
@@ -58,11 +58,11 @@ def main(size: str, batch: str, length: str, ends: str, dtype: str, updates: int
     load = Load(size=size, batch=int(batch), response_length=int(length), eos_bias=float(ends))
     step = ours.prepare(load, models(load), dtype, Turns())
     growth.whole = growth.ask().arena
-    for number in range(1, updates + 1):
+    for number in range(1, int(updates) + 1):
         growth.by.clear()
         with growth:
             step(number)
-        grown = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in growth.by.items() if size > MIB)
+        grown = ", ".join(f"{name} {bytes_ / MIB:,.0f}" for name, bytes_ in growth.by.items() if bytes_ > MIB)
         print(
             f"update {number}: at most {growth.most / MIB:,.0f} in use of {growth.whole / MIB:,.0f};"
             f" the process {peak_memory() / MIB:,.0f}; grew in {grown or 'nothing'}",

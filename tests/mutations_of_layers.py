@@ -34,15 +34,21 @@ OF_LAYERS: dict[str, Mutation] = {
     ),
     "a head's gradient handed to embeddings that are not asked for it": Mutation(
         "rlhf/tied.py",
-        "if self.handed.is_over or not torch._C._will_engine_execute_node(self.node):",
-        "if self.handed.is_over:",
+        "torch._C._will_engine_execute_node(self.node) and ",
+        "",
         (TIED + "a_head_without_its_embeddings_keeps_its_gradient",),
     ),
     "a head's gradient handed to embeddings that had theirs": Mutation(
         "rlhf/tied.py",
-        "if self.handed.is_over or not",
-        "if not",
-        (TIED + "it_hands_nothing_on_behind_the_embeddings_backward",),
+        "if self.taken_in == now:",
+        "if self.taken_in == NEVER - 1:",
+        (TIED + "it_hands_nothing_on_behind_the_embeddings_turn",),
+    ),
+    "a head's gradient left over from another backward": Mutation(
+        "rlhf/tied.py",
+        "return gradient if self.sent_in == self.taken_in else None",
+        "return gradient",
+        (TIED + "what_was_on_its_way_reaches_no_other_backward",),
     ),
     "padding that learns": Mutation(
         "rlhf/tied.py",

@@ -157,7 +157,7 @@ def test_four_models_by_hand() -> None:
     }
     tokens, logits, head = 2 * (6 + 2), 2 * 2 * 7, 2 * 7 * 10
     kept = tokens * (12 * 10 + 8 * 10 + 4 * 20 + 2 * 8)
-    turning = 2 * tokens * 20 * 2 + 4 * 20 * 10  # of a block's backward, more than these logits
+    turning = 2 * tokens * 20 * 2 + 6 * 20 * 10  # of a block's backward, more than these logits
     stepping = {"gradients": 4000, "optimizer": 0}
     # Of one model at a time, the gradients of a micro-batch before and a forward.
     assert turning > logits * 24 + head

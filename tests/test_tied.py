@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlhf.logprobs import response_logprobs
 from rlhf.packing import accept
-from rlhf.tied import Handed, Receiver, Tie, TiedEmbedding
+from rlhf.sharding import Sharding
+from rlhf.tied import NEVER, Handed, Receiver, Tie, TiedEmbedding
 from rlhf.token_head import Asked, TokenHead, asking
-from tests.test_decoder import causal
+from rlhf.trunk import PolicyWithValueHead
+from tests.test_decoder import alone, causal
+
+__all__ = ["alone"]  # a fixture
 
 VOCABULARY = 97
 PADDING = 7
@@ -141,8 +148,72 @@ def test_weights_that_are_two_stay_as_they_are() -> None:
     assert type(model.get_input_embeddings()) is nn.Embedding and model.get_output_embeddings().tie is None
 
 
-def test_it_hands_nothing_on_behind_the_embeddings_backward() -> None:
+def test_it_hands_nothing_on_behind_the_embeddings_turn() -> None:
     """Which a graph of several devices could have before the head's."""
-    handed, weight = Handed(), torch.zeros(3, 2)
-    assert handed.take() is None
-    assert not Receiver(weight, None, handed).accepts(weight) and handed.gradient is None
+    handed, gradient = Handed(), torch.zeros(3, 2)
+    assert handed.take() is None and not handed.send(gradient) and handed.gradient is None
+    handed.taken_in = NEVER
+    assert handed.send(gradient) and handed.take() is gradient
+
+
+@pytest.mark.parametrize("ended_by", ["what was asked for", "an error"])
+def test_what_was_on_its_way_reaches_no_other_backward(ended_by: str) -> None:
+    """Of one that has ended between the head and the embeddings."""
+    _, own = tied()
+    tokens, kept = torch.randint(0, 30, (1, 9)), list[Tensor]()
+    embeddings = own.get_input_embeddings()
+    with_hook = embeddings.register_forward_hook(lambda _, __, output: kept.append(output))
+    loss = loss_of(own, tokens)
+    with_hook.remove()
+    if ended_by == "an error":
+
+        def fails(_: Tensor) -> None:
+            raise ZeroDivisionError
+
+        hook = kept[0].register_hook(fails)
+        with pytest.raises(ZeroDivisionError):
+            loss.backward(retain_graph=True)
+        hook.remove()
+        own.zero_grad()
+    else:
+        torch.autograd.grad(loss, kept, retain_graph=True)
+    kept[0].sum().backward()
+    counts = torch.bincount(tokens.flatten(), minlength=VOCABULARY).float()
+    counts[PADDING] = 0
+    assert torch.equal(embeddings.weight.grad, counts[:, None].expand_as(embeddings.weight))
+
+
+def test_a_model_is_pickled_with_a_forward_behind_it(tmp_path: Path) -> None:
+    _, own = tied()
+    own.get_input_embeddings()(torch.randint(0, 30, (9,)))
+    torch.save(own, tmp_path / "model")
+    again = torch.load(tmp_path / "model", weights_only=False)  # our own, of a moment ago
+    assert again.get_input_embeddings().tie is again.get_output_embeddings().tie
+
+
+def test_where_torch_has_lost_the_private_functions_nothing_is_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf.tied.PRIVATE", ("_no_such_function",))
+    model = causal("llama", tie_word_embeddings=True)
+    accept(model)
+    assert type(model.get_input_embeddings()) is nn.Embedding
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .FSDPLinear.:UserWarning")  # of torch's own, a value head
+@pytest.mark.parametrize("trunk", [False, True])
+def test_under_fsdp2_it_is_handed_on_and_the_same(trunk: bool, monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
+    """Embeddings and head in the root's unit, one process; with a value head beside, too."""
+    plain, own = (PolicyWithValueHead(model) if trunk else model for model in tied("qwen2"))
+    said: list[bool] = []
+    accepts = Receiver.accepts
+    monkeypatch.setattr(
+        Receiver, "accepts", lambda receiver, gradient: said.append(accepts(receiver, gradient)) or said[-1]
+    )
+    Sharding(init_device_mesh("cpu", (1,))).shard(own)
+    tokens = torch.randint(8, 30, (3, 12))
+    for model in (plain, own):
+        found = response_logprobs(model, tokens, torch.ones_like(tokens), 6, 1.0, True)
+        loss = (found.logprobs + 0.2 * found.entropy).sum()
+        (loss + found.values.sum() if found.values is not None else loss).backward()
+    assert said == [True]
+    shared = dict(own.named_parameters())
+    assert all(torch.equal(each.grad, shared[name].grad.full_tensor()) for name, each in plain.named_parameters())

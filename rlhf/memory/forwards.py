@@ -94,8 +94,9 @@ def backward(
 ) -> Parts:
     """A forward whose gradient is to come, at its widest; asked: tokens whose logits the loss needs, see `logits`.
 
-    That is the backward's beginning, with the logits, or what comes behind: the last block's MLP, with what the head's
-    gradient waits for. Of ZeRO-3 also the forward's end, with all that it has gathered; less is gathered again.
+    That is the backward's beginning, with the logits, or what comes behind, the last block's MLP beside the head's
+    gradient, which waits. Of ZeRO-3 also the forward's end, with all that it has gathered; less is gathered again.
+    A bound: where all logits are one chunk, their gradient has gone before the head's is there.
     """
     kept, answers = activations(shape, how, rows, length), logits(shape, how, asked, padded, learning=True)
     waiting = head_gradient(shape, how) if asked and how.packed else 0.0
@@ -112,8 +113,12 @@ def backward(
 
 
 def turning(shape: Shape, how: Computation, tokens: int) -> float:
-    """What a block's backward makes at its widest, in its MLP: two tensors of its width, and a gradient of a weight."""
-    of_weight = FLOAT32 * shape.mlp * shape.hidden if how.lora_rank is None else 0
+    """What a block's backward makes at its widest, in its MLP: two tensors of its width, and a gradient of a weight.
+
+    In bfloat16 that gradient as the product gives it, too, or behind it the weight, rounded.
+    """
+    of_each = FLOAT32 + (BFLOAT16 if how.bfloat16 else 0)
+    of_weight = of_each * shape.mlp * shape.hidden if how.lora_rank is None else 0
     return float(2 * tokens * shape.mlp * how.element + of_weight)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rlhf.tied import summed
 from tests.test_layers import gradients as gradients_of
 from tests.test_layers import mlps
 from tests.test_tied import Sizes, gradients, loss_of, tied
@@ -16,14 +18,22 @@ DEVICE = torch.device("cuda")
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("length", [5, 40, 200])
 def test_it_is_autograds(length: int, bfloat16: bool) -> None:
-    """To the bit, as torch adds rows of embeddings on a GPU in a fixed order."""
+    """To the bit, by an attention whose backward adds in a fixed order."""
     pair = [model.to(DEVICE) for model in tied()]
     torch.manual_seed(length)
     tokens = torch.randint(0, 30, (2, length), device=DEVICE)
     for model in pair:
-        with torch.autocast("cuda", torch.bfloat16, enabled=bfloat16):
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cuda", torch.bfloat16, enabled=bfloat16):
             loss_of(model, tokens).backward()
     assert all(torch.equal(*each) for each in zip(*map(gradients, pair), strict=True))
+
+
+def test_many_tokens_are_summed_as_torch_does() -> None:
+    """More than 3,072, for which torch has a kernel of its own."""
+    tokens = torch.randint(0, 32_000, (8192,), device=DEVICE)
+    rows, head = torch.randn(8192, 64, device=DEVICE), torch.randn(32_000, 64, device=DEVICE)
+    wanted = head + torch.ops.aten.embedding_dense_backward(rows, tokens, 32_000, -1, False)
+    assert torch.equal(head.index_add_(0, *summed(tokens, rows, -1)), wanted)
 
 
 def test_it_asks_the_device_nothing() -> None:
