@@ -99,8 +99,7 @@ def test_a_second_backward_gives_it_again() -> None:
     loss.backward(retain_graph=True)
     once = [gradient.clone() for gradient in gradients(own)]
     loss.backward()
-    for twice, each in zip(gradients(own), once, strict=True):
-        torch.testing.assert_close(twice, 2 * each, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(twice, 2 * each) for twice, each in zip(gradients(own), once, strict=True))
 
 
 def test_a_head_without_its_embeddings_keeps_its_gradient() -> None:
@@ -113,7 +112,7 @@ def test_a_head_without_its_embeddings_keeps_its_gradient() -> None:
     with asking(head, Asked(tokens, 1.0, False)):
         head(hidden)[:, 0].sum().backward()
     wanted = torch.autograd.grad((hidden @ weight.t()).log_softmax(-1)[range(9), tokens].sum(), weight)[0]
-    torch.testing.assert_close(weight.grad, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(weight.grad, wanted, atol=1e-6 * float(wanted.abs().max()), rtol=1e-6)
 
 
 def test_gradients_of_something_else_alone_lose_nothing() -> None:

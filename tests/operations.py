@@ -1,12 +1,17 @@
-"""What the heap of an update's process holds, and where it grows: `python tests/heaped.py 60M 32 64 0.06 bfloat16`.
+"""Operations of an update: which take the time, and in which the heap grows.
 
-Size, responses, tokens at most, chance of an end behind each, dtype, updates: as `rlhf bench ppo`. MiB, by glibc.
+    python tests/operations.py 60M 32 64 0.06 bfloat16
+
+Size, responses, tokens at most, chance of an end behind each, dtype, updates: as `rlhf bench ppo`. The heap in MiB, by
+glibc; seconds inside torch, without the Python around, of the last update.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -28,22 +33,25 @@ class Heap(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in FIELDS]
 
 
-class Growth(TorchDispatchMode):
-    """The most that is in use behind any operation, and which operations the heap grew in, by how much."""
+class Operations(TorchDispatchMode):
+    """Seconds of each, and how much the heap grew in it; the most that is in use behind any."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ask = ctypes.CDLL("libc.so.6").mallinfo2
         self.ask.restype = Heap
         self.most, self.whole = 0, self.ask().arena
-        self.by: dict[str, int] = {}
+        self.grown: Counter[str] = Counter()  # bytes
+        self.seconds: dict[str, float] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        started, name = time.perf_counter(), str(function)
         found = function(*given, **(named or {}))
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         heap = self.ask()
         self.most = max(self.most, heap.uordblks)
         if heap.arena > self.whole:
-            self.by[str(function)] = self.by.get(str(function), 0) + heap.arena - self.whole
+            self.grown[name] += heap.arena - self.whole
             self.whole = heap.arena
         return found
 
@@ -53,21 +61,24 @@ def main(size: str, batch: str, length: str, ends: str, dtype: str, updates: str
     quiet_libraries()
     keep_freed()
     torch.set_num_threads(2)
-    growth = Growth()
-    print(f"libraries: {growth.ask().uordblks / MIB:,.0f} in use", file=sys.stderr)  # what is measured has taken stdout
+    seen = Operations()
+    print(f"libraries: {seen.ask().uordblks / MIB:,.0f} in use", file=sys.stderr)  # what is measured has taken stdout
     load = Load(size=size, batch=int(batch), response_length=int(length), eos_bias=float(ends))
     step = ours.prepare(load, models(load), dtype, Turns())
-    growth.whole = growth.ask().arena
+    seen.whole = seen.ask().arena
     for number in range(1, int(updates) + 1):
-        growth.by.clear()
-        with growth:
+        seen.grown.clear()
+        seen.seconds.clear()
+        with seen:
             step(number)
-        grown = ", ".join(f"{name} {bytes_ / MIB:,.0f}" for name, bytes_ in growth.by.items() if bytes_ > MIB)
+        grown = ", ".join(f"{name} {bytes_ / MIB:,.0f}" for name, bytes_ in seen.grown.items() if bytes_ > MIB)
         print(
-            f"update {number}: at most {growth.most / MIB:,.0f} in use of {growth.whole / MIB:,.0f};"
+            f"update {number}: at most {seen.most / MIB:,.0f} in use of {seen.whole / MIB:,.0f};"
             f" the process {peak_memory() / MIB:,.0f}; grew in {grown or 'nothing'}",
             file=sys.stderr,
         )
+    for name, seconds in sorted(seen.seconds.items(), key=lambda each: -each[1])[:25]:
+        print(f"{seconds:8.3f} s  {name}", file=sys.stderr)
 
 
 if __name__ == "__main__":
