@@ -71,10 +71,13 @@ def _works() -> bool:
 def fillers(rows: int, device: torch.device) -> int:
     """How many rows to add, so that shapes come again: oneDNN compiles a product for each, in up to a millisecond.
 
-    A quarter of GRAIN's multiples where they are few, else GRAIN's, or those of a 32nd of the next power of two.
+    Up to the next power of two where they are very few, to a multiple of a quarter of GRAIN where they are few, else of
+    GRAIN, or of a 32nd of the next power of two.
     """
     if device.type != "cpu" or not has_onednn():
         return 0
+    if rows <= GRAIN // 4:
+        return (1 << (rows - 1).bit_length()) - rows
     return -rows % (GRAIN // 4 if rows <= 2 * GRAIN else max(GRAIN, 2 ** (rows - 1).bit_length() // 32))
 
 
@@ -174,7 +177,9 @@ def product_of(layers: Sequence[nn.Linear], bfloat16: bool) -> Callable[[Tensor]
     if not on_cpu:
         return lambda hidden: functional.linear(hidden.to(kind), weight, bias)
     ordered = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return lambda hidden: _product(hidden.to(kind), ordered, bias)
+    if bfloat16:
+        return lambda hidden: _product(hidden.to(kind), ordered, bias)
+    return lambda hidden: _product(hidden, ordered, bias)
 
 
 def _packs(weight: Tensor) -> bool:

@@ -50,6 +50,10 @@ class Watched(TorchDispatchMode):
         )
         if name in FORBIDDEN or indexed:
             raise NotInAGraph(name)
+        with self:  # in inference mode what is made of other operations arrives as a whole
+            parts = function.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         found = function(*args, **kwargs)
         for each in tree_leaves((args, kwargs, found)):
             if isinstance(each, Tensor) and each.device.type != self.device:
@@ -72,11 +76,13 @@ class Tape:
 
     def record(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """What computes the step again. As a graph does, recording itself leaves nothing that could be used."""
-        with Watched("cpu") as watched:
-            found = step()
+        with torch.inference_mode():  # in which the decoder computes: its results are written to in no other
+            with Watched("cpu") as watched:
+                found = step()
+            found.fill_(torch.nan)
         self.recorded.append(step)
-        found.fill_(torch.nan)
 
+        @torch.inference_mode()
         def replay() -> Tensor:
             for function, args, kwargs, results in watched.calls:
                 again(function, args, kwargs, results)

@@ -5,7 +5,6 @@ On a CPU a tape stands in for CUDA graphs (`tests/tape.py`); tests/gpu/test_grap
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -97,8 +96,7 @@ def prepared(model: Any, device: torch.device, kind: torch.dtype) -> tuple[Any, 
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     for layer in range(shape.num_hidden_layers):
         like = torch.empty(0, device=device, dtype=kind)
-        keys, values = (zeros((6 * 40, shape.num_key_value_heads, width), like).normal_() for _ in range(2))
-        slots.memory[layer] = keys, values
+        slots.memory[layer] = zeros((6 * 40, 2 * shape.num_key_value_heads, width), like).normal_()
     return decoder, slots
 
 
@@ -118,18 +116,17 @@ def test_nobody_sees_what_is_behind_an_end_or_in_a_free_slot(poison: float) -> N
         decoder, slots = prepared(policy("qwen3"), CPU, torch.float32)
         graphs = GraphedDecoder(decoder, tape)
         positions = torch.tensor([3, 17, 39, 8, 1])
-        for keys, values in slots.memory.values():
-            for part in (keys, values):
-                part.view(6, 40, -1)[5] = poison  # of the slot that nobody has
-                behind = torch.arange(40) > positions[:, None]
-                # Zero times what is not finite counts, so behind an end plain decoding bears numbers alone.
-                part.view(6, 40, -1)[:5][behind] = 0.0 if math.isnan(poison) else poison
+        for part in slots.memory.values():
+            part.view(6, 40, -1)[5] = poison  # of the slot that nobody has
+            behind = torch.arange(40) > positions[:, None]
+            # Zero times what is not finite counts, so behind an end plain decoding bears numbers alone.
+            part.view(6, 40, -1)[:5][behind] = 0.0 if math.isnan(poison) else poison
         for tokens in ([3, 4, 5, 6, 7], [8, 9, 10, 11, 12], [13, 14, 15, 16, 17]):  # warms up, records, replays
             slots.turn = turn_of(slots, positions)
             reads = graphs if recorded else decoder
             found.append(reads(torch.tensor(tokens), positions, slots, torch.arange(5)).clone())
-            for keys, _ in slots.memory.values():  # a row that is none writes to one place alone
-                free = keys.view(6, 40, -1)[5, 1:]
+            for part in slots.memory.values():  # a row that is none writes to one place alone
+                free = part.view(6, 40, -1)[5, 1:]
                 assert free.isnan().all() if math.isnan(poison) else (free == poison).all()
     assert tape.replayed == 2
     for plain, from_graph in zip(found[:3], found[3:], strict=True):
@@ -143,13 +140,13 @@ def test_a_row_that_is_none_writes_to_the_first_place_of_its_slot_alone() -> Non
     decoder, slots = prepared(policy("llama"), CPU, torch.float32)
     graphs, positions = GraphedDecoder(decoder, Tape()), torch.tensor([3, 17, 39, 8, 1, 30])
     for first, count in enumerate((6, 6, 5, 4, 5), 3):
-        for keys, _ in slots.memory.values():
-            keys.view(6, 40, -1)[count:].normal_()
-        before = [keys.clone().view(6, 40, -1) for keys, _ in slots.memory.values()]
+        for part in slots.memory.values():
+            part.view(6, 40, -1)[count:].normal_()
+        before = [part.clone().view(6, 40, -1) for part in slots.memory.values()]
         slots.turn = turn_of(slots, positions[:count])
         graphs(torch.arange(first, first + count), positions[:count], slots, torch.arange(count))
-        for old, (keys, _) in zip(before, slots.memory.values(), strict=True):
-            changed = (keys.view(6, 40, -1) != old).any(-1)
+        for old, part in zip(before, slots.memory.values(), strict=True):
+            changed = (part.view(6, 40, -1) != old).any(-1)
             written = torch.zeros(6, 40, dtype=torch.bool)
             written[torch.arange(count), positions[:count]] = True
             written[count:, 0] = True
@@ -161,9 +158,9 @@ def test_a_step_computed_twice_changes_nothing() -> None:
     decoder, slots = prepared(policy("llama"), CPU, torch.float32)
     given = torch.tensor([[3, 4, 5, 0], [9, 30, 2, 0]])
     first = step(decoder, slots, given, 40)
-    memory = [part.clone() for parts in slots.memory.values() for part in parts]
+    memory = [part.clone() for part in slots.memory.values()]
     assert torch.equal(step(decoder, slots, given, 40), first)
-    assert all(map(torch.equal, memory, itertools.chain.from_iterable(slots.memory.values())))
+    assert all(map(torch.equal, memory, slots.memory.values()))
 
 
 @torch.no_grad()
@@ -174,6 +171,7 @@ def test_a_step_stays_on_its_device_and_asks_it_nothing(
 ) -> None:
     """Meta tensors have no numbers to ask for, and take the ways that any device but a CPU takes."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no meta device
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
     device = torch.device("meta")
     model = policy(architecture, **options).to(device)
     decoder, slots = prepared(model, device, torch.bfloat16 if bfloat16 else torch.float32)

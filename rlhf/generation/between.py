@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -12,34 +13,57 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Norm = tuple[Tensor, float]  # weight [width], epsilon
-HeadNorms = tuple[Tensor, Tensor, float]  # weights of queries and keys [width], epsilon
+
+class Norm(NamedTuple):
+    """RMSNorm (Zhang & Sennrich 2019): its weight [width] and epsilon, and what is made of them once."""
+
+    weight: Tensor
+    epsilon: float
+    scaled: Tensor  # [width] weight times the root of the width
+    least: Tensor  # root of the width times epsilon: what is added to a length, at right angles
 
 
-def normed(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """RMSNorm (Zhang & Sennrich 2019) of states [..., width], rounded to their dtype before it is scaled."""
-    if states.dtype == weight.dtype:
-        return functional.rms_norm(states, weight.shape, weight, epsilon)
-    return weight * functional.rms_norm(states.float(), weight.shape, eps=epsilon).to(states.dtype)
+def norm_of(module: Any) -> Norm:
+    """What a norm of transformers computes with."""
+    weight, epsilon = module.weight.detach(), module.variance_epsilon
+    return Norm(weight, epsilon, weight * math.sqrt(len(weight)), weight.new_tensor(math.sqrt(len(weight) * epsilon)))
 
 
-def summed(states: Tensor, added: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def normed(states: Tensor, norm: Norm) -> Tensor:
+    """The norm of states [..., width], rounded to their dtype before it is scaled."""
+    if states.dtype != norm.weight.dtype:
+        found = functional.rms_norm(states.float(), norm.weight.shape, eps=norm.epsilon)
+        return norm.weight * found.to(states.dtype)
+    if not states.is_cpu:
+        return functional.rms_norm(states, norm.weight.shape, norm.weight, norm.epsilon)
+    # By lengths it is four operations where torch has six, each of them dearer than its numbers in decoding.
+    length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+    return (states / torch.hypot(length, norm.least)).mul_(norm.scaled)
+
+
+def summed(states: Tensor, added: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """The sum of two [rows, hidden], and the sum normed."""
     states = states + added
-    return states, normed(states, weight, epsilon)
+    return states, normed(states, norm)
 
 
-def turned(both: Tensor, queries: int, norms: HeadNorms | None, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Queries and keys [rows, heads, width], normed where the family does, at their rotary positions.
+def turned(heads: Tensor, queries: int, norms: tuple[Norm, Norm] | None, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Heads [rows, heads, width] of queries, keys and as many of values: the first two at their rotary positions.
 
-    Queries come first; cosine, sine [rows, 1, width]: the first half of sine is negative.
+    norms, where the family has them, are of queries and of keys. cosine, sine [rows, 1, width]: of the sine the first
+    half is negative. The result has their dtype; it may be the tensor that was given.
     """
+    values = (heads.shape[1] - queries) // 2
     if norms is not None:
-        of_query, of_key, epsilon = norms
-        parts = normed(both[:, :queries], of_query, epsilon), normed(both[:, queries:], of_key, epsilon)
-        both = torch.cat(parts, dim=1)
+        query, key, value = heads.split_with_sizes([queries, values, values], dim=1)
+        heads = torch.cat([normed(query, norms[0]), normed(key, norms[1]), value], dim=1)
+    if heads.dtype != cosine.dtype:
+        heads = heads.to(cosine.dtype)
+    both = heads[:, :-values]
     # x cos + turned(x) sin, where turned swaps the halves and negates the first: so does the sign of its sine.
-    return torch.addcmul(both * cosine, both.roll(both.shape[-1] // 2, dims=-1), sine)
+    swapped = both.roll(both.shape[-1] // 2, dims=-1)
+    both.mul_(cosine).addcmul_(swapped, sine)
+    return heads
 
 
 def gated(found: Tensor) -> Tensor:
@@ -51,9 +75,9 @@ def gated(found: Tensor) -> Tensor:
 class Between(NamedTuple):
     """The functions above, as they are or compiled."""
 
-    normed: Callable[[Tensor, Tensor, float], Tensor]
-    summed: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-    turned: Callable[[Tensor, int, HeadNorms | None, Tensor, Tensor], Tensor]
+    normed: Callable[[Tensor, Norm], Tensor]
+    summed: Callable[[Tensor, Tensor, Norm], tuple[Tensor, Tensor]]
+    turned: Callable[[Tensor, int, tuple[Norm, Norm] | None, Tensor, Tensor], Tensor]
     gated: Callable[[Tensor], Tensor]
 
 
@@ -73,7 +97,8 @@ def compiled(device: torch.device) -> Between:
     made = Between(make(normed), make(summed), make(turned), make(gated))
     try:
         rows = torch.ones(3, 8, device=device)
-        made.summed(rows, rows, rows[0], 1e-6)
+        with torch.inference_mode():
+            made.summed(rows, rows, Norm(rows[0], 1e-6, rows[0], rows[0, 0]))
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         reason = str(error).strip().split("\n")[0]
         warnings.warn(f"decoding is not compiled ({reason})", RuntimeWarning, stacklevel=2)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 PART = 128  # logits whose probabilities are added up before they are searched
 
@@ -24,42 +25,42 @@ def choose(logits: Tensor, noise: Tensor, top_p: float = 1.0) -> Choice:
     logits [batch, vocabulary] at the sampling temperature, float32; noise [batch] uniform in [0, 1), float64. top_p < 1
     keeps the smallest set of tokens with that much probability (Holtzman et al. 2020).
     """
-    largest = logits.amax(-1, keepdim=True)
-    weights = (logits - largest).exp_()
+    largest, size = logits.amax(-1, keepdim=True), logits.shape[-1]
+    if beyond := -size % PART:
+        weights = logits.new_zeros(len(logits), size + beyond)
+        torch.sub(logits, largest, out=weights[:, :size]).exp_()
+    else:
+        weights = (logits - largest).exp_()
     kept = _nucleus(weights, top_p) if top_p < 1.0 else weights
-    # Sums of the vocabulary's length are float32's of parts, added up in float64.
-    sums = _sums(kept)
-    tokens = _invert(kept, sums, noise)
-    total = (sums if top_p >= 1.0 else _sums(weights)).sum(-1)
+    cumulative = _cumulative(kept)
+    tokens = _invert(kept, cumulative, noise).clamp_(max=size - 1)  # where nothing is finite, any token will do
+    of_kept = cumulative[:, -1]
+    total = of_kept if top_p >= 1.0 else _cumulative(weights)[:, -1]
     chosen = logits.gather(-1, tokens[:, None]).squeeze(-1) - largest.squeeze(-1)
-    log_kept = torch.zeros_like(chosen) if top_p >= 1.0 else (sums.sum(-1) / total).log().float()
+    log_kept = torch.zeros_like(chosen) if top_p >= 1.0 else (of_kept / total).log().float()
     return Choice(tokens, (chosen.double() - total.log()).float(), log_kept)
 
 
-def _sums(weights: Tensor) -> Tensor:
-    """Sums [batch, parts] of PART neighbours, the last part padded with nothing; float64."""
-    whole = weights.shape[-1] // PART * PART
-    sums = weights[:, :whole].reshape(len(weights), -1, PART).sum(-1).double() if whole else weights[:, :0].double()
-    return torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True).double()], dim=-1)
+def _cumulative(weights: Tensor) -> Tensor:
+    """Sums [batch, 1 + parts] of all weights before a part of PART neighbours, and of all; float64.
+
+    Sums of the vocabulary's length are float32's of parts, added up in float64.
+    """
+    parts = weights.view(len(weights), -1, PART).sum(-1)
+    return functional.pad(parts, (1, 0)).cumsum(-1, dtype=torch.float64)
 
 
-def _invert(weights: Tensor, sums: Tensor, noise: Tensor) -> Tensor:
+def _invert(weights: Tensor, cumulative: Tensor, noise: Tensor) -> Tensor:
     """The first token [batch] whose cumulative weight exceeds noise times the sum: first its part, then within it."""
-    cumulative = sums.cumsum(-1)
     target = noise[:, None] * cumulative[:, -1:]
     # right=True steps over what has no weight, whose cumulative value equals its neighbour's.
-    part = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
-    before = torch.where(part > 0, cumulative.gather(-1, (part - 1).clamp(min=0)), 0.0)
-    places = part * PART + torch.arange(PART, device=weights.device)
-    size = weights.shape[-1]
-    inside = weights.gather(-1, places.clamp(max=size - 1)).masked_fill(places >= size, 0.0)
-    within = before + inside.double().cumsum(-1)
-    found = torch.searchsorted(within, target, right=True).clamp(max=PART - 1)
-    tokens = part * PART + found
+    part = torch.searchsorted(cumulative, target, right=True).sub_(1).clamp_(0, cumulative.shape[-1] - 2)
+    inside = weights.gather(-1, part * PART + torch.arange(PART, device=weights.device))
+    within = inside.cumsum(-1, dtype=torch.float64).add_(cumulative.gather(-1, part))
+    found = torch.searchsorted(within, target, right=True)
     # Where rounding leaves the target behind a part's end, the part's last token of any weight is the one.
-    last = PART - 1 - inside.gt(0).flip(-1).int().argmax(-1, keepdim=True)
-    tokens = torch.minimum(tokens, part * PART + last)
-    return tokens.clamp(max=size - 1).squeeze(-1)  # where nothing is finite, any token will do
+    last = torch.searchsorted(within, within[:, -1:].contiguous())
+    return torch.minimum(found, last).add_(part * PART).squeeze(-1)
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:

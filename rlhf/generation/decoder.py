@@ -8,6 +8,7 @@ transformers, but for the order of its sums (`tests/test_decoder.py`).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlhf import layers
-from rlhf.generation.between import PLAIN, Between, Norm
+from rlhf.generation.between import PLAIN, Between, Norm, norm_of
 from rlhf.generation.slots import Slots
 from rlhf.packing import BY_FLASH
 from rlhf.products import fillers, product_of
@@ -23,6 +24,7 @@ from rlhf.tied import TiedEmbedding
 
 # Families with this layer: norm, attention by rotary positions, norm, gated MLP; each added to what came in.
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+CHANGING = ("dynamic", "longrope")  # rotary positions that depend on how long the longest sequence is
 PARTS = ("Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
 
 
@@ -33,8 +35,9 @@ class Decoder:
         self.head, self.between = policy.get_output_embeddings(), between
         trunk = policy.model
         self.embedding, self.rotary = trunk.embed_tokens, trunk.rotary_emb
-        self.first = _norm(trunk.layers[0].input_layernorm)
-        following = [_norm(norm) for norm in (*(layer.input_layernorm for layer in trunk.layers[1:]), trunk.norm)]
+        self.table: Tensor | None = None  # [positions, 2, 1, width] cosine and sine
+        self.first = norm_of(trunk.layers[0].input_layernorm)
+        following = [norm_of(norm) for norm in (*(layer.input_layernorm for layer in trunk.layers[1:]), trunk.norm)]
         self.layers = [
             _Layer(layer, number, bfloat16, between, behind)
             for number, (layer, behind) in enumerate(zip(trunk.layers, following, strict=True))
@@ -50,15 +53,38 @@ class Decoder:
         """Normed states [tokens or more, hidden] behind all layers, of tokens, positions [tokens]."""
         # Rows that are no tokens go through all but attention.
         added = fillers(len(tokens), tokens.device)
-        tokens, positions = (functional.pad(part, (0, added)) for part in (tokens, positions))
-        states = functional.embedding(tokens, self.embedding.weight)
-        cosine, sine = (part[0, :, None] for part in self.rotary(states[None], positions[None]))
+        if added:
+            tokens, positions = (functional.pad(part, (0, added)) for part in (tokens, positions))
+        with torch.inference_mode(), self._plainly(slots):
+            states = functional.embedding(tokens, self.embedding.weight)
+            turns = self._turns(states, positions, slots.capacity)
+            normed = self.between.normed(states, self.first)
+            for layer in self.layers:
+                states, normed = layer(states, normed, turns, slots, added)
+            return normed
+
+    def _plainly(self, slots: Slots) -> AbstractContextManager[object]:
+        """Every dtype is chosen here; only attention of prompts asks autocast for its own."""
+        alone = slots.turn is not None and slots.turn.prompts is None
+        return torch.autocast(self.embedding.weight.device.type, enabled=False) if alone else nullcontext()
+
+    def _turns(self, states: Tensor, positions: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [rows, 1, width] of positions [rows] below the capacity; half of the sine is negative."""
+        if getattr(self.rotary, "rope_type", "default") in CHANGING:
+            found = self._signed(states, positions)
+        else:
+            if self.table is None or len(self.table) < capacity:
+                self.table = self._signed(states, torch.arange(capacity, device=positions.device))
+            found = self.table[positions]
+        cosine, sine = found.unbind(1)
+        return cosine, sine
+
+    def _signed(self, states: Tensor, positions: Tensor) -> Tensor:
+        """[positions, 2, 1, width] cosine and sine, of which the first half is negative."""
+        with torch.inference_mode(False):  # for what it keeps serves training, too
+            cosine, sine = (part[0] for part in self.rotary(states[None], positions[None]))
         half = sine.shape[-1] // 2
-        sine = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
-        normed = self.between.normed(states, *self.first)
-        for layer in self.layers:
-            states, normed = layer(states, normed, (cosine, sine), slots, added)
-        return normed
+        return torch.stack([cosine, torch.cat([-sine[:, :half], sine[:, half:]], dim=-1)], dim=1)[:, :, None]
 
     def logits(self, states: Tensor, kept: int) -> Tensor:
         """[kept, vocabulary] of the first of normed states [kept or more, hidden]."""
@@ -71,10 +97,10 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.number, self.width, self.scaling = number, attention.head_dim, attention.scaling
         self.by_flash = attention.config._attn_implementation == BY_FLASH
-        self.between, self.inside, self.following = between, _norm(layer.post_attention_layernorm), following
+        self.between, self.inside, self.following = between, norm_of(layer.post_attention_layernorm), following
         of_query, of_key = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        self.of_heads = None if of_query is None else (_norm(of_query)[0], *_norm(of_key))
-        self.query, self.key = attention.q_proj.out_features, attention.k_proj.out_features
+        self.of_heads = None if of_query is None else (norm_of(of_query), norm_of(of_key))
+        self.queries = attention.q_proj.out_features // attention.head_dim
         self.read = product_of([attention.q_proj, attention.k_proj, attention.v_proj], bfloat16)
         self.mix = product_of([attention.o_proj], bfloat16)
         self.gate = product_of([mlp.gate_proj, mlp.up_proj], bfloat16)
@@ -88,20 +114,14 @@ class _Layer:
         turns: cosine and sine [tokens, 1, width], signed.
         """
         heads = self.read(normed).view(len(states), -1, self.width)
-        count, shared = self.query // self.width, self.key // self.width
-        both, value = heads[:, : count + shared], heads[:, count + shared :]
-        both = self.between.turned(both, count, self.of_heads, *turns)
-        parts, tokens = (both[:, :count], both[:, count:], value), len(states) - added
-        query, key, value = (part[:tokens].transpose(0, 1)[None] for part in parts)
-        attended = slots.attention(self.number, query, key, value, self.scaling, self.by_flash)[0].flatten(1)
+        heads = self.between.turned(heads, self.queries, self.of_heads, *turns)
+        attended = slots.attend(
+            self.number, heads[:-added] if added else heads, self.queries, self.scaling, self.by_flash
+        ).flatten(1)
         mixed = self.mix(functional.pad(attended, (0, 0, 0, added)) if added else attended)
-        states, normed = self.between.summed(states, mixed, *self.inside)
+        states, normed = self.between.summed(states, mixed, self.inside)
         found = self.down(self.between.gated(self.gate(normed)))
-        return self.between.summed(states, found, *self.following)
-
-
-def _norm(norm: Any) -> Norm:
-    return norm.weight.detach(), norm.variance_epsilon
+        return self.between.summed(states, found, self.following)
 
 
 def decoder_of(policy: Any, bfloat16: bool, between: Between = PLAIN) -> Decoder | None:

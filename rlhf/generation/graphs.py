@@ -19,12 +19,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rlhf.generation.decoder import Decoder, is_plain
+from rlhf.generation.decoder import CHANGING, Decoder, is_plain
 from rlhf.generation.slots import Slots, Turn, additive_mask
 from rlhf.packing import packs
 
 ROWS, COLUMNS = 4, 128  # the smallest buckets: of sequences, and of the tokens of the longest
-CHANGING = ("dynamic", "longrope")  # rotary positions that depend on how long the longest sequence is
 
 
 class Recorder(Protocol):

@@ -6,6 +6,7 @@ of new tokens: whole prompts first, packed, then one token of each sequence that
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,60 +36,68 @@ class Slots:
         self.slots = slots
         self.capacity = capacity
         self.kind = kind  # that attention computes in
-        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
+        self.memory: dict[int, Tensor] = {}  # [slots * capacity, groups of keys and as many of values, width]
         self.turn: Turn | None = None
 
     def attention(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, by_flash: bool = False
     ) -> Tensor:
-        """Write what is new, and attend; query [1, heads, tokens, width], result [1, tokens, heads, width].
+        """As `attend`, of what models hand over: [1, heads, tokens, width]; result [1, tokens, heads, width]."""
+        heads = torch.cat([query[0], key[0], value[0]]).transpose(0, 1)
+        return self.attend(layer, heads, query.shape[1], scaling, by_flash).to(value.dtype)[None]
 
-        by_flash: see `rlhf.packing.attend`, of prompts.
+    def attend(self, layer: int, heads: Tensor, queries: int, scaling: float | None, by_flash: bool = False) -> Tensor:
+        """Write what is new, and attend; heads [tokens, queries, then groups of keys and of values, width].
+
+        Result [tokens, queries, width]; by_flash: see `rlhf.packing.attend`, of prompts.
         """
         turn = self.turn
         assert turn is not None
-        given = value.dtype
-        query, key, value = (part.to(self.kind) for part in (query, key, value))
-        if layer not in self.memory:
-            shape = (self.slots * self.capacity, key.shape[1], key.shape[3])
-            self.memory[layer] = zeros(shape, key), zeros(shape, value)
-        keys, values = self.memory[layer]
-        keys.index_copy_(0, turn.places, key[0].transpose(0, 1))
-        values.index_copy_(0, turn.places, value[0].transpose(0, 1))
-        parts = []
-        if turn.prompts is not None:
-            asking, new_keys, new_values = (part[:, :, : turn.prompt_tokens] for part in (query, key, value))
-            parts.append(attend(asking, new_keys, new_values, scaling, turn.prompts, by_flash))
+        if heads.dtype != self.kind:  # to ask is cheaper than to convert for nothing, some thousand times
+            heads = heads.to(self.kind)
+        both = heads[:, queries:]
+        memory = self.memory.get(layer)
+        if memory is None:
+            with torch.inference_mode(False):  # written to from outside as well
+                memory = self.memory[layer] = zeros((self.slots * self.capacity, *both.shape[1:]), both)
+        memory.index_copy_(0, turn.places, both)
+        if turn.prompts is None:
+            return self._decode(heads, queries, memory, turn, scaling)
+        groups = both.shape[1] // 2
+        parts = heads[: turn.prompt_tokens].split_with_sizes([queries, groups, groups], dim=1)
+        query, key, value = (part.transpose(0, 1)[None] for part in parts)
+        found = attend(query, key, value, scaling, turn.prompts, by_flash)[0]
         if turn.decoding:
-            parts.append(self._decode(query[0, :, turn.prompt_tokens :], keys, values, turn, scaling))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(given)
+            decoded = self._decode(heads[turn.prompt_tokens :], queries, memory, turn, scaling)
+            found = torch.cat([found, decoded.to(found.dtype)])
+        return found
 
-    def _decode(self, query: Tensor, keys: Tensor, values: Tensor, turn: Turn, scaling: float | None) -> Tensor:
-        """query [heads, decoding, width]; result [1, decoding, heads, width]."""
-        used, longest = turn.decoding * self.capacity, turn.longest
-        seen_keys, seen_values = (
-            part[:used].view(turn.decoding, self.capacity, *part.shape[1:])[:, :longest].transpose(1, 2)
-            for part in (keys, values)
-        )
-        # Heads that share keys are queries of one head: nothing is repeated.
-        rows = query.transpose(0, 1)
-        shared = rows.reshape(turn.decoding, keys.shape[1], -1, rows.shape[-1])
-        with torch.autocast(query.device.type, enabled=False):  # which would round what is kept in float32
-            found = scaled_dot_product_attention(shared, seen_keys, seen_values, attn_mask=turn.mask, scale=scaling)
-        return found.flatten(1, 2).unsqueeze(0)
+    def _decode(self, heads: Tensor, queries: int, memory: Tensor, turn: Turn, scaling: float | None) -> Tensor:
+        """heads [decoding, queries and more, width]; result [decoding, queries, width]."""
+        groups, width = memory.shape[1] // 2, memory.shape[2]
+        # Views by one call each, of which there are hundreds in a step. Heads that share keys are queries of one head:
+        # nothing is repeated.
+        row, token = self.capacity * 2 * groups * width, 2 * groups * width
+        shape, strides = (turn.decoding, groups, turn.longest, width), (row, width, token, 1)
+        keys = memory.as_strided(shape, strides)
+        values = memory.as_strided(shape, strides, groups * width)
+        asking = heads[:, :queries].view(turn.decoding, groups, -1, width)
+        # Autocast would round what is kept in float32. To turn it off where it is off takes longer than to ask.
+        on = torch.is_autocast_enabled(heads.device.type)
+        with torch.autocast(heads.device.type, enabled=False) if on else nullcontext():
+            found = scaled_dot_product_attention(asking, keys, values, attn_mask=turn.mask, scale=scaling)
+        return found.flatten(1, 2)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy tokens [n] from places of the memory to others."""
-        for parts in self.memory.values():
-            for part in parts:
-                part.index_copy_(0, target, part.index_select(0, source))
+        for part in self.memory.values():
+            part.index_copy_(0, target, part.index_select(0, source))
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move a sequence of so many tokens from one slot to another."""
         there, here = target * self.capacity, source * self.capacity
-        for parts in self.memory.values():
-            for part in parts:
-                part[there : there + length] = part[here : here + length]
+        for part in self.memory.values():
+            part[there : there + length] = part[here : here + length]
 
 
 def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -125,8 +125,7 @@ def remembered(model: Any, kind: torch.dtype) -> Slots:
     shape, slots = model.config, Slots(6, 40, kind)
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     for layer in range(shape.num_hidden_layers):
-        size = 6 * 40, shape.num_key_value_heads, width
-        slots.memory[layer] = torch.randn(size).to(CUDA, kind), torch.randn(size).to(CUDA, kind)
+        slots.memory[layer] = torch.randn(6 * 40, 2 * shape.num_key_value_heads, width).to(CUDA, kind)
     return slots
 
 
@@ -214,9 +213,9 @@ def seconds_of_a_replay(model: nn.Module) -> float:
         assert decoder is not None
         slots = Slots(SEQUENCES, capacity, torch.bfloat16)
         shape: Any = model.config
-        size = SEQUENCES * capacity, shape.num_key_value_heads, shape.hidden_size // shape.num_attention_heads
+        size = SEQUENCES * capacity, 2 * shape.num_key_value_heads, shape.hidden_size // shape.num_attention_heads
         for layer in range(shape.num_hidden_layers):
-            slots.memory[layer] = tuple(torch.zeros(2, *size, device=CUDA, dtype=torch.bfloat16))  # type: ignore[assignment]
+            slots.memory[layer] = torch.zeros(size, device=CUDA, dtype=torch.bfloat16)
         reads, rows = GraphedDecoder(decoder, CudaRecorder(CUDA)), torch.arange(SEQUENCES, device=CUDA)
         positions = torch.full_like(rows, PROMPT + NEW // 2)
         mask = additive_mask(positions + 1, PROMPT + NEW // 2 + 1, torch.bfloat16)
