@@ -9,6 +9,9 @@ flash_attention_2.
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,10 +194,18 @@ def _by_torch(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, 
 
     asking, keys, values = (part.transpose(1, 2)[0].contiguous() for part in (query, key, value))
     starts, longest = packing.starts, packing.longest
-    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1], "window_size": (-1, 0)}
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
+    if _asks_for_groups(varlen_attn):
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
     found: Any = varlen_attn(asking, keys, values, starts, starts, longest, longest, **options)
     result: Tensor = found.unsqueeze(0)
     return result
+
+
+@functools.cache
+def _asks_for_groups(kernel: Callable[..., object]) -> bool:
+    """Whether torch's kernel wants to be told that heads share keys; 2.11's takes them as they come."""
+    return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 def packed_inputs(tokens: Tensor, positions: Tensor, lengths: list[int], device: torch.device) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from rlhf.packing import BY_FLASH, accept, packs
 from tests.test_packing import PAD, PROMPTS, RESPONSES, STOP, batch, gradients, shape_of
 
 LENGTHS = [before + after for before, after in zip(PROMPTS, RESPONSES, strict=True)]
-KERNELS = ["flash", "torch"]
+KERNELS = ["flash", "torch", "torch 2.11"]
 
 
 def block_diagonal(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scale: float | None) -> Tensor:
@@ -47,10 +47,14 @@ class Kernel:
     def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[dict[str, Any]] = []
         self.signature = inspect.signature(varlen.varlen_attn)
+        if name == "torch 2.11":  # what it has not yet
+            later = ("enable_gqa", "seqused_k", "block_table", "num_splits")
+            kept = [each for each in self.signature.parameters.values() if each.name not in later]
+            self.signature = self.signature.replace(parameters=kept)
         flash = ModuleType("flash_attn")
         setattr(flash, "flash_attn_varlen_func", self.by_flash if name == "flash" else None)  # noqa: B010
         monkeypatch.setitem(sys.modules, "flash_attn", flash)
-        monkeypatch.setattr(varlen, "varlen_attn", self.by_torch if name == "torch" else None)
+        monkeypatch.setattr(varlen, "varlen_attn", self.of_torch() if name.startswith("torch") else None)
         monkeypatch.setattr(packing, "has_kernel", lambda query, kind: True)
         monkeypatch.setattr(packing, "fillers", lambda *_: 0)  # as where there are kernels
 
@@ -71,11 +75,20 @@ class Kernel:
         assert causal and not dropout_p
         return self.answer(q, k, v, (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k), softmax_scale)
 
-    def by_torch(self, *given: Any, **named: Any) -> Tensor:
-        """With the arguments of the torch that is here."""
-        found = self.signature.bind(*given, **named).arguments
+    def of_torch(self) -> Any:
+        """With the arguments of the torch that is here, or of an older one."""
+
+        def by_torch(*given: Any, **named: Any) -> Tensor:
+            return self.by_torch(self.signature.bind(*given, **named).arguments)
+
+        setattr(by_torch, "__signature__", self.signature)  # noqa: B010
+        return by_torch
+
+    def by_torch(self, found: dict[str, Any]) -> Tensor:
+        """As it was called."""
         assert found["window_size"] == (-1, 0)  # all before, nothing behind
-        assert found["enable_gqa"] == (found["query"].shape[1] != found["key"].shape[1])
+        if "enable_gqa" in self.signature.parameters:
+            assert found["enable_gqa"] == (found["query"].shape[1] != found["key"].shape[1])
         starts, longest = (found["cu_seq_q"], found["cu_seq_k"]), (found["max_q"], found["max_k"])
         return self.answer(found["query"], found["key"], found["value"], starts, longest, found["scale"])
 
