@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -6,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlhf.adapters import add_lora
 from rlhf.batching import pad
-from rlhf.config import GenerationConfig
+from rlhf.config import GenerationConfig, LoraConfig
 from rlhf.generation.choice import choose
 from rlhf.generation.native import NativeGenerator
 from rlhf.generation.noise import uniforms
+from rlhf.generation.together import name_of_cache
 from rlhf.logprobs import response_logprobs
 from rlhf.types import Sampled
 from tests.test_models import tiny_policy
@@ -23,6 +26,21 @@ ALMOST_ONE = 1 - 2**-53
 @pytest.fixture
 def policy() -> nn.Module:
     return tiny_policy()
+
+
+class Called(nn.Module):
+    """Has the arguments of transformers since 5.24."""
+
+    def forward(self, input_ids: Tensor, cache: Any = None) -> None:
+        """Nothing."""
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
+def test_the_cache_has_the_name_that_the_model_gives_it(policy: nn.Module) -> None:
+    assert name_of_cache(Called()) == "cache"
+    name = name_of_cache(policy)
+    assert name in inspect.signature(policy.forward).parameters
+    assert name_of_cache(add_lora(policy, LoraConfig(rank=2), "policy")) == name
 
 
 def add_to_stop(policy: Any, bonus: float) -> list[int]:

@@ -13,6 +13,7 @@ from rlhf import memory
 from rlhf.config import GenerationConfig, InitConfig, LoraConfig, ParallelismConfig, Recipe
 from rlhf.engine.zero_options import BUCKET_ENTRIES
 from rlhf.errors import ArtifactError
+from rlhf.generation.together import name_of_cache
 from rlhf.layers import keep_less
 from rlhf.memory import GIB, Computation, RolloutLoad
 from rlhf.memory.forwards import copies
@@ -102,7 +103,7 @@ def test_checkpointing_keeps_one_block_and_the_inputs_of_all(bfloat16: bool) -> 
 def test_the_cache_keeps_float32_also_under_autocast() -> None:
     model, cache = model_of(WIDE), DynamicCache(config=WIDE)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        model(input_ids=torch.ones(2, 5, dtype=torch.long), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.ones(2, 5, dtype=torch.long), use_cache=True, **{name_of_cache(model): cache})
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)  # type: ignore[union-attr]
     shape = shape_of_config(WIDE.to_dict(), "config.json")
     load = RolloutLoad(prompt=3, response=2, generation_rows=2, micro_batch_tokens=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def decode_together(policy: nn.Module, draft: Draft, rows: list[int] | None, loc
     tokens, attention_mask = (part.to(draft.device) for part in padded)
     live = torch.tensor(rows or [], dtype=torch.long, device=draft.device)
     cache = DynamicCache(config=policy.config)  # type: ignore[arg-type]
-    positions = position_ids(attention_mask)
+    positions, name = position_ids(attention_mask), name_of_cache(policy)
     while global_max(len(live)) if lockstep else len(live):
         if not len(live):
             accompany(policy, draft)
@@ -28,7 +29,7 @@ def decode_together(policy: nn.Module, draft: Draft, rows: list[int] | None, loc
             input_ids=tokens,
             attention_mask=attention_mask,
             position_ids=positions,
-            past_key_values=cache,
+            **{name: cache},
             use_cache=True,
             logits_to_keep=1,
         )
@@ -40,6 +41,12 @@ def decode_together(policy: nn.Module, draft: Draft, rows: list[int] | None, loc
         tokens = chosen.unsqueeze(-1)
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(live), 1)], dim=-1)
         positions = positions[:, -1:] + 1
+
+
+def name_of_cache(policy: Any) -> str:
+    """What a model's forward calls its keys and values: in transformers "cache" since 5.24."""
+    inner = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # beneath adapters
+    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
 
 
 def accompany(policy: Any, draft: Draft) -> None:
