@@ -1,8 +1,8 @@
-"""Mistakes around the formulas: sampling, log-probs, updates, ranks, models and the stage."""
+"""Mistakes around the formulas: log-probs, updates, ranks, models and the stage."""
 
 from __future__ import annotations
 
-from mutation import ALONE, FAULTS, MASKED, SAFETY, STAGE, STOPS, TWO, UPDATE, VARIANTS, Mutation
+from mutation import ALONE, FAULTS, SAFETY, STAGE, TWO, UPDATE, VARIANTS, Mutation
 
 OF_STEPS: dict[str, Mutation] = {
     "the KL's sign in the loss": Mutation(
@@ -89,25 +89,6 @@ OF_STEPS: dict[str, Mutation] = {
         "actors.generator.sample(prompt_tokens, range(len(prompts)), seed",
         (TWO + "each_rank_has_its_rows_and_samples_the_same_tokens[ragged]",),
     ),
-    "the mask one token too long": Mutation(
-        "rlhf/generation/draft.py",
-        MASKED,
-        "mask = torch.arange(width) <= lengths[:, None]",
-        (UPDATE + "completions_say_what_was_sampled", STOPS),
-    ),
-    "the mask one token too short": Mutation(
-        "rlhf/generation/draft.py",
-        MASKED,
-        "mask = torch.arange(width) < (lengths[:, None] - 1).clamp(min=1)",
-        (UPDATE + "experience_is_what_each_row_gives_alone", STOPS),
-    ),
-    "the stop token left out of the mask": Mutation(
-        "rlhf/generation/draft.py",
-        MASKED + "\n        finished = ((responses == self.stop_id) & mask).any(-1)\n",
-        "finished = responses[torch.arange(len(lengths)), lengths - 1] == self.stop_id\n"
-        "        mask = torch.arange(width) < (lengths - finished.long()).clamp(min=1)[:, None]\n",
-        (UPDATE + "completions_say_what_was_sampled", "tests/test_ppo_variants.py::test_the_stop_token_counts"),
-    ),
     "old log-probs of the reference": Mutation(
         "rlhf/ppo/experience.py",
         "        old_logprobs=own.get(OLD, sampled.logprobs),\n",
@@ -165,47 +146,11 @@ OF_STEPS: dict[str, Mutation] = {
         "gradient_of(logits, all_targets[: len(rows)], found[part]",
         ("tests/test_packing.py::test_policy[llama-False-291]",),
     ),
-    "a sequence that leaves its cache behind": Mutation(
-        "rlhf/generation/continuous.py",
-        "            self.slots.move(source, target, int(self.lengths[source]))\n",
-        "",
-        ("tests/test_packing.py::test_refilled_slots_sample_what_a_padded_batch_does[llama-all]",),
-    ),
-    "a prompt read for the first of its responses alone": Mutation(
-        "rlhf/generation/continuous.py",
-        "        self.slots.copy(source.to(device), target.to(device))\n",
-        "        del source, target\n",
-        ("tests/test_packing.py::test_a_prompt_that_several_answer_is_read_once[256]",),
-    ),
-    "a graph that sees a token less than there is": Mutation(
-        "rlhf/generation/graphs.py",
-        "additive_mask(positions + 1, longest, slots.kind)",
-        "additive_mask(positions.clamp(min=1), longest, slots.kind)",
-        ("tests/test_graphs.py::test_samples_are_those_of_plain_decoding[llama-{}]",),
-    ),
-    "weights that a server keeps after the policy has learned": Mutation(
-        "rlhf/generation/vllm.py",
-        "        self.updates += 1\n",
-        "",
-        ("tests/test_generation_server.py::test_servers_sample_from_the_weights_that_the_policy_has_now[1-False]",),
-    ),
-    "a batch kept that a server without the weights has sampled": Mutation(
-        "rlhf/generation/vllm.py",
-        "            if from_main(self._state)[0]:\n",
-        "            if answers:\n",
-        ("tests/test_generation_server.py::test_a_server_that_has_lost_the_weights_gets_them_again_and_answers_anew",),
-    ),
     "prompts' responses sampled out of order": Mutation(
         "rlhf/ppo/experience.py",
         "        prompt * group + response\n",
         "        response * config.prompts_per_step + prompt\n",
         ("tests/test_ppo_toolbox.py::test_responses_to_a_prompt_stay_together[2]",),
-    ),
-    "what top-p kept left out": Mutation(
-        "rlhf/generation/draft.py",
-        "Sampled(responses, logprobs, logprobs - log_kept, mask, finished)",
-        "Sampled(responses, logprobs, logprobs, mask, finished)",
-        (ALONE + "[weights-full]",),
     ),
     "entropy punished": Mutation(
         "rlhf/ppo/objective.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from rlhf.adapters import add_lora
 from rlhf.config import GenerationConfig, LoraConfig
 from rlhf.generation import native
+from rlhf.generation.between import norm_of, normed
 from rlhf.generation.decoder import FAMILIES, Decoder, decoder_of
 from rlhf.generation.native import NativeGenerator
 from rlhf.generation.slots import Slots, Turn
@@ -26,6 +29,11 @@ from tests.test_packing import PAD, STOP, VOCABULARY, shape_of
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
 BIASED: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
 SCALED: dict[str, Any] = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+# Rotary positions that change with the longest sequence, from 17 tokens on.
+DYNAMIC: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    "max_position_embeddings": 16,
+}
 CASES = [(family, {}) for family in FAMILIES] + [("llama", BIASED), ("llama", SCALED), ("qwen3", {"head_dim": 24})]
 CPU = torch.device("cpu")
 PROMPTS = [[3, 4, 5, 6], [7], [3, 4, 5, 6], [8, 9, 10], [11, 12], [13] * 20]
@@ -55,6 +63,10 @@ def by_modules(model: nn.Module) -> nn.Module:
     return model
 
 
+def test_samples_where_rotary_positions_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    test_samples_are_those_of_the_modules("llama", DYNAMIC, monkeypatch)
+
+
 @pytest.mark.parametrize(("architecture", "options"), CASES, ids=str)
 def test_samples_are_those_of_the_modules(
     architecture: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -69,6 +81,37 @@ def test_samples_are_those_of_the_modules(
     assert [each is None for each in made] == [False, True]
     assert torch.equal(with_decoder.responses, without.responses) and int(without.mask.sum()) > 40
     torch.testing.assert_close(with_decoder.logprobs, without.logprobs, atol=2e-5, rtol=0)
+
+
+def test_what_rotary_positions_keep_is_no_tensor_of_inference() -> None:
+    """Buffers are written to in training: ddp broadcasts them."""
+    model = policy("llama", **DYNAMIC)
+    before = model.model.rotary_emb.inv_freq.clone()
+    NativeGenerator(model, STOP, PAD, GenerationConfig(max_new_tokens=60)).sample(PROMPTS, range(6), seed=1, step=2)
+    assert not torch.equal(model.model.rotary_emb.inv_freq, before)
+    assert not any(buffer.is_inference() for buffer in model.buffers())
+
+
+def test_one_decoder_serves_longer_memory_after_shorter() -> None:
+    model, found = policy("llama"), []
+    decoder = decoder_of(model, bfloat16=False)
+    assert decoder is not None
+    for reads, capacity in ((decoder, 4), (decoder, 40), (decoder_of(model, bfloat16=False), 40)):
+        slots, tokens = Slots(1, capacity, torch.float32), torch.arange(3, 3 + capacity)
+        slots.turn = Turn(torch.arange(capacity), pack([capacity], CPU), capacity, 0, 0, None)
+        with torch.no_grad():
+            found.append(reads(tokens, torch.arange(capacity), slots, torch.tensor([capacity - 1])))
+    assert torch.equal(found[1], found[2])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-5, 0.0])
+def test_a_norm_by_lengths_is_a_norm(scale: float) -> None:
+    """Also where epsilon is what counts."""
+    torch.manual_seed(2)
+    states, weight = torch.randn(5, 3, 48) * scale, torch.rand(48) + 0.5
+    norm = norm_of(SimpleNamespace(weight=weight, variance_epsilon=1e-6))
+    expected = functional.rms_norm(states.double(), (48,), weight.double(), 1e-6)
+    torch.testing.assert_close(normed(states, norm).double(), expected, atol=0, rtol=1e-6)
 
 
 def read(model: Any, bfloat16: bool, device: torch.device = CPU) -> tuple[Tensor, Tensor]:

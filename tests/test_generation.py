@@ -228,6 +228,24 @@ def test_choose_finds_a_needle_in_a_large_vocabulary() -> None:
         assert choose(logits, torch.tensor([0.5, ALMOST_ONE], dtype=torch.float64), 1.0)[0].tolist() == [place, place]
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("vocabulary", [5, 127, 128, 129, 1000, 1024])  # parts of 128, some of them not whole
+def test_choose_is_inversion_in_plain(vocabulary: int, top_p: float) -> None:
+    torch.manual_seed(vocabulary)
+    logits, noise = torch.randn(200, vocabulary) * 2, torch.rand(200, dtype=torch.float64)
+    probabilities = torch.softmax(logits.double(), -1)
+    kept = probabilities.clone()
+    for row in kept if top_p < 1 else ():
+        ordered, order = row.sort(descending=True)
+        row[order[ordered.cumsum(0) - ordered >= top_p]] = 0.0
+    wanted = torch.searchsorted(kept.cumsum(-1), noise[:, None] * kept.sum(-1, keepdim=True), right=True)
+    found = choose(logits, noise, top_p)
+    assert torch.equal(found.tokens, wanted.squeeze(-1))
+    expected = probabilities.gather(-1, wanted).squeeze(-1).log().float()
+    torch.testing.assert_close(found.logprobs, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.log_kept, kept.sum(-1).log().float(), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("top_p", "kept"),
     [
