@@ -72,12 +72,12 @@ def fillers(rows: int, device: torch.device) -> int:
     """How many rows to add, so that shapes come again: oneDNN compiles a product for each, in up to a millisecond.
 
     Up to the next power of two where they are very few, to a multiple of a quarter of GRAIN where they are few, else of
-    GRAIN, or of a 32nd of the next power of two.
+    GRAIN, or of a 32nd of the next power of two. Never one row: its sums may be in another order than those of several.
     """
-    if device.type != "cpu" or not has_onednn():
+    if not rows or device.type != "cpu" or not has_onednn():
         return 0
     if rows <= GRAIN // 4:
-        return (1 << (rows - 1).bit_length()) - rows
+        return max(2, 1 << (rows - 1).bit_length()) - rows
     return -rows % (GRAIN // 4 if rows <= 2 * GRAIN else max(GRAIN, 2 ** (rows - 1).bit_length() // 32))
 
 

@@ -44,7 +44,7 @@ OF_SAMPLING: dict[str, Mutation] = {
     ),
     "values that are keys": Mutation(
         "rlhf/generation/slots.py",
-        "memory.as_strided(shape, strides, groups * width)",
+        "memory.as_strided(shape, strides, memory.storage_offset() + groups * width)",
         "memory.as_strided(shape, strides)",
         ("tests/test_packing.py::test_refilled_slots_sample_what_a_padded_batch_does[llama-all]",),
     ),
@@ -65,6 +65,12 @@ OF_SAMPLING: dict[str, Mutation] = {
         ".add_(cumulative.gather(-1, part))",
         "",
         ("tests/test_generation.py::test_choose_is_inversion_in_plain[1000-1.0]",),
+    ),
+    "a draw from what is no number that leaves the vocabulary": Mutation(
+        "rlhf/generation/choice.py",
+        ".clamp_(max=size - 1)  # where",
+        "  # where",
+        ("tests/test_generation.py::test_choose_ends_no_run[300-1.0]",),
     ),
     "weights that a server keeps after the policy has learned": Mutation(
         "rlhf/generation/vllm.py",

@@ -76,11 +76,11 @@ class Tape:
 
     def record(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """What computes the step again. As a graph does, recording itself leaves nothing that could be used."""
-        with torch.inference_mode():  # in which the decoder computes: its results are written to in no other
-            with Watched("cpu") as watched:
-                found = step()
-            found.fill_(torch.nan)
+        with Watched("cpu") as watched:
+            found = step()
         self.recorded.append(step)
+        with torch.inference_mode():  # in which the decoder computes: its results are written to in no other
+            found.fill_(torch.nan)
 
         @torch.inference_mode()
         def replay() -> Tensor:

@@ -37,7 +37,7 @@ def given(kind: torch.dtype) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
-@torch.no_grad()
+@torch.inference_mode()
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 def test_each_is_one_graph_for_any_number_of_rows(kind: torch.dtype) -> None:
     """Without inductor: that dynamo finds nothing which it must leave to Python, and compiles no size anew."""
@@ -56,11 +56,13 @@ def test_each_is_one_graph_for_any_number_of_rows(kind: torch.dtype) -> None:
             for rows in (ROWS, 4, 5):
                 cut = [isinstance(each, Tensor) and len(each) == ROWS for each in arguments]
                 # Copies, for a view of something larger is another kind of argument, and some are written to.
-                fewer = (
+                fewer = [
                     [each[:rows].clone() if is_cut else each for each, is_cut in zip(arguments, cut, strict=True)]
                     for _ in range(2)
-                )
-                torch.testing.assert_close(whole(*next(fewer)), plain(*next(fewer)), atol=0, rtol=0)
+                ]
+                by_compiler, by_hand = fewer
+                torch.testing.assert_close(whole(*by_compiler), plain(*by_hand), atol=0, rtol=0)
+                torch.testing.assert_close(by_compiler, by_hand, atol=0, rtol=0)  # what was written to
             assert len(made) <= before + 1
     torch._dynamo.reset()
 
@@ -88,8 +90,9 @@ def anew() -> Iterator[None]:
 
 @pytest.mark.timeout(180)  # the C++ compiler
 @pytest.mark.usefixtures("anew")
-def test_what_is_compiled_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, model = GenerationConfig(max_new_tokens=40, batch_size=6), policy("qwen3")
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])  # without norms of heads, and with them
+def test_what_is_compiled_computes_the_same(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model = GenerationConfig(max_new_tokens=40, batch_size=6), policy(architecture)
     plain = sampled(model, config)
     made = compiled(CPU)
     assert made is not PLAIN and compiled(CPU) is made

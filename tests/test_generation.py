@@ -246,6 +246,21 @@ def test_choose_is_inversion_in_plain(vocabulary: int, top_p: float) -> None:
     torch.testing.assert_close(found.log_kept, kept.sum(-1).log().float(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("vocabulary", [5, 128, 300])
+def test_choose_ends_no_run(vocabulary: int, top_p: float) -> None:
+    """Whatever is no number: another place says so; here any token of the vocabulary will do."""
+    some = torch.randn(vocabulary)
+    rows = [torch.full_like(some, each) for each in (torch.nan, torch.inf, -torch.inf)]
+    for each in (torch.nan, torch.inf, -torch.inf):
+        rows += [some.clone()]
+        rows[-1][vocabulary // 2] = each
+    logits = torch.stack(rows).repeat(3, 1)
+    noise = torch.tensor([0.0, 0.5, ALMOST_ONE], dtype=torch.float64).repeat_interleave(len(rows))
+    tokens = choose(logits, noise, top_p).tokens
+    assert ((tokens >= 0) & (tokens < vocabulary)).all()
+
+
 @pytest.mark.parametrize(
     ("top_p", "kept"),
     [

@@ -216,6 +216,25 @@ def test_other_memory_has_other_recordings() -> None:
 
 
 @torch.no_grad()
+def test_a_hook_of_the_head_may_change_what_the_head_gets() -> None:
+    """Else it would change what a graph keeps, or meet a tensor that nobody may write to."""
+
+    def twice(_: object, inputs: tuple[Tensor, ...]) -> None:
+        inputs[0].mul_(2.0)
+
+    model, tape, found = policy("llama"), Tape(), []
+    model.get_output_embeddings().register_forward_pre_hook(twice)
+    decoder, slots = prepared(model, CPU, torch.float32)
+    graphs, tokens, positions = GraphedDecoder(decoder, tape), torch.tensor([3, 4]), torch.tensor([5, 6])
+    for _ in range(4):
+        slots.turn = turn_of(slots, positions)
+        found.append(graphs(tokens, positions, slots, torch.arange(2)))
+    assert tape.replayed == 3
+    for again in found[1:]:
+        torch.testing.assert_close(again, found[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_prompts_and_unmade_memory_are_no_graphs() -> None:
     tape = Tape()
     decoder = decoder_of(policy("llama"), False)

@@ -212,10 +212,21 @@ def test_one_product_of_several(widths: tuple[int, ...], bfloat16: bool) -> None
     torch.testing.assert_close(found, wanted, atol=1e-2 if bfloat16 else 1e-6, rtol=0)
 
 
+def test_a_row_is_the_same_beside_any_number_of_others() -> None:
+    """Where sums are long enough to be cut, one row alone would be added up otherwise."""
+    torch.manual_seed(0)
+    multiply, hidden = product_of([nn.Linear(2048, 512)], bfloat16=False), torch.randn(64, 2048)
+    whole = multiply(hidden)
+    for rows in range(1, 33):
+        filled = torch.cat([hidden[:rows], torch.zeros(fillers(rows, hidden.device), 2048)])
+        assert torch.equal(multiply(filled)[:rows], whole[:rows]), rows
+
+
 def test_shapes_come_again(asked: list[tuple[int, ...]]) -> None:
     rows = [fillers(count, torch.device("cpu")) + count for count in range(1, 400)]
     assert all(full >= count for count, full in enumerate(rows, start=1))
-    assert rows[:8] == [1, 2, 4, 4, 8, 8, 8, 8] and len(set(rows[8:64])) == 7 and len(set(rows)) < 23
+    assert rows[:8] == [2, 2, 4, 4, 8, 8, 8, 8] and fillers(0, torch.device("cpu")) == 0
+    assert len(set(rows[8:64])) == 7 and len(set(rows)) < 23
     assert fillers(33, torch.device("meta")) == 0
     model, before = policy("llama"), set[tuple[int, ...]]()
     for count in (96, 65, 70):

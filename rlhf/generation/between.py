@@ -19,13 +19,17 @@ class Norm(NamedTuple):
 
     weight: Tensor
     epsilon: float
-    scaled: Tensor  # [width] weight times the root of the width
-    least: Tensor  # root of the width times epsilon: what is added to a length, at right angles
+    # On CPUs, else None: the weight times the root of the width [width], and the root of width times epsilon, which is
+    # added to a length at right angles.
+    scaled: Tensor | None = None
+    least: Tensor | None = None
 
 
 def norm_of(module: Any) -> Norm:
     """What a norm of transformers computes with."""
     weight, epsilon = module.weight.detach(), module.variance_epsilon
+    if not weight.is_cpu:
+        return Norm(weight, epsilon)
     return Norm(weight, epsilon, weight * math.sqrt(len(weight)), weight.new_tensor(math.sqrt(len(weight) * epsilon)))
 
 
@@ -34,7 +38,7 @@ def normed(states: Tensor, norm: Norm) -> Tensor:
     if states.dtype != norm.weight.dtype:
         found = functional.rms_norm(states.float(), norm.weight.shape, eps=norm.epsilon)
         return norm.weight * found.to(states.dtype)
-    if not states.is_cpu:
+    if norm.scaled is None or norm.least is None:
         return functional.rms_norm(states, norm.weight.shape, norm.weight, norm.epsilon)
     # By lengths it is four operations where torch has six, each of them dearer than its numbers in decoding.
     length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
@@ -98,7 +102,7 @@ def compiled(device: torch.device) -> Between:
     try:
         rows = torch.ones(3, 8, device=device)
         with torch.inference_mode():
-            made.summed(rows, rows, Norm(rows[0], 1e-6, rows[0], rows[0, 0]))
+            made.summed(rows, rows, Norm(rows[0], 1e-6))
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         reason = str(error).strip().split("\n")[0]
         warnings.warn(f"decoding is not compiled ({reason})", RuntimeWarning, stacklevel=2)

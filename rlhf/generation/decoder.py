@@ -64,9 +64,10 @@ class Decoder:
             return normed
 
     def _plainly(self, slots: Slots) -> AbstractContextManager[object]:
-        """Every dtype is chosen here; only attention of prompts asks autocast for its own."""
-        alone = slots.turn is not None and slots.turn.prompts is None
-        return torch.autocast(self.embedding.weight.device.type, enabled=False) if alone else nullcontext()
+        """Every dtype is chosen here; only attention of prompts on CPUs asks autocast for its own."""
+        device = self.embedding.weight.device.type
+        asked = device == "cpu" and slots.turn is not None and slots.turn.prompts is not None
+        return nullcontext() if asked else torch.autocast(device, enabled=False)
 
     def _turns(self, states: Tensor, positions: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine [rows, 1, width] of positions [rows] below the capacity; half of the sine is negative."""
@@ -81,7 +82,7 @@ class Decoder:
 
     def _signed(self, states: Tensor, positions: Tensor) -> Tensor:
         """[positions, 2, 1, width] cosine and sine, of which the first half is negative."""
-        with torch.inference_mode(False):  # for what it keeps serves training, too
+        with torch.inference_mode(False), torch.no_grad():  # for what it keeps serves training, too
             cosine, sine = (part[0] for part in self.rotary(states[None], positions[None]))
         half = sine.shape[-1] // 2
         return torch.stack([cosine, torch.cat([-sine[:, :half], sine[:, half:]], dim=-1)], dim=1)[:, :, None]

@@ -70,7 +70,8 @@ class GraphedDecoder:
         self.given[:, turn.decoding : rows].zero_()
         # Logits are of the vocabulary's size, and graphs keep their results: the head is called each time. So are the
         # hooks it may have, and autocast's copy of its weights is no part of a graph.
-        return self.decoder.logits(self._states(slots, rows, longest), turn.decoding)
+        # It gets a tensor of its own, which a hook may change, and no inference tensor.
+        return self.decoder.logits(self._states(slots, rows, longest).clone(), turn.decoding)
 
     def _states(self, slots: Slots, rows: int, longest: int) -> Tensor:
         """See `step`."""

@@ -58,7 +58,7 @@ class Slots:
         both = heads[:, queries:]
         memory = self.memory.get(layer)
         if memory is None:
-            with torch.inference_mode(False):  # written to from outside as well
+            with torch.inference_mode(False), torch.no_grad():  # written to from outside as well
                 memory = self.memory[layer] = zeros((self.slots * self.capacity, *both.shape[1:]), both)
         memory.index_copy_(0, turn.places, both)
         if turn.prompts is None:
@@ -80,7 +80,7 @@ class Slots:
         row, token = self.capacity * 2 * groups * width, 2 * groups * width
         shape, strides = (turn.decoding, groups, turn.longest, width), (row, width, token, 1)
         keys = memory.as_strided(shape, strides)
-        values = memory.as_strided(shape, strides, groups * width)
+        values = memory.as_strided(shape, strides, memory.storage_offset() + groups * width)
         asking = heads[:, :queries].view(turn.decoding, groups, -1, width)
         # Autocast would round what is kept in float32. To turn it off where it is off takes longer than to ask.
         on = torch.is_autocast_enabled(heads.device.type)
