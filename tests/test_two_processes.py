@@ -50,7 +50,7 @@ def play(folder: Path, case: str) -> Outcome:
     vars(cast.actors.generator)["exact"] = not CASES[case].inexact
     read: list[int] = []
     cast.actors.reference.register_forward_pre_hook(
-        lambda _, __, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+        lambda _, __, inputs: read.append(inputs["input_ids"].numel() - inputs["packing"].added), with_kwargs=True
     )
     rows = own_rows(config)
     prompts = [Prompt(CASES[case].texts[row // config.responses_per_prompt]) for row in rows]
