@@ -64,13 +64,13 @@ OF_SAMPLING: dict[str, Mutation] = {
         "rlhf/generation/choice.py",
         ".add_(cumulative.gather(-1, part))",
         "",
-        ("tests/test_generation.py::test_choose_is_inversion_in_plain[1000-1.0]",),
+        ("tests/test_choice.py::test_choose_is_inversion_in_plain[1000-1.0]",),
     ),
     "a draw from what is no number that leaves the vocabulary": Mutation(
         "rlhf/generation/choice.py",
         ".clamp_(max=size - 1)  # where",
         "  # where",
-        ("tests/test_generation.py::test_choose_ends_no_run[300-1.0]",),
+        ("tests/test_choice.py::test_choose_ends_no_run[300-1.0]",),
     ),
     "weights that a server keeps after the policy has learned": Mutation(
         "rlhf/generation/vllm.py",
