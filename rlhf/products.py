@@ -48,19 +48,22 @@ def own_products(model: nn.Module) -> None:
             module.__class__ = Linear
 
 
-def has_onednn() -> bool:
-    """Whether oneDNN multiplies: on x86, unless `torch.backends.mkldnn.enabled` is set to False."""
+def has_onednn(kind: torch.dtype = torch.float32) -> bool:
+    """Whether oneDNN multiplies such numbers: on x86, unless `torch.backends.mkldnn.enabled` is set to False.
+
+    bfloat16 takes a processor with AVX-512 or avx_ne_convert.
+    """
     there: Any = torch.backends.mkldnn
-    return bool(there.enabled) and _works()
+    return bool(there.enabled) and _works(kind)
 
 
 @functools.cache
-def _works() -> bool:
+def _works(kind: torch.dtype) -> bool:
     """Whether torch has oneDNN's products here, under the names and with the arguments that are used."""
     there: Any = torch.backends.mkldnn
     if platform.machine() not in ("x86_64", "AMD64") or not there.is_available():
         return False
-    one = torch.ones(NARROW, NARROW)
+    one = torch.ones(NARROW, NARROW, dtype=kind)
     try:
         found = _product(one, torch.ops.mkldnn._reorder_linear_weight(one))
     except (AttributeError, RuntimeError):  # they are not part of what torch promises to keep
@@ -149,7 +152,7 @@ def packed(model: nn.Module, bfloat16: bool) -> Iterator[None]:
     Where there is none, or on another device, nothing changes. The weights must not change inside.
     """
     kind = torch.bfloat16 if bfloat16 else torch.float32
-    layers = [each for each in model.modules() if isinstance(each, Linear) and _packs(each.weight)]
+    layers = [each for each in model.modules() if isinstance(each, Linear) and _packs(each.weight, kind)]
     try:
         for layer in layers:
             layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(kind))
@@ -165,11 +168,11 @@ def product_of(layers: Sequence[nn.Linear], bfloat16: bool) -> Callable[[Tensor]
     By copies of the weights, which must not change: in oneDNN's order on CPUs, else where autocast would make some as
     well. In float32 on a GPU there are none.
     """
+    kind = torch.bfloat16 if bfloat16 else torch.float32
     weights = [layer.weight.detach() for layer in layers]
-    on_cpu = all(map(_packs, weights))
+    on_cpu = all(_packs(weight, kind) for weight in weights)
     if not on_cpu and not bfloat16:
         return lambda hidden: torch.cat([functional.linear(hidden, layer.weight, layer.bias) for layer in layers], -1)
-    kind = torch.bfloat16 if bfloat16 else torch.float32
     weight, bias = torch.cat([each.to(kind) for each in weights]), None
     if any(layer.bias is not None for layer in layers):
         some = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
@@ -182,5 +185,7 @@ def product_of(layers: Sequence[nn.Linear], bfloat16: bool) -> Callable[[Tensor]
     return lambda hidden: _product(hidden, ordered, bias)
 
 
-def _packs(weight: Tensor) -> bool:
-    return weight.is_cpu and weight.dtype == torch.float32 and min(weight.shape, default=0) >= NARROW and has_onednn()
+def _packs(weight: Tensor, kind: torch.dtype) -> bool:
+    """Whether a copy of the weight, of that dtype, is had in oneDNN's order."""
+    wide = weight.dtype == torch.float32 and min(weight.shape, default=0) >= NARROW
+    return weight.is_cpu and wide and has_onednn(kind)

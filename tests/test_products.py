@@ -124,7 +124,7 @@ def test_autocast_rounds_as_ever(asked: list[tuple[int, ...]]) -> None:
 
 
 def test_without_onednn_all_are_torchs(monkeypatch: pytest.MonkeyPatch, asked: list[tuple[int, ...]]) -> None:
-    monkeypatch.setattr(products, "has_onednn", lambda: False)
+    monkeypatch.setattr(products, "has_onednn", lambda *_: False)
     hidden, weight, bias = operands(20, 32, 24, bias=True)
     with packed(Linear(32, 24), bfloat16=False):
         found = linear(hidden, weight, bias)
@@ -152,6 +152,32 @@ def test_a_torch_that_has_other_operations_multiplies_as_ever(monkeypatch: pytes
     products._works.cache_clear()
     try:
         assert not products.has_onednn()
+    finally:
+        products._works.cache_clear()
+
+
+def test_a_processor_without_products_of_bfloat16_reads_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX2 alone: oneDNN's products refuse bfloat16 there, and torch's do not."""
+    there = torch.ops.mkldnn
+    for name in ("_reorder_linear_weight", "_linear_pointwise"):
+        own = getattr(there, name)
+
+        def refusing(given: Tensor, *others: Any, own: Any = own) -> Tensor:
+            if given.dtype == torch.bfloat16:
+                raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw")
+            found: Tensor = own(given, *others)
+            return found
+
+        monkeypatch.setattr(there, name, refusing)
+    products._works.cache_clear()
+    try:
+        assert products.has_onednn() and not products.has_onednn(torch.bfloat16)
+        model, hidden = nn.Sequential(nn.Linear(32, 24), nn.Linear(32, 16)), torch.randn(5, 32)
+        own_products(model)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), packed(model, bfloat16=True):
+            together = product_of(list(model), bfloat16=True)(hidden)  # type: ignore[arg-type]
+            apart = torch.cat([layer(hidden) for layer in model], dim=-1)
+        assert together.dtype == torch.bfloat16 and torch.equal(together, apart)
     finally:
         products._works.cache_clear()
 
@@ -192,7 +218,8 @@ def test_packed_weights_multiply_alike_and_are_gone_behind(bfloat16: bool) -> No
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         plain = model(hidden)
         with packed(model, bfloat16):
-            assert model[0].packed is not None and model[1].packed is None  # too narrow
+            ordered = products.has_onednn(torch.bfloat16 if bfloat16 else torch.float32)
+            assert (model[0].packed is not None) == ordered and model[1].packed is None  # too narrow
             torch.testing.assert_close(model(hidden), plain, atol=1e-2 if bfloat16 else 1e-6, rtol=0)
     with pytest.raises(ZeroDivisionError), packed(model, bfloat16):
         raise ZeroDivisionError
