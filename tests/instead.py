@@ -43,6 +43,10 @@ INSTEAD: dict[str, tuple[str, str]] = {
         "python $REPOSITORY/tests/gpu/check.py --help",
         "needs a GPU",
     ),
+    "python tests/imitated_gpu.py tests/gpu/check.py --size tiny --variants bfloat16-full": (
+        "python $REPOSITORY/tests/imitated_gpu.py $REPOSITORY/tests/gpu/check.py --help",
+        "takes a minute; tests/test_imitated_gpu.py runs it in float32",
+    ),
     "rlhf sync demo tracking.mlflow.uri=http://127.0.0.1:5000": (
         "rlhf sync demo tracking.mlflow.uri=mlruns",
         "no server listens there; tests/test_tracking_mlflow.py has one",

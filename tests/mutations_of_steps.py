@@ -214,7 +214,7 @@ OF_STEPS: dict[str, Mutation] = {
     ),
     "a loss that nobody looks at": Mutation(
         "rlhf/ppo/safety.py",
-        "own = [name for name, loss in losses.items() if not bool(loss.isfinite())]",
+        "own = [name for name, is_finite in zip(losses, finite, strict=True) if not is_finite]",
         "own: list[str] = []",
         (SAFETY + "an_infinite_loss_is_a_fault_though_its_gradient_is_finite",),
     ),

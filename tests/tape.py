@@ -56,10 +56,19 @@ class Watched(TorchDispatchMode):
             return parts
         found = function(*args, **kwargs)
         for each in tree_leaves((args, kwargs, found)):
-            if isinstance(each, Tensor) and each.device.type != self.device:
-                raise NotInAGraph(f"{name} of a tensor on {each.device}")
+            if isinstance(each, Tensor) and self.elsewhere(each):
+                raise NotInAGraph(f"{name} of a tensor on another device")
         self.calls.append((function, args, kwargs, tree_leaves(found)))
         return found
+
+    def elsewhere(self, tensor: Tensor) -> bool:
+        """Whether a tensor is on another device than the graph."""
+        return tensor.device.type != self.device
+
+    def replay(self) -> None:
+        """Call all of them once more."""
+        for function, args, kwargs, results in self.calls:
+            again(function, args, kwargs, results)
 
 
 class Tape:
@@ -84,8 +93,7 @@ class Tape:
 
         @torch.inference_mode()
         def replay() -> Tensor:
-            for function, args, kwargs, results in watched.calls:
-                again(function, args, kwargs, results)
+            watched.replay()
             self.replayed += 1
             return found
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from imitated_cuda import block_diagonal
 from torch import Tensor
 from torch.nn.attention import varlen
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -28,17 +29,6 @@ from tests.test_packing import PAD, PROMPTS, RESPONSES, STOP, batch, gradients, 
 
 LENGTHS = [before + after for before, after in zip(PROMPTS, RESPONSES, strict=True)]
 KERNELS = ["flash", "torch", "torch 2.11"]
-
-
-def block_diagonal(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scale: float | None) -> Tensor:
-    """Attention [tokens, heads, width] in one dense product, under a mask of who may see whom."""
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (part.repeat_interleave(repeats, dim=1) for part in (key, value))
-    place = torch.arange(len(query))
-    sequence = torch.bucketize(place, starts[1:].long(), right=True)
-    seen = (sequence[:, None] == sequence[None]) & (place[None] <= place[:, None])
-    scores = torch.einsum("qhw,khw->hqk", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    return torch.einsum("hqk,khw->qhw", scores.masked_fill(~seen, -torch.inf).softmax(-1), value)
 
 
 class Kernel:

@@ -48,13 +48,15 @@ class Learning:
         self.offloaded = Offloaded(self._moments, changing=True)
         self.rest()
         self.total: Tensor | None = None  # the gradient's norm, once it is complete and was asked for
+        self.known = math.nan  # the same as a number
 
     def norm(self) -> float:
         """The gradient's global norm before clipping."""
         if self.total is None:
             gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
             self.total = nn.utils.get_total_norm(gradients)
-        return float(whole(self.total))
+            self.known = float(whole(self.total))  # waits for the device, and for other ranks
+        return self.known
 
     def step(self) -> float:
         """Clip to the global norm and update; a gradient that is not finite is dropped on every rank alike."""

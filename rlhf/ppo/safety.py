@@ -58,7 +58,8 @@ def examine_minibatch(losses: Mapping[str, Tensor], norms: Mapping[str, float], 
     those that this rank sampled, whoever trains on them. A loss can be infinite where its gradient is finite, and a
     gradient NaN where the loss is finite: 0 times infinity.
     """
-    own = [name for name, loss in losses.items() if not bool(loss.isfinite())]
+    finite = torch.stack([loss.isfinite() for loss in losses.values()]).tolist()  # one question to the device
+    own = [name for name, is_finite in zip(losses, finite, strict=True) if not is_finite]
     if global_max(len(own)):
         found = dict.fromkeys(name for names in gather_objects(own) for name in names)
     else:

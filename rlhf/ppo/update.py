@@ -100,10 +100,10 @@ class _Tally:
         names = sorted(self.seen, key=lambda name: "value" in name)
         means = torch.stack([torch.stack(self.seen[name]).mean(0) for name in names])
         first = torch.stack([self.seen[name][0] for name in names])
-        means, first = global_sum(torch.stack([means, first]))
-        statistics = dict(zip(names, means.tolist(), strict=True))
+        means, first = global_sum(torch.stack([means, first])).tolist()
+        statistics = dict(zip(names, means, strict=True))
         if "policy/approxkl" in statistics:  # on policy: 0
-            statistics["policy/approxkl_first"] = float(first[names.index("policy/approxkl")])
+            statistics["policy/approxkl_first"] = first[names.index("policy/approxkl")]
         return statistics
 
 
