@@ -51,14 +51,15 @@ class RewardModel:
         """Scores [batch] of token rows, at each row's last token."""
         widths = [(len(row), 0) for row in rows]
         work: list[list[int] | None] = list(split_by_tokens(widths, self.batch_tokens, packs(self.model)))
+        shares = in_lockstep(work) if is_sharded(self.model) else work
+        nothing = [[self.tokenization.pad_id]]
+        said = [(own, self._forward([rows[i] for i in own] if own is not None else nothing)) for own in shares]
         scores = torch.zeros(len(rows))
-        for indices in in_lockstep(work) if is_sharded(self.model) else work:
-            if indices is None:
-                self._forward([[self.tokenization.pad_id]])
-            else:
-                scores[indices] = self._forward([rows[i] for i in indices])
+        for own, found in said:  # behind all forwards, for each copy waits for the device
+            if own is not None:
+                scores[own] = found.cpu()
         return (scores - self.mean) / self.deviation
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
         tokens, mask = pad(rows, self.tokenization.pad_id, "right")
-        return sequence_scores(self.model, tokens, mask, device_of(self.model)).cpu()
+        return sequence_scores(self.model, tokens, mask, device_of(self.model))

@@ -71,4 +71,5 @@ def _block(bounds: list[int], device: torch.device) -> Block:
     # What stands behind a sequence's end is never looked at by it: any token will do.
     spread = (torch.tensor(bounds[:-1])[:, None] - begin + torch.minimum(columns, of_each - 1)).flatten()
     back = inside.flatten().nonzero().squeeze(-1)
-    return Block(begin, bounds[-1], len(lengths), width, spread.to(device), back.to(device))
+    spread, back = (part.to(device, non_blocking=True) for part in (spread, back))
+    return Block(begin, bounds[-1], len(lengths), width, spread, back)

@@ -85,8 +85,12 @@ def sequence_scores(
     if is_adapted(model):
         model = model.get_base_model()  # the adapters stay in its layers
     head: Any = getattr(model, "score", None)
+
+    def there(part: Tensor) -> Tensor:
+        return part.to(device, non_blocking=True)
+
     if head is None:
-        logits: Tensor = model(input_ids=tokens.to(device), attention_mask=attention_mask.long().to(device)).logits
+        logits: Tensor = model(input_ids=there(tokens), attention_mask=there(attention_mask.long())).logits
         return logits[:, 0].float()
     trunk = getattr(model, str(model.base_model_prefix))
     positions = position_ids(attention_mask)
@@ -94,16 +98,16 @@ def sequence_scores(
         lengths = attention_mask.sum(-1)
         row = packed_inputs(tokens[attention_mask], positions[attention_mask], lengths.tolist(), device)
         found = trunk(**row, use_cache=False)
-        ends = found.last_hidden_state[0, (lengths.cumsum(0) - 1).to(device)]
+        ends = found.last_hidden_state[0, there(lengths.cumsum(0) - 1)]
     else:
         known = inspect.signature(trunk.forward).parameters
         found = trunk(
-            input_ids=tokens.to(device),
-            attention_mask=attention_mask.to(device),
+            input_ids=there(tokens),
+            attention_mask=there(attention_mask),
             use_cache=False,
-            **({"position_ids": positions.to(device)} if "position_ids" in known else {}),
+            **({"position_ids": there(positions)} if "position_ids" in known else {}),
         )
         last = (torch.arange(tokens.shape[1], device=tokens.device) * attention_mask).argmax(-1)
-        ends = found.last_hidden_state[torch.arange(len(tokens), device=device), last.to(device)]
+        ends = found.last_hidden_state[torch.arange(len(tokens), device=device), there(last)]
     scores: Tensor = head(ends)
     return scores.squeeze(-1).float()

@@ -66,7 +66,9 @@ def forward_of(model: nn.Module, tokens: Tensor, attention_mask: Tensor, respons
     device, positions = device_of(bare), position_ids(attention_mask)
     if not packs(bare):
         arguments = {"input_ids": tokens, "attention_mask": attention_mask, "position_ids": positions}
-        return Forward(_moved(arguments, device), tokens[:, -response_length:].to(device), shape=shape)
+        return Forward(
+            _moved(arguments, device), tokens[:, -response_length:].to(device, non_blocking=True), shape=shape
+        )
     places = attention_mask.flatten().cumsum(0).sub(1).view_as(attention_mask)
     real = attention_mask[:, -response_length:]
     lengths = attention_mask.sum(-1).tolist()

@@ -67,20 +67,23 @@ class Recorded(Watched):
 class Graph:
     """A CUDA graph; see tests/tape.py."""
 
+    replays = 0  # of all
+
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
         """Record from here on."""
         self.recorded = Recorded("cuda")
         self.recorded.__enter__()
 
     def capture_end(self) -> None:
-        """Nothing was computed."""
+        """The result cannot be used before a replay."""
         self.recorded.__exit__(None, None, None)
         with torch.inference_mode():
-            for each in self.recorded.calls[-1][3]:
+            for each in self.recorded.calls[-1][3] if self.recorded.calls else []:
                 each.fill_(torch.nan)
 
     def replay(self) -> None:
         """Compute."""
+        Graph.replays += 1
         with torch.inference_mode():
             self.recorded.replay()
 

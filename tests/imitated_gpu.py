@@ -5,7 +5,7 @@
 
 What is moved to "cuda" is a copy in the CPU's memory with a mark. Whoever asks is told `cuda:0`, so that all code takes
 the way it takes on a GPU; an operation of a marked and an unmarked tensor is the error that it is there, and what waits
-for the device is counted. Not imitated: kernels, their roundings and dtypes, streams, graphs, memory.
+for the device is counted. Not imitated: kernels, their roundings and dtypes, streams, what memory is taken at a peak.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from imitated_cuda import patches
+from imitated_cuda import Graph, patches
 from imitated_memory import CUDA, MARKS, PINNED, Crossing, mark, on_gpu, storage, tensors
+from tape import FORBIDDEN
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,16 +38,6 @@ BOTH = {"_to_copy", "copy_", "_copy_from", "set_", "_foreach_copy_"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 # Numbers on the CPU (tensors without dimensions) may meet a GPU's tensors in what is computed element by element alone.
 STRICT = {"cat", "stack", "gather", "index_select", "embedding", "scatter", "scatter_", "_fused_adamw_", "_fused_adam_"}
-WAITING = {
-    "_local_scalar_dense",
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "unique_consecutive",
-    "bincount",
-    "equal",
-}
 # What looks at torch.cuda while it is imported.
 LIBRARIES = ["torch.distributed.fsdp", "transformers", "trl.trainer.sft_trainer", "trl.trainer.reward_trainer", "peft"]
 
@@ -70,7 +61,10 @@ def says_device(given: Any) -> bool:
 
 
 class Waits:
-    """Who has waited for the device: an operation, and the places of our code that called it, the innermost first."""
+    """Who has waited for the device: an operation, and the places of our code that called it, the innermost first.
+
+    What asks for an answer waits, and so does a copy in either direction that does not say `non_blocking`.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
@@ -79,11 +73,11 @@ class Waits:
         """One more, for who is calling now."""
         called = [each for each in reversed(traceback.extract_stack()) if each.filename.startswith(f"{ROOT}/")]
         ours = [each for each in called if not any(part in each.filename for part in (".venv/", "tests/imitated_"))]
-        self.counts[name, tuple(f"{Path(each.filename).relative_to(ROOT)}:{each.lineno}" for each in ours[:3])] += 1
+        self.counts[name, tuple(f"{Path(each.filename).relative_to(ROOT)}:{each.lineno}" for each in ours)] += 1
 
     def __str__(self) -> str:
         """For people, the most frequent first."""
-        return "\n".join(f"{n:7d} {name} {' < '.join(places)}" for (name, places), n in self.counts.most_common())
+        return "\n".join(f"{n:7d} {name} {' < '.join(places[:3])}" for (name, places), n in self.counts.most_common())
 
 
 class State:
@@ -132,7 +126,7 @@ class Operations(TorchDispatchMode):
     def _count(self, name: str, args: Any, kwargs: Any, given: list[Tensor]) -> None:
         by_mask = name in INDEXED and any(each.dtype == torch.bool for each in tensors(args[1]))
         crossing = name == "copy_" and not all(map(on_gpu, given)) and not kwargs.get("non_blocking", False)
-        if name in WAITING or by_mask or crossing:
+        if name in FORBIDDEN or by_mask or crossing:
             self.state.waits.add(name)
 
 
@@ -215,8 +209,8 @@ class Functions(TorchFunctionMode):
         if kwargs.get("device") is not None:
             kwargs["device"] = CPU
         if storage(x) is not None and there != on_gpu(x):
-            if not there and not kwargs.get("non_blocking", True in others):
-                self.state.waits.add("to the CPU")
+            if not kwargs.get("non_blocking", True in others):  # torch waits for all that the device has to do
+                self.state.waits.add("to the GPU" if there else "to the CPU")
             x = Crossing.apply(x, there)
         return torch.Tensor.to(x, *others, **kwargs)
 
@@ -244,6 +238,7 @@ def imitated() -> Iterator[State]:
         stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", with_functions))
         stack.enter_context(Operations(state))
         stack.enter_context(functions)
+        stack.callback(lambda: (MARKS.known.clear(), PINNED.known.clear()))
         yield state
 
 
@@ -261,6 +256,8 @@ def main() -> None:
                 runpy.run_path(sys.argv[0], run_name="__main__")
         finally:
             print(state.waits, file=sys.stderr)
+            if Graph.replays:
+                print(f"{Graph.replays:7d} replays of graphs", file=sys.stderr)
 
 
 if __name__ == "__main__":

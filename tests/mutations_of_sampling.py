@@ -32,7 +32,7 @@ OF_SAMPLING: dict[str, Mutation] = {
     ),
     "a prompt read for the first of its responses alone": Mutation(
         "rlhf/generation/continuous.py",
-        "        self.slots.copy(source.to(device), target.to(device))\n",
+        "        self.slots.copy(*(part.to(device, non_blocking=True) for part in (source, target)))\n",
         "        del source, target\n",
         ("tests/test_packing.py::test_a_prompt_that_several_answer_is_read_once[256]",),
     ),

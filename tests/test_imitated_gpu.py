@@ -103,20 +103,21 @@ def test_gradients_are_where_their_tensors_are(gpu: State) -> None:
 
 
 def test_what_waits_is_counted(gpu: State) -> None:
-    there = torch.ones(3, device="cuda")
+    own, there = torch.ones(3), torch.ones(3, device="cuda")
     for asks in (
         lambda: there.sum().item(),
         lambda: there.nonzero(),
         lambda: there[there > 0],
         lambda: there.cpu(),
         lambda: there.tolist(),
+        lambda: own.cuda(),
     ):
         before = sum(gpu.waits.counts.values())
         asks()
         assert sum(gpu.waits.counts.values()) == before + 1
     before = sum(gpu.waits.counts.values())
     there.to("cpu", non_blocking=True)
-    torch.ones(3).to("cuda")
+    torch.ones(3).to("cuda", non_blocking=True)
     assert sum(gpu.waits.counts.values()) == before
     assert all(places[0].startswith("tests/test_imitated_gpu.py:") for _, places in gpu.waits.counts)
 
@@ -131,7 +132,7 @@ def test_what_is_left_behind_is_found(gpu: State, monkeypatch: pytest.MonkeyPatc
 
 
 def test_micro_batches_of_an_update_wait_for_nothing(gpu: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An update asks the device once for a model's norm and once for its losses, and once for the step's figures."""
+    """An update waits for a model's norm, for whether its losses are finite, and once for the step's figures."""
     monkeypatch.setattr(Turns, "__init__", lambda self: setattr(self, "phases", {}))
     found = []
     for micro in (2, 1):
@@ -165,6 +166,6 @@ def test_figures_of_all_stages_are_the_cpus(tmp_path: Path) -> None:
     here = check(tmp_path / "cpu", "float32-full")
     for stage, manifest in there.items():
         assert manifest["computation"]["device"] == "cuda" and here[stage]["computation"]["device"] == "cpu"
-        for name, figure in manifest["results"].items():
-            if isinstance(figure, float):
-                assert figure == pytest.approx(here[stage]["results"][name], rel=1e-3, abs=1e-5), (stage, name)
+        figures = {name: figure for name, figure in manifest["results"].items() if isinstance(figure, float)}
+        assert figures == pytest.approx({name: here[stage]["results"][name] for name in figures}, rel=1e-2, abs=1e-3)
+        assert figures

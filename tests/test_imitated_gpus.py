@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.services, pytest.mark.beside, pytest.mark.timeout(600)
 IMITATED = str(ROOT / "tests" / "imitated_gpu.py")
 STRATEGIES = [("sft", "fsdp"), ("sft", "zero3"), ("reward", "fsdp"), ("ppo", "ddp"), ("ppo", "fsdp"), ("ppo", "zero3")]
 SETTINGS = {
-    "graphs": ["ppo.generation.cuda_graphs=true"],
+    "graphs": ["ppo.generation.cuda_graphs=true", "ppo.prompts_per_step=32"],  # fewer tokens are not worth a graph
     "checkpointing": ["model.activation_checkpointing=true", "ppo.value_start=trunk"],
     "offloaded": ["ppo.offload=[reference, reward, optimizer]", "checkpoint={every_steps: 1, asynchronous: true}"],
     "offloaded shares": ["ppo.parallelism={strategy: fsdp, cpu_offload: true}", "ppo.generation.weights=replica"],
@@ -44,6 +44,7 @@ def run(name: str, folder: Path, place: Path, processes: int, *overrides: str) -
         [sys.executable, *command, *where, *overrides], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    (place / "stderr").write_text(done.stderr)
     assert "cuda:0 NVIDIA H200 (imitated)" in done.stdout
     return output
 
@@ -91,3 +92,4 @@ def test_settings_of_ppo_in_bfloat16(overrides: list[str], on_cpu: Path, tmp_pat
     output = run("ppo", on_cpu, tmp_path, 1, "ppo.steps=2", "ppo.evaluate_every=0", *overrides)
     assert manifest(output)["computation"]["dtype"] == "bfloat16"
     assert all(value is not None for value in first_step(output).values())
+    assert ("replays of graphs" in (tmp_path / "stderr").read_text()) == (overrides == SETTINGS["graphs"])

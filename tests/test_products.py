@@ -70,6 +70,7 @@ def test_products_and_gradients(shape: tuple[int, ...], bias: bool, asked: list[
 
 def test_this_torch_has_what_is_asked_of_it() -> None:
     assert products.has_onednn()
+    assert products.has_onednn(torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def test_only_the_gradients_that_are_wanted(asked: list[tuple[int, ...]]) -> None:

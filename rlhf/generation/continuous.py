@@ -80,14 +80,14 @@ class Queue:
         slots = torch.cat([of_prompts.repeat_interleave(torch.tensor(widths, dtype=torch.long)), slot])
         self.lengths += 1
         longest = int(self.lengths.max()) if decoding else 0
-        mask = additive_mask(self.lengths.to(device), longest, self.slots.kind) if decoding else None
+        mask = additive_mask(self.lengths.to(device, non_blocking=True), longest, self.slots.kind) if decoding else None
         packing = pack(widths, device) if widths else None
-        places = (slots * capacity + positions).to(device)
+        places = (slots * capacity + positions).to(device, non_blocking=True)
         self.slots.turn = Turn(places, packing, sum(widths), decoding, longest, mask)
         ends = torch.tensor(widths, dtype=torch.long).cumsum(0) - 1
-        last = torch.cat([ends, sum(widths) + slot]).to(device)
-        tokens = torch.cat([*(part.to(device) for part in read), self.tokens])
-        return tokens, positions.to(device), last
+        last = torch.cat([ends, sum(widths) + slot]).to(device, non_blocking=True)
+        tokens = torch.cat([*(part.to(device, non_blocking=True) for part in read), self.tokens])
+        return tokens, positions.to(device, non_blocking=True), last
 
     def take(self, logits: Tensor) -> None:
         """Sample from the logits [sequences, vocabulary] of `next`; who has ended leaves."""
@@ -99,9 +99,9 @@ class Queue:
         # In the order of slots: those that decoded before come first.
         self.rows, self.lengths = torch.cat([self.rows, entered]), torch.cat([self.lengths, widths])
         if read:
-            logits = torch.cat([logits[read:], logits[:read][prompt_of.to(logits.device)]])
+            logits = torch.cat([logits[read:], logits[:read][prompt_of.to(logits.device, non_blocking=True)]])
         self.entering, self.prompts, self.prompt_of = [], [], []
-        chosen, going_on = self.draft.extend(self.rows.to(logits.device), logits)
+        chosen, going_on = self.draft.extend(self.rows.to(logits.device, non_blocking=True), logits)
         self.tokens = chosen
         ended = (~going_on).nonzero().squeeze(-1).tolist()
         if ended:
@@ -134,7 +134,7 @@ class Queue:
         source, target = (
             ((begin + slot) * capacity).repeat_interleave(repeats) + columns for slot in (first[others], others)
         )
-        self.slots.copy(source.to(device), target.to(device))
+        self.slots.copy(*(part.to(device, non_blocking=True) for part in (source, target)))
 
     def _leave(self, ended: list[int]) -> None:
         """Free slots; sequences from the end move into the gaps."""
@@ -148,4 +148,4 @@ class Queue:
             order[target] = source
         index = torch.tensor(order, dtype=torch.long)
         self.rows, self.lengths = self.rows[index], self.lengths[index]
-        self.tokens = self.tokens[index.to(self.tokens.device)]
+        self.tokens = self.tokens[index.to(self.tokens.device, non_blocking=True)]

@@ -26,7 +26,7 @@ class Draft:
         device: torch.device,
     ) -> None:
         self.prompts = prompts
-        self.noise = noise.to(device)  # [batch, response]
+        self.noise = noise.to(device, non_blocking=True)  # [batch, response]
         self.limits = torch.tensor(limits, device=device)  # [batch] tokens
         self.stop_id = stop_id
         self.pad_id = pad_id

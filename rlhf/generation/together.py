@@ -17,7 +17,7 @@ from rlhf.generation.draft import Draft
 def decode_together(policy: nn.Module, draft: Draft, rows: list[int] | None, lockstep: bool) -> None:
     """Sample the responses to some rows; who has ended leaves the batch. lockstep: of none, make the others' calls."""
     padded = pad([draft.prompts[row] for row in rows or ()] or [[draft.pad_id]], draft.pad_id, "left")
-    tokens, attention_mask = (part.to(draft.device) for part in padded)
+    tokens, attention_mask = (part.to(draft.device, non_blocking=True) for part in padded)
     live = torch.tensor(rows or [], dtype=torch.long, device=draft.device)
     cache = DynamicCache(config=policy.config)  # type: ignore[arg-type]
     positions, name = position_ids(attention_mask), name_of_cache(policy)

@@ -144,12 +144,11 @@ def forwards(share: Share, actors: Actors, config: PpoConfig) -> dict[str, Tenso
     empty = trim(torch.zeros(1, dtype=torch.long), *batch)
 
     def over_rows(model: nn.Module, compute: Callable[[nn.Module, MicroBatch], Tensor]) -> Tensor:
+        said = [(batch, compute(model, batch or empty)) for batch in work]
         filled = torch.zeros(mask.shape)
-        for batch in work:
-            if batch is None:
-                compute(model, empty)
-            else:
-                filled[batch.rows, : batch.response_length] = compute(model, batch).cpu()
+        for batch, found in said:  # behind all forwards, for each copy waits for the device
+            if batch is not None:
+                filled[batch.rows, : batch.response_length] = found.cpu()
         return filled.masked_fill(~mask, 0.0)
 
     def logprobs(model: nn.Module, batch: MicroBatch) -> Tensor:

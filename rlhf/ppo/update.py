@@ -189,7 +189,7 @@ def _micro_step(
     device, length, config = _device(engine), batch.response_length, objective.config
 
     def of(field: Tensor) -> Tensor:
-        return field[batch.rows, :length].to(device)
+        return field[batch.rows, :length].to(device, non_blocking=True)
 
     mask = of(experience.mask) & (not empty)
     if role == "value":
