@@ -1,6 +1,6 @@
 """Imitated GPUs: each stage's strategies on two of them, and PPO's settings on one.
 
-SFT and reward training share models out on GPUs alone, so this is where that runs without any.
+Under FSDP2 the trainers of SFT and reward models share them out on GPUs alone, so this is where that runs without any.
 """
 
 from __future__ import annotations
