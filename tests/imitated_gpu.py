@@ -244,9 +244,14 @@ def imitated() -> Iterator[State]:
 
 def main() -> None:
     """Run a script or a module on the imitated GPU, and print what waited for it."""
+    is_module = sys.argv[1:2] == ["-m"]
+    given = sys.argv[1 + is_module :]
+    if not given or given[0].startswith("-"):
+        sys.exit("usage: python tests/imitated_gpu.py SCRIPT | -m MODULE, and its arguments")
+    if not is_module and not Path(given[0]).is_file():
+        sys.exit(f"{given[0]}: there is no such script; -m MODULE runs a module")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    is_module = sys.argv[1] == "-m"
-    sys.argv = sys.argv[2:] if is_module else sys.argv[1:]
+    sys.argv = given
     os.environ["CUDA_VISIBLE_DEVICES"] = "0,1,2,3"
     with imitated() as state:
         try:

@@ -144,6 +144,7 @@ def test_micro_batches_of_an_update_wait_for_nothing(gpu: State, monkeypatch: py
             n for (_, places), n in gpu.waits.counts.items() if any("ppo/update.py" in each for each in places)
         ]
         found.append(sum(of_update))
+        assert "to the GPU" not in {name for name, _ in gpu.waits.counts}  # of sampling and scoring as well
     epochs, roles = 2, 2
     assert found == [epochs * roles * 2 + 1] * 2
 
