@@ -45,9 +45,9 @@ def rloo(rewards: Tensor, mask: Tensor, group: int) -> Tensor:
     Kool et al. 2019; Ahmadian et al. 2024, "Back to Basics", eq. 7. rewards, mask [batch, response]; each `group` >= 2
     rows in turn answer one prompt. A response is one action, so all its tokens carry the same; 0 under a False mask.
     """
-    totals = rewards.masked_fill(~mask, 0.0).sum(-1).view(-1, group)
+    totals = _totals(rewards, mask, group)
     others = (totals.sum(-1, keepdim=True) - totals) / (group - 1)
-    return _spread(totals - others, mask)
+    return _spread((totals - others).to(rewards.dtype), mask)
 
 
 def grpo(rewards: Tensor, mask: Tensor, group: int) -> Tensor:
@@ -57,9 +57,17 @@ def grpo(rewards: Tensor, mask: Tensor, group: int) -> Tensor:
     and result as in `rloo`. Dividing by the deviation weighs prompts by how much their responses agree (Liu et al.
     2025, "Understanding R1-Zero-like training"), and where the KL is in the loss the optimum moves (docs/theory.md).
     """
-    totals = rewards.masked_fill(~mask, 0.0).sum(-1).view(-1, group)
+    totals = _totals(rewards, mask, group)
     centred = totals - totals.mean(-1, keepdim=True)
-    return _spread(centred / (totals.std(-1, keepdim=True) + 1e-6), mask)
+    return _spread((centred / (totals.std(-1, keepdim=True) + 1e-6)).to(rewards.dtype), mask)
+
+
+def _totals(rewards: Tensor, mask: Tensor, group: int) -> Tensor:
+    """Rewards of responses [prompts, group], in float64: what the same ones differ by in a rounded mean is exactly 0.
+
+    In float32 that rest, divided by a deviation that is a rest as well, would be an advantage.
+    """
+    return rewards.masked_fill(~mask, 0.0).double().sum(-1).view(-1, group)
 
 
 def _spread(advantages: Tensor, mask: Tensor) -> Tensor:

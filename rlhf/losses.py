@@ -78,7 +78,9 @@ def kl_loss(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kind: Estimato
     """
     if kind == "k1":
         raise ValueError("kind='k1' as a loss has an expected gradient of zero; use k2, or k1 in the reward")
-    return estimate(logprobs, ref_logprobs, kind).masked_fill(~mask, 0.0).sum() / n_tokens
+    # Before the estimate: where padding makes it infinite, a mask behind it leaves a gradient of 0 times infinity.
+    new, reference = (part.masked_fill(~mask, 0.0) for part in (logprobs, ref_logprobs))
+    return estimate(new, reference, kind).sum() / n_tokens
 
 
 def ppo_value_loss(

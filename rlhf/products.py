@@ -41,11 +41,28 @@ class Linear(nn.Linear):
         return linear(hidden, self.weight, self.bias, self.packed)
 
 
+class Score(nn.Linear):
+    """A head whose one number is a score or a value: in float32, whatever it is given and autocast says.
+
+    bfloat16 knows none between 4 and 4 + 1/32, which would be ties of responses that are none.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., 1] of hidden [..., in]."""
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.to(kind)
+            return functional.linear(hidden.to(kind), self.weight.to(kind), bias)
+
+
 def own_products(model: nn.Module) -> None:
-    """Have a model's linear layers compute by `linear`; in place, so that whoever shares or wraps them goes on to."""
-    for module in model.modules():
+    """Have a model's linear layers compute by `linear`, and a head `score` as `Score`.
+
+    In place, so that whoever shares or wraps them goes on to.
+    """
+    for name, module in model.named_modules():
         if type(module) is nn.Linear:
-            module.__class__ = Linear
+            module.__class__ = Score if name == "score" and module.out_features == 1 else Linear
 
 
 def has_onednn(kind: torch.dtype = torch.float32) -> bool:

@@ -51,7 +51,7 @@ class Sharding:
             self._cut(block)
         for part in scoring_parts(module) if scores else [module]:
             # FSDP notes the order of forwards for a backward; where none comes, the notes would grow for ever.
-            self._cut(part).register_forward_hook(lambda root, *_: root.reset_iter_state())
+            self._cut(part).register_forward_hook(lambda root, *_: forget_order(root))
         return module
 
     def _cut(self, module: nn.Module) -> nn.Module:
@@ -74,6 +74,17 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 def shards(module: nn.Module) -> list[FSDPModule]:
     """The parts of a model that are shared out, each with its own collectives; none of a whole model."""
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def forget_order(root: Any) -> None:
+    """Forget what FSDP has noted of a forward that no backward follows; root: what was forwarded."""
+    if hasattr(root, "reset_iter_state"):
+        root.reset_iter_state()
+        return
+    order = root._get_fsdp_state()._comm_ctx.post_forward_order  # torch 2.11 and 2.12
+    for group in order:
+        group._post_forward_indices.clear()
+    order.clear()
 
 
 def is_sharded(module: nn.Module) -> bool:

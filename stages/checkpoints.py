@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 
 from rlhf.beacons import patient, phase
-from rlhf.distributed import barrier, device, gather_objects, global_max, group_aside, is_main
+from rlhf.distributed import barrier, device, gather_objects, global_max, group_aside, is_main, patient_group
 from rlhf.engine import Writer
 from rlhf.errors import RLHFError
 from rlhf.store.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ from stages.signals import RESUMABLE, Stopped
 if TYPE_CHECKING:
     from stages.context import StageContext
 
-PATIENCE_SECONDS = 600.0  # of a collective's timeout: after it, torch itself ends the wait
+PATIENCE_SECONDS = 3600.0  # at some 0.7 GB/s one rank compares 2 TB with their checksums
 NOTHING, SAVE, END = range(3)  # what ranks ask for; the largest wins
 
 
@@ -189,7 +189,8 @@ class Checkpoints:
     def _carry_out(
         self, step: int, save: Callable[[Path], None], account: Mapping[str, Any], group: Any = None
     ) -> Outcome:
-        """Write and commit; every rank calls, and all collectives are the group's."""
+        """Write and commit; every rank calls, and all collectives are the group's, or of one that is as patient."""
+        group = group or patient_group()  # the main rank reads all files once more, alone
         partial, main = self.store.partial(step), is_main()
         made: list[Checkpoint] = []
 

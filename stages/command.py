@@ -11,8 +11,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
+from rlhf.config import WatchdogConfig
 from rlhf.distributed import device, join_process_group
 from rlhf.errors import RLHFError
 from rlhf.heap import keep_freed
@@ -24,6 +26,15 @@ from stages.problems import AWAY, report, reported, tell_code
 from stages.signals import Signals, Stopped
 from stages.uses import check_start
 from stages.watching import Consequence
+
+# What takes less memory, by stage (docs/gpu.md).
+LOWER = {
+    "sft": "lower sft.micro_batch_size or sft.max_length",
+    "reward": "lower reward.micro_batch_size or reward.max_length",
+    "ppo": "lower ppo.micro_batch_tokens, or ppo.generation.batch_size where it samples",
+    "evaluate": "lower ppo.generation.batch_size or ppo.micro_batch_tokens",
+}
+MORE = "share the models out: parallelism.strategy=fsdp"
 
 
 def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
@@ -49,7 +60,8 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         run = options.run or Path("runs") / recipe.name
-        join_process_group()  # left by ending: to part from it, each side waits for what the other has still to say
+        # Left by ending: to part from it, each side waits for what the other has still to say.
+        join_process_group(collective_minutes(recipe.watchdog))
         seed_everything(recipe.seed)
         chosen = StageOptions(run, options.output or run / stage, options.stop_after, options.restart)
         if stage == "reward":
@@ -69,6 +81,10 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
         code = stopped.code
     except Consequence:  # of the end of another process, which has been told
         code = 1
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        said = ". ".join(" ".join(str(error).split()).split(". ")[:2]) or "the machine has none left"
+        report([f"{stage}: out of memory ({said}); {LOWER[stage]}, set model.activation_checkpointing=true, or {MORE}"])
+        code = 2
     except Exception as error:
         # Of several, one whose collective has lost its other side need not say so where another one has said why.
         if not several():
@@ -77,6 +93,11 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
             traceback.print_exc()
         code = 1
     leave(code)
+
+
+def collective_minutes(watchdog: WatchdogConfig | None) -> float:
+    """How long one rank may keep the others in a collective: for longer than the watchdog, which says why it ends."""
+    return max(10.0, watchdog.abort_seconds / 60 + 5) if watchdog else 10.0
 
 
 def several() -> bool:

@@ -69,13 +69,14 @@ class StageContext:
         self.store = CheckpointStore(self.output / "checkpoints", self.lineage.fingerprint, retention_of(recipe))
         self.checkpoint: Checkpoint | None = None
         begun = Begun(resumed=False)
-        if is_main():
-            self.lock = hold(self.output)  # kept open until this process ends
-            begun = begin(self.output, self.lineage, options.restart)
-            remove(self.output / BEACONS)  # of the execution before
-            self.checkpoint = self._newest() if begun.resumed else None
-            if begun.slot:
-                self.say(f"what stood in {self.output} is kept in {begun.slot} until this is complete")
+        with main_first():  # for as long as it takes to compare a checkpoint with its checksums
+            if is_main():
+                self.lock = hold(self.output)  # kept open until this process ends
+                begun = begin(self.output, self.lineage, options.restart)
+                remove(self.output / BEACONS)  # of the execution before
+                self.checkpoint = self._newest() if begun.resumed else None
+                if begun.slot:
+                    self.say(f"what stood in {self.output} is kept in {begun.slot} until this is complete")
         self.begun: Begun
         self.begun, self.execution = gather_objects((begun, secrets.token_hex(4)))[0]
         self.checkpoint = gather_objects(self.checkpoint)[0]

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf.beacons import patient
-from rlhf.distributed import gather_objects, is_main, rank
+from rlhf.distributed import gather_objects, is_main, patient_group, rank
 from rlhf.engine import Engine
 from rlhf.errors import FaultError
 from rlhf.ppo.safety import Breaker, Fault, is_sound
@@ -86,7 +86,7 @@ class Faults:
         with patient("verifies checkpoints", PATIENCE_SECONDS):
             if is_main():
                 attempt(lambda: found.append(self.context.store.newest_good(self.context.warn)))
-        good = gather_objects(found[0] if found else None)[0]
+        good = gather_objects(found[0] if found else None, patient_group())[0]
         if good:
             there = f"the last good checkpoint is {good.directory}, from which the same command goes on"
         else:

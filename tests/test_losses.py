@@ -104,6 +104,17 @@ def test_kl_loss_is_the_mean_over_tokens(kind: Estimator, poison: float, lengths
     np.testing.assert_allclose(float(got), reference.kl_loss(*batch.rows[:2], kind), rtol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["k2", "k3"])
+def test_padding_that_is_all_but_impossible_has_no_gradient(kind: Estimator) -> None:
+    """Its reference counts 0 where the policy says -100: e to that is infinite in float32."""
+    logprobs = torch.tensor([[-1.0, -100.0]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    loss = kl_loss(logprobs, torch.tensor([[-1.2, 0.0]]), mask, kind, 1)
+    loss.backward()
+    assert torch.isfinite(loss) and logprobs.grad is not None
+    assert float(logprobs.grad[0, 0]) > 0 and float(logprobs.grad[0, 1]) == 0
+
+
 def test_gradient_of_a_sequence_ratio_is_each_tokens_own() -> None:
     """Zheng et al. 2025, eq. 15: the response's ratio times the token's score function."""
     batch = ragged([3, 1, 5], 0)

@@ -291,3 +291,24 @@ def test_memory_does_not_grow_with_the_lengths_that_were_seen() -> None:
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert float(done.stdout) < 150
+
+
+def test_a_score_is_not_rounded() -> None:
+    """Under autocast as without it, and where a frozen model is held in bfloat16: from its weights as they are."""
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.score, model.other = nn.Linear(64, 1), nn.Linear(64, 1)
+    own_products(model)
+    assert (type(model.score), type(model.other)) == (products.Score, Linear)
+    hidden = 40 * torch.randn(64) + 0.1 * torch.randn(50, 64)
+    wanted = functional.linear(hidden, model.score.weight, model.score.bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.score(hidden), wanted)
+        assert model.other(hidden).dtype == torch.bfloat16
+    assert len(wanted.bfloat16().unique()) < 40 <= len(wanted.unique())  # or it would show nothing
+    narrow = copy.deepcopy(model.score).to(torch.bfloat16)
+    weight, bias = narrow.weight.float(), narrow.bias.float()
+    assert torch.equal(narrow(hidden.bfloat16()), functional.linear(hidden.bfloat16().float(), weight, bias))
+    assert copy.deepcopy(model.score).double()(hidden.double()).dtype == torch.float64
+    model.score(hidden.requires_grad_()).sum().backward()
+    assert model.score.weight.grad is not None and hidden.grad is not None
