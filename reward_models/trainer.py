@@ -17,6 +17,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from reward_models.packed import row_of, scores_of_row, take_packed
 from rlhf.batching import pad
+from rlhf.devices import keep_to_one_gpu
 from rlhf.losses import bradley_terry_loss
 
 
@@ -47,8 +48,12 @@ class BradleyTerryTrainer(RewardTrainer):
     pad_id: of the padding, where the model takes no packed sequences.
     """
 
-    def __init__(self, *, pad_id: int, label_smoothing: float, center: float, model: Any, **options: Any) -> None:
-        super().__init__(model=model, data_collator=PreferenceCollator(pad_id, take_packed(model)), **options)
+    def __init__(
+        self, *, pad_id: int, label_smoothing: float, center: float, model: Any, args: Any, **options: Any
+    ) -> None:
+        keep_to_one_gpu(args)
+        collator = PreferenceCollator(pad_id, take_packed(model))
+        super().__init__(model=model, args=args, data_collator=collator, **options)
         self.label_smoothing = label_smoothing
         self.center = center
 

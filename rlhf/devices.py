@@ -162,6 +162,15 @@ class Computation:
         }
 
 
+def keep_to_one_gpu(arguments: Any) -> None:
+    """Have transformers' trainer, of these arguments, take no more than the first of the GPUs that it sees.
+
+    In a process of its own it would spread over all of them by `DataParallel`, which TRL refuses. To hide the others by
+    CUDA_VISIBLE_DEVICES is too late once a library has asked CUDA, as bitsandbytes does when it is imported.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
 def use_plain_float32() -> None:
     """Switch TF32 off in matrix products, also where an image's environment switched it on."""
     torch.set_float32_matmul_precision("highest")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.sft_trainer import SFTTrainer
 
+from rlhf.devices import keep_to_one_gpu
 from rlhf.logprobs import row_logprobs
 from rlhf.packing import packs
 from stages.trainer import Checkpointed
@@ -50,8 +51,9 @@ def _parts(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
 class SupervisedTrainer(Checkpointed, SFTTrainer):
     """With our checkpoints, and packed forwards."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, args: Any, **options: Any) -> None:
+        keep_to_one_gpu(args)
+        super().__init__(args=args, **options)
         self.packs = packs(self.model)
         if self.packs:
             self.data_collator = one_row

@@ -5,6 +5,8 @@ where their figures go, and its command line. FILE-RANK.json gets the most bytes
 are loaded once; each process of a stage is a fork, which has loaded nothing else.
 """
 
+# ruff: noqa: E402  # see the line before the first of these imports
+
 from __future__ import annotations
 
 import ctypes
@@ -16,6 +18,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# peft would import it, and it asks CUDA at once: a fork of a process that has is refused all of CUDA.
+sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
 
 import peft  # noqa: F401  # all that a stage may load, so that it does not count
 import torch

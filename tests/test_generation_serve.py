@@ -26,6 +26,11 @@ def test_serve_wants_a_token_before_it_opens_to_others(monkeypatch: pytest.Monke
     for option in ("--host=0.0.0.0", "--uds=/tmp/s", "--config", "--worker-extension-cls", "--api-key"):
         with pytest.raises(ConfigError, match=f"-- {option.partition('=')[0]}: is set by rlhf generation serve"):
             app(["generation", "serve", "demo", "--", option], standalone_mode=False)
+    for option in ("--data-parallel-size=2", "-dp", "--data_parallel_size", "--data-parallel-rank"):
+        with pytest.raises(ConfigError, match="one command is one engine"):
+            app(["generation", "serve", "demo", "--", option], standalone_mode=False)
+    with pytest.raises(ConfigError, match="--worker-extension-cls: is set by rlhf"):
+        app(["generation", "serve", "demo", "--", "--worker_extension_cls"], standalone_mode=False)
     for host in ("0.0.0.0", "::", "10.1.2.3", "node-7"):
         with pytest.raises(ConfigError, match="set RLHF_GENERATION_TOKEN"):
             app(["generation", "serve", "demo", "--host", host], standalone_mode=False)

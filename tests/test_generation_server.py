@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from generation_client import ROWS, TOKENIZATION, generator, own_logprobs, policy, sample
 from generation_server import Server, serving
 from interruption import figures, own_copy
@@ -15,7 +16,8 @@ from running import TINY, rlhf, stage
 from transformers import AutoModelForCausalLM
 
 from rlhf.errors import GenerationError
-from rlhf.generation import transfer
+from rlhf.generation import servers, transfer
+from rlhf.generation.inside_vllm.rlhf_weights import Weights, join_group
 from rlhf.generation.servers import begun
 
 pytestmark = [
@@ -151,6 +153,55 @@ def test_two_processes_gather_what_they_send(strategy: str, tiny_run: Path, tmp_
     rows = figures(run / "ppo")
     assert len(rows) == 3 and max(abs(row["policy/mismatch_kl"]) for row in rows) < 1e-5
     assert abs(rows[-1]["objective/kl"]) > 0.01
+
+
+def test_another_nccl_is_not_asked_for_a_group(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It would refuse; here and there are GPUs, and a torch that is not the other's."""
+    asked: list[bool] = []
+    made = servers.Transfer
+
+    def noted(addresses: Any, size: int, on_gpus: bool, seconds: float) -> Any:
+        asked.append(on_gpus)
+        return made(addresses, size, False, seconds)
+
+    monkeypatch.setattr(servers, "Transfer", noted)
+    state = Weights.rlhf_state
+    for there in ("2.28.9", "2.29.7"):
+        monkeypatch.setattr(servers, "nccl_version", lambda: "2.28.9")
+        other = {"device": "cuda", "nccl": there}
+        monkeypatch.setattr(Weights, "rlhf_state", lambda worker, other=other: state(worker) | other)
+        with serving(policy(2)) as server:
+            sample(generator(policy(1), server))
+    said = capfd.readouterr().err.splitlines()
+    assert asked == [True, False]
+    assert len(said) == 1 and "NCCL is 2.28.9 here and 2.29.7 there; weights go over gloo" in said[0]
+
+
+def test_a_communicator_is_made_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL makes it at a first collective; a group of gloo's stands in for one of NCCL's."""
+    sent: list[tuple[int, Any]] = []
+
+    class Nccl:
+        Options = dist.ProcessGroupGloo._Options
+
+        def __init__(self, store: Any, rank: int, size: int, options: Any) -> None:
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+            self.rank, self.group = rank, dist.ProcessGroupGloo(store, rank, size, options)
+
+        def broadcast(self, tensors: list[Any], options: Any) -> Any:
+            sent.append((self.rank, tensors[0].shape))
+            return self.group.broadcast(tensors, options)
+
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", Nccl, raising=False)
+    store: Any = dist.HashStore()
+    both = [
+        begun(lambda rank=rank: join_group(store, "nccl", rank, 2, 30.0, "127.0.0.1", torch.device("cpu")))
+        for rank in range(2)
+    ]
+    assert {each.result(timeout=30).rank for each in both} == {0, 1}
+    assert sorted(sent) == [(0, (1,)), (1, (1,))]
 
 
 def test_a_server_that_is_done_before_we_see_it_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from test_packing import VOCABULARY, gradients, two
+from test_packing import VOCABULARY, gradients, shape_of, two
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from trl.trainer.reward_config import RewardConfig
 from trl.trainer.sft_config import SFTConfig
 
+from reward_models.trainer import BradleyTerryTrainer
 from rlhf.adapters import add_lora
 from rlhf.config import LoraConfig
 from rlhf.logprobs import row_logprobs
@@ -64,7 +66,7 @@ def test_a_row_splits_what_trl_packed() -> None:
     assert int((apart["labels"] != IGNORED).sum()) == len(apart["targets"]) == sum(LENGTHS) - sum(PROMPTS) - 1
 
 
-def trainer(model: Any, packing: bool, folder: Path) -> SupervisedTrainer:
+def trainer(model: Any, packing: bool, folder: Path, gpus: int = 0) -> SupervisedTrainer:
     words = {f"t{i}": i for i in range(VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t0")), pad_token="t0", eos_token="t2"
@@ -80,10 +82,33 @@ def trainer(model: Any, packing: bool, folder: Path) -> SupervisedTrainer:
         average_tokens_across_devices=True,
         gradient_checkpointing=False,
     )
+    arguments._n_gpu = gpus
     dataset = Dataset.from_list(EXAMPLES)
     return SupervisedTrainer(
         model=model, args=arguments, train_dataset=dataset, eval_dataset=dataset, processing_class=tokenizer
     )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of TRL and transformers
+def test_one_process_takes_one_of_the_gpus_it_sees(tmp_path: Path) -> None:
+    """TRL refuses several; to hide them is too late where an import has asked CUDA."""
+    own = two("llama", AutoModelForCausalLM)[1]
+    made = trainer(own, False, tmp_path, gpus=8)
+    assert made.args.n_gpu == 1
+    one_label = shape_of("llama")
+    one_label.num_labels = 1
+    arguments = RewardConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], bf16=False, max_length=None)
+    arguments._n_gpu = 8
+    BradleyTerryTrainer(
+        model=AutoModelForSequenceClassification.from_config(one_label),
+        pad_id=0,
+        label_smoothing=0.0,
+        center=0.0,
+        args=arguments,
+        train_dataset=Dataset.from_list([{"chosen_ids": [3], "rejected_ids": [4], "target": 1.0, "weight": 1.0}]),
+        processing_class=made.processing_class,
+    )
+    assert arguments.n_gpu == 1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of TRL and transformers

@@ -37,6 +37,7 @@ OURS = (  # options by which a server would be open to others, or could not be g
     *("--host", "--port", "--uds", "--config", "--model", "--served-model-name", "--api-key", "--root-path"),
     *("--worker-extension-cls", "--logprobs-mode", "--generation-config"),
 )
+SEVERAL = ("--data-parallel", "-dp")  # of which one would answer for all
 LOOK_SECONDS = 2.0  # between two looks for a model that is still to be made
 
 
@@ -71,8 +72,11 @@ def serve(
     if not os.environ.get(TOKEN) and not is_local(host):
         raise ConfigError(f"--host {host}: is open to others; set {TOKEN}, or use --host 127.0.0.1")
     for option in options or []:
-        if (name := option.partition("=")[0]) in OURS:
+        name = option.partition("=")[0].replace("_", "-")  # vLLM takes both
+        if name in OURS:
             raise ConfigError(f"-- {name}: is set by rlhf generation serve; see its own options, or leave it out")
+        if name.startswith(SEVERAL):
+            raise ConfigError(f"-- {name}: one command is one engine; start another on a --port of its own")
     interpreter = find_python(python)
     found = find_model(target, wait)
     # Ours come last, which vLLM's parser takes: an abbreviation of one of theirs changes nothing.

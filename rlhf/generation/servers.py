@@ -21,7 +21,7 @@ from torch import Tensor
 from rlhf.beacons import patient
 from rlhf.config import GenerationServerConfig
 from rlhf.errors import GenerationAwayError, GenerationError
-from rlhf.generation.inside_vllm.rlhf_weights import TOKEN
+from rlhf.generation.inside_vllm.rlhf_weights import TOKEN, nccl_version
 from rlhf.generation.transfer import Transfer
 from rlhf.generation.weights import Weight
 
@@ -40,6 +40,7 @@ class Worker(NamedTuple):
     dtype: str
     vocabulary: int
     context: int  # tokens of a prompt and its response
+    nccl: str | None = None  # its version there
 
 
 class Servers:
@@ -112,6 +113,12 @@ class Servers:
         """A new group with all workers of all servers. Raises GenerationError."""
         self.transfer = None
         on_gpus = all(worker.device == "cuda" for own in workers for worker in own)
+        here, there = nccl_version(), {worker.nccl for own in workers for worker in own}
+        if on_gpus and here is not None and there != {here}:  # of which NCCL would make no group
+            versions = ", ".join(sorted(map(str, there - {here})))
+            said = f"NCCL is {here} here and {versions} there; weights go over gloo, which takes longer"
+            print(f"generation servers {', '.join(self.addresses)}: {said}", file=sys.stderr, flush=True)
+            on_gpus = False
         transfer = Transfer(self.addresses, 1 + sum(map(len, workers)), on_gpus, self.config.timeout_seconds)
         first, calls = 1, []
         for address, own in zip(self.addresses, workers, strict=True):

@@ -77,7 +77,7 @@ class Transfer:
         members = STORES.PrefixStore(self.name, self.store)
         try:
             address = next(iter(self.own.values()))
-            self.group = join_group(members, self.backend, 0, self.size, self.seconds, address)
+            self.group = join_group(members, self.backend, 0, self.size, self.seconds, address, self.place)
         except RuntimeError as error:
             raise GenerationAwayError(f"generation servers: no process group with them ({one_line(error)})") from error
 

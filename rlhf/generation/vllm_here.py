@@ -115,7 +115,7 @@ class VllmHere:
 
     def _give_weights(self) -> None:
         weights: list[tuple[str, Tensor]] = [(weight.name, weight.make()) for weight in weights_of(self.policy)]
-        self.engine.collective_rpc(lambda worker: worker.model_runner.reload_weights(weights_iterator=iter(weights)))
+        self.engine.collective_rpc(lambda worker: worker.reload_weights(weights_iterator=iter(weights)))
         self.engine.reset_prefix_cache()  # keys and values of the old weights
         self.current = True
 

@@ -32,8 +32,10 @@ def main(load: Load, bfloat16: bool, device: torch.device, side: str) -> None:
         keep_freed()
     torch.set_num_threads(load.threads)
     turns = Turns()
-    policy = models(load).policy.to(device).eval()
+    policy = models(load).policy.eval()
+    # Before it moves: a GPU adds up in another order than the other side's CPU.
     facts = {"checksum": checksum(policy), "tokens": sum(load.lengths()), "version": transformers.__version__}
+    policy = policy.to(device)
     recipe = Recipe.model_validate_json(json.dumps(load.recipe)) if load.recipe else None
     config = recipe.ppo.generation if recipe else GenerationConfig(max_new_tokens=load.response_length)
     if side == "rlhf":

@@ -13,12 +13,9 @@ import time
 from importlib import import_module
 from typing import Any
 
+from rlhf.memory.beside import BLOCK
 from stages.bench.load import Load, checksum, flops, models
-from stages.bench.sizes import CONTEXT
 from stages.bench.turns import Turns
-
-# Of the memory of a CPU's node, where vLLM wants 0.92 and ends if our side has taken a tenth of it.
-ON_CPU = {"gpu_memory_utilization": 0.5}
 
 
 def main(load: Load, dtype: str, device: str) -> None:
@@ -28,12 +25,20 @@ def main(load: Load, dtype: str, device: str) -> None:
     turns = Turns()
     policy = models(load).policy
     facts = {"checksum": checksum(policy), "tokens": sum(load.lengths()), "version": vllm.__version__}
+    longest, shape = load.prompt_tokens[1] + load.response_length, load.shape
+    blocks = -(-longest // BLOCK) + 1  # of keys and values, one more than a sequence fills
+    of_token = 2 * shape.layers * shape.key_value * (2 if dtype == "bfloat16" else 4)  # bytes
     with tempfile.TemporaryDirectory() as folder:
         policy.save_pretrained(folder)
         del policy
-        options: dict[str, Any] = ON_CPU if device == "cpu" else {}
         engine = vllm.LLM(
-            folder, dtype=dtype, skip_tokenizer_init=True, max_model_len=CONTEXT, seed=load.seed, **options
+            folder,
+            dtype=dtype,
+            skip_tokenizer_init=True,
+            max_model_len=longest,
+            seed=load.seed,
+            kv_cache_memory_bytes=load.batch * blocks * BLOCK * of_token,
+            gpu_memory_utilization=0.01,  # asked for beside our side; the line above says how much is taken
         )
     prompts: list[Any] = [{"prompt_token_ids": prompt} for prompt in load.prompts()]
     turns.ready(**facts, flops={"generation": flops(load)["generation"]})

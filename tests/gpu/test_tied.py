@@ -36,6 +36,7 @@ def test_many_tokens_are_summed_as_torch_does() -> None:
     assert torch.equal(head.index_add_(0, *summed(tokens, rows, -1)), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_it_asks_the_device_nothing() -> None:
     _, own = tied()
     loss = loss_of(own.to(DEVICE), torch.randint(0, 30, (2, 9), device=DEVICE))

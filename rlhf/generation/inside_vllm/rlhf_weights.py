@@ -29,21 +29,32 @@ STORES: Any = dist  # its stores are public, and not in its stubs
 OPEN = ("/health", "/ping")  # told to everybody
 
 
-def join_group(store: Any, backend: str, rank: int, size: int, seconds: float, address: str) -> Any:
+def join_group(store: Any, backend: str, rank: int, size: int, seconds: float, address: str, device: Any) -> Any:
     """A process group beside all others, whose members may be of different programs. Returns when all have joined.
 
-    address: of this process, as the others reach it.
+    address: of this process, as the others reach it; device: of what it will be given.
     """
     timeout = timedelta(seconds=seconds)
     if backend == "nccl":
         options: Any = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, rank, size, options)
+        group = dist.ProcessGroupNCCL(store, rank, size, options)
+        # Its communicator is made by a first collective, and that waits for the others as long as it takes.
+        arrived(begin_broadcast(group, torch.zeros(1, device=device)), device)
+        return group
     gloo: Any = dist.ProcessGroupGloo
     options = gloo._Options()
     options._timeout = timeout
     options._devices = [gloo.create_device(hostname=address)]
     return gloo(store, rank, size, options)
+
+
+def nccl_version() -> str | None:
+    """That of this process's NCCL, which must be the same in all members of a group; None where torch has none."""
+    if not (torch.cuda.is_available() and dist.is_nccl_available()):
+        return None
+    found: Any = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return ".".join(map(str, found))
 
 
 def begin_broadcast(group: Any, tensor: Tensor) -> Any:
@@ -53,14 +64,25 @@ def begin_broadcast(group: Any, tensor: Tensor) -> Any:
     return group.broadcast([tensor], options)
 
 
+def arrived(begun: Any, device: torch.device) -> None:
+    """Wait until what was begun is there, on a GPU too.
+
+    NCCL's own `wait` returns at once, and its watchdog counts from the beginning: what is begun behind others that are
+    still to come would have their time as well as its own.
+    """
+    begun.wait()
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 class Weights:
     """Methods that vLLM adds to each of its workers."""
 
     # Of the worker that they are added to.
     rank: int
     device: torch.device
-    model_runner: Any
     model_config: Any
+    reload_weights: Callable[..., None]
 
     def rlhf_state(self) -> dict[str, Any]:
         """Whose weights this worker has, and how it is to be given others."""
@@ -71,6 +93,7 @@ class Weights:
             "dtype": str(self.model_config.dtype).removeprefix("torch."),
             "vocabulary": self.model_config.get_vocab_size(),
             "context": self.model_config.max_model_len,
+            "nccl": nccl_version(),
         }
 
     def rlhf_join(self, question: str) -> None:
@@ -83,7 +106,9 @@ class Weights:
         store = STORES.TCPStore(*place, is_master=False, timeout=patience)
         members = STORES.PrefixStore(asked["name"], store)
         rank = asked["first"] + self.rank
-        self.rlhf_group = join_group(members, asked["backend"], rank, asked["size"], asked["seconds"], address)
+        self.rlhf_group = join_group(
+            members, asked["backend"], rank, asked["size"], asked["seconds"], address, self.device
+        )
         self.rlhf_group_name = asked["name"]
 
     def rlhf_receive(self, question: str) -> int:
@@ -92,7 +117,7 @@ class Weights:
         self.rlhf_version = None  # until the last has come these are no policy's
         arriving = self._rlhf_arriving(asked["weights"])
         try:
-            self.model_runner.reload_weights(weights_iterator=arriving)
+            self.reload_weights(weights_iterator=arriving)
         finally:
             for _ in arriving:  # where one cannot be used, the trainer still gives the rest
                 pass
@@ -102,7 +127,7 @@ class Weights:
     def _rlhf_arriving(self, weights: list[tuple[str, list[int], str]]) -> Iterator[tuple[str, Tensor]]:
         for name, shape, kind in weights:
             tensor = torch.empty(shape, dtype=getattr(torch, kind), device=self.device)
-            begin_broadcast(self.rlhf_group, tensor).wait()
+            arrived(begin_broadcast(self.rlhf_group, tensor), self.device)
             yield name, tensor
 
 
