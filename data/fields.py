@@ -52,9 +52,17 @@ def messages_of(value: Any, name: str) -> tuple[Message, ...]:
 
 
 def prompt_of(record: Mapping[str, Any]) -> Prompt:
-    """The field `prompt`: a text, or the turns so far."""
-    value = need(record, "prompt")
-    return Prompt(messages_of(value, "prompt") if isinstance(value, list) else text_of(value, "prompt"))
+    """The field `prompt`: a text, or the turns so far; behind the text of a field `system`, if there is one."""
+    value, system = need(record, "prompt"), record.get("system")
+    content = messages_of(value, "prompt") if isinstance(value, list) else text_of(value, "prompt")
+    if not isinstance(content, str) and content[-1].role == "assistant":
+        raise ValueError("prompt ends with an assistant turn, which a response would follow; remove it")
+    if system in (None, ""):
+        return Prompt(content)
+    turns = (Message("user", content),) if isinstance(content, str) else content
+    if turns[0].role == "system":
+        raise ValueError("prompt has a system turn beside the field system; remove one of them")
+    return Prompt((Message("system", text_of(system, "system")), *turns))
 
 
 def answer_of(turns: Sequence[Message], name: str) -> str:

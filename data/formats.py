@@ -22,7 +22,13 @@ from data.formats_demonstrations import (
     parse_prompt_completion,
     parse_self_instruct,
 )
-from data.formats_preferences import parse_hh, parse_implicit_preference, parse_pandalm, parse_preference
+from data.formats_preferences import (
+    begins_transcript,
+    parse_hh,
+    parse_implicit_preference,
+    parse_pandalm,
+    parse_preference,
+)
 from data.ratings import Rating, parse_rating, parse_squality
 from data.records import shown
 from rlhf.errors import DataError
@@ -42,7 +48,7 @@ USES: Mapping[str, tuple[str, ...]] = {
 
 def _is_transcript(record: Fields) -> bool:
     texts = record["chosen"], record["rejected"]
-    return all(isinstance(text, str) and text.startswith("\n\nHuman:") for text in texts)
+    return all(isinstance(text, str) and begins_transcript(text) for text in texts)
 
 
 def _is_rated(record: Fields) -> bool:
@@ -149,7 +155,9 @@ def draw(examples: Sequence[Example], kind: str | None) -> tuple[list[Example], 
     drawn: dict[Example, None] = {}
     unused = []
     for example in examples:
-        if not isinstance(example, Comparison):
+        if isinstance(example, Prompt):
+            unused.append("rejected completions")
+        elif not isinstance(example, Comparison):
             drawn[example] = None
         elif example.tie:
             unused.append("ties")

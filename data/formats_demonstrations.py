@@ -14,9 +14,14 @@ def parse_prompt(record: Mapping[str, Any]) -> list[Prompt]:
     return [prompt_of(record)]
 
 
-def parse_prompt_completion(record: Mapping[str, Any]) -> list[Demonstration]:
-    """{"prompt": text or turns, "completion": text or turns}; all turns but the last answer join the prompt."""
+def parse_prompt_completion(record: Mapping[str, Any]) -> list[Demonstration] | list[Prompt]:
+    """{"prompt": text or turns, "completion": text or turns}; all turns but the last answer join the prompt.
+
+    Of one whose `label` is false, as TRL's unpaired preferences have it, nothing but the prompt is to be learned from.
+    """
     prompt, completion = prompt_of(record), need(record, "completion")
+    if record.get("label") is False:
+        return [prompt]
     if not isinstance(completion, list):
         return [Demonstration(prompt, text_of(completion, "completion"))]
     turns = messages_of(completion, "completion")

@@ -165,11 +165,17 @@ def compared(comparison: Comparison) -> Comparison:
     return comparison
 
 
+def begins_transcript(text: str) -> bool:
+    """Whether a text is a transcript's: its first mark may have lost the blank line before it."""
+    return text.startswith("\n\nHuman:") or (text.startswith("Human:") and "\n\nAssistant:" in text)
+
+
 def transcript(value: Any, name: str) -> tuple[Message, ...]:
     """The turns of a transcript. One space behind a speaker's colon belongs to the mark, all else to the text."""
-    before, *parts = _MARK.split(text_of(value, name))
+    text = text_of(value, name)
+    before, *parts = _MARK.split(f"\n\n{text}" if text.startswith("Human:") else text)
     if before or not parts or parts[0] != "Human":
-        raise ValueError(f"{name} does not begin with a blank line and `Human:`")
+        raise ValueError(f"{name} does not begin with `Human:`")
     pairs = zip(parts[::2], parts[1::2], strict=True)
     return tuple(Message(_SPEAKERS[speaker], text) for speaker, text in pairs)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -134,7 +135,8 @@ def _record_of_text(place: str, text: str) -> Record | BadRecord:
 def _record(place: str, value: Any) -> Record | BadRecord:
     if not isinstance(value, dict):
         return BadRecord(place, f"a record is an object, not {shown(value)}")
-    return Record(place, value)
+    # As in Parquet, a field without a value is none: writers that know their columns give every record all of them.
+    return Record(place, {name: each for name, each in value.items() if each is not None})
 
 
 def _read_json(file: DataFile) -> Iterator[Record | BadRecord]:
@@ -217,16 +219,40 @@ def _row(file: DataFile, header: list[str], row: list[str], begin: int, end: int
     if len(row) != len(header):
         lines = f" (lines {begin} to {end})" if end > begin else ""
         return BadRecord(place, f"{len(row)} cells under a header of {len(header)}{lines}")
-    return Record(place, {name: value for name, cell in zip(header, row, strict=True) for value in _cell(name, cell)})
+    try:
+        return Record(place, {name: each for name, cell in zip(header, row, strict=True) for each in _cell(name, cell)})
+    except ValueError as error:
+        return BadRecord(place, str(error))
 
 
 # Columns whose cells are no texts. In any other column a cell is a text, whatever it looks like.
 _TYPED = {"tie", "weight", "seconds", "mean", "rating", "ratings", "votes", "annotators", "messages", "instances"}
-_TYPED |= {"time", "target", "chosen_shown_first", "chosen_finished", "rejected_finished", "overall-rating", "history"}
+_TYPED |= {
+    "label",
+    "time",
+    "target",
+    "chosen_shown_first",
+    "chosen_finished",
+    "rejected_finished",
+    "overall-rating",
+    "history",
+}
+# Columns whose cells are texts, or conversations as JSON.
+_TURNS = {"prompt", "chosen", "rejected", "completion"}
+_CONVERSATION = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content)\1\s*:""")
 
 
 def _cell(name: str, cell: str) -> list[Any]:
     """A cell's value in a list, which is empty where an empty cell means that nothing is known."""
+    if name in _TURNS and (begun := _CONVERSATION.match(cell)):
+        if begun[1] == "'":
+            raise ValueError(
+                f"{name} is a list as Python prints it; write turns as JSON, or give a .jsonl or Parquet file"
+            )
+        try:
+            return [parse_json(cell)]
+        except ValueError:
+            return [cell]
     if name not in _TYPED and not (name.startswith("annotator") and name[9:].isdigit()):
         return [cell] if cell or name != "annotator" else []
     if not cell.strip():

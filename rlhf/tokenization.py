@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -134,7 +135,14 @@ class Tokenization:
 
     def _render(self, turns: Sequence[Message]) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except (TemplateError, TypeError, ValueError) as error:  # which it may raise itself, as `raise_exception` does
+            said, roles = " ".join(str(error).split())[:200], ", ".join(turn.role for turn in turns)
+            raise ContractError(
+                f"the chat template refuses a conversation ({said}) whose turns are {roles}; leave such turns out, or "
+                "set model.chat_template=none"
+            ) from error
 
     def _ids(self, text: str, special: bool, literal: bool = True) -> list[int]:
         """Ids of a text; `special` puts a bos before it, `literal` reads special tokens in it as plain characters."""

@@ -53,7 +53,10 @@ GOOD: list[tuple[str, dict[str, Any], list[Example]]] = [
     ("prompt", {"prompt": " a text\n", "id": 1}, [Prompt(" a text\n")]),
     ("prompt", {"prompt": TURNS}, [Prompt(MESSAGES)]),
     ("prompt", {"prompt": [{"role": "prompter", "content": "hi"}]}, [Prompt.of_user("hi")]),
+    ("prompt", {"prompt": "hi", "system": "be kind"}, [Prompt(MESSAGES)]),
+    ("prompt", {"prompt": TURNS[1:], "system": "be kind"}, [Prompt(MESSAGES)]),
     ("prompt-completion", {"prompt": "p", "completion": " c"}, [Demonstration(P, " c")]),
+    ("prompt-completion", {"prompt": "p", "completion": " c", "label": True}, [Demonstration(P, " c")]),
     ("prompt-completion", {"prompt": TURNS, "completion": [ANSWER]}, [Demonstration(Prompt(MESSAGES), "hello")]),
     (
         "prompt-completion",

@@ -35,15 +35,18 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     *[(form, {"prompt": "half a pair: \ud800"}) for form in PROMPTED],
     *[("prompt-completion", {"completion": bad}) for bad in BAD_RESPONSES],
     *[("preference", {field: bad}) for field in ("chosen", "rejected") for bad in BAD_RESPONSES],
-    *[("preference", {"weight": bad}) for bad in (-1, "1", True, None, float("nan"), float("inf"), 10**400)],
-    *[("preference", {"tie": bad}) for bad in (1, "true", None)],
+    *[("preference", {"weight": bad}) for bad in (-1, "1", True, float("nan"), float("inf"), 10**400)],
+    *[("preference", {"tie": bad}) for bad in (1, "true")],
     *[("preference", {"seconds": bad}) for bad in (-1, "1", float("nan"))],
     *[
         ("preference", {"time": bad})
         for bad in ("", "today", "2026-11-28T13:00:00", "1969-12-31T00:00Z", -1, 1.8e12, True)
     ],
     *[("preference", {"chosen_shown_first": bad}) for bad in (1, "true")],
-    *[("preference", {"chosen_finished": bad}) for bad in (1, None)],
+    ("preference", {"chosen_finished": 1}),
+    *[(form, {"prompt": [*TURNS, ANSWER]}) for form in PROMPTED],
+    *[(form, {"prompt": TURNS, "system": "be brief"}) for form in PROMPTED],
+    *[(form, {"system": 3}) for form in PROMPTED],
     *[("preference", {"annotator": bad}) for bad in (True, 1.5, ["x"], {"id": 1}, "\udc00")],
     *[("preference", {"annotators": bad}) for bad in ("x", [], [None], 3)],
     *[("preference", {"votes": bad}) for bad in ({}, [], ["chosen"], [{"prefers": "a"}], [{"prefers": ["tie"]}])],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import typing
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,23 @@ from data.ratings import Rating
 from data.reading import Reading
 from rlhf.config import FormatName, SourceConfig
 from rlhf.errors import DataError
-from rlhf.types import Demonstration, Prompt
-from tests.formats import BASE, GOOD, VOTE, P, both, lines, problems, reading
+from rlhf.types import Comparison, Demonstration, Prompt
+from tests.formats import (
+    ANSWER,
+    BASE,
+    GOOD,
+    HH,
+    HH_PROMPT,
+    MESSAGES,
+    OTHER,
+    TURNS,
+    VOTE,
+    P,
+    both,
+    lines,
+    problems,
+    reading,
+)
 
 
 @pytest.fixture
@@ -128,6 +145,42 @@ def test_demonstrations_are_what_was_preferred_and_ties_prefer_nothing(file: Pat
 
 def problems_of_nothing(file: Path) -> list[str]:
     return problems(file, "demonstrations")
+
+
+def test_a_completion_that_was_rejected_is_no_demonstration(file: Path) -> None:
+    """TRL's unpaired preferences."""
+    lines(file, *[{"prompt": "p", "completion": text, "label": text == "good"} for text in ("good", "bad", "worse")])
+    passed = reading(file, "demonstrations")
+    assert list(passed) == [Demonstration(P, "good")]
+    assert passed.notes()[-1].endswith("2 rejected completions are no demonstrations")
+    assert list(reading(file, "prompts")) == [P, P, P]
+
+
+def test_a_transcript_may_have_lost_its_first_blank_line(file: Path) -> None:
+    record = {"chosen": f"{HH} yes".lstrip("\n"), "rejected": f"{HH} no".lstrip("\n")}
+    passed = reading(lines(file, record), None)
+    assert list(passed) == [Comparison(HH_PROMPT, "yes", "no")]
+    assert passed.format is not None and passed.format.name == "hh"
+
+
+def test_a_field_without_a_value_is_none(file: Path) -> None:
+    unknown = dict.fromkeys(("tie", "weight", "target", "chosen_finished", "annotator", "votes", "system"))
+    assert list(reading(lines(file, VOTE | unknown), None)) == [both(P)]
+    assert "no field 'chosen'" in problems(lines(file, VOTE, VOTE | {"chosen": None}), "comparisons")[0]
+
+
+def test_conversations_in_cells_are_json(tmp_path: Path) -> None:
+    file = tmp_path / "votes.csv"
+    record = {"prompt": TURNS, "chosen": [ANSWER], "rejected": [OTHER]}
+    with file.open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(record)
+        table.writerow(json.dumps(value) for value in record.values())
+    assert list(reading(file, None)) == [Comparison(Prompt(MESSAGES), "hello", "no")]
+    with file.open("a", newline="") as stream:
+        csv.writer(stream).writerow(str(value) for value in record.values())
+    (problem,) = problems(file, "comparisons")
+    assert f"{file}:3: prompt is a list as Python prints it; write turns as JSON" in problem
 
 
 def test_prompts_come_from_every_format_that_has_them(file: Path) -> None:

@@ -148,6 +148,15 @@ def test_status_of_what_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "nothing to stop\n"
 
 
+def test_a_run_is_asked_about_from_anywhere(tmp_path: Path) -> None:
+    """Paths in its recipe begin where it was launched from."""
+    run = submitted(tmp_path)
+    for command in ("status", "cancel"):
+        os.chdir("/")
+        app([command, str(run)], standalone_mode=False)
+        assert Path.cwd() == tmp_path
+
+
 def test_what_was_not_launched_is_a_line(tmp_path: Path) -> None:
     assert problem("status", "nothing").startswith("nothing: no such run")
     (tmp_path / "runs" / "tiny").mkdir(parents=True)

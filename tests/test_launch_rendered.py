@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from launch.clusters.over_ssh import OverSSH, gpus_of
 from launch.clusters.processes import on_this_node
 from launch.clusters.schedulers import MODULES, find_scheduler
 from launch.clusters.site import Network, Site, read_site
-from launch.clusters.specification import ADDRESSES, Wanted, nodes_of, specify, with_generators
+from launch.clusters.specification import ADDRESSES, Wanted, interpreter, nodes_of, specify, with_generators
 from rlhf.config import Recipe
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
@@ -184,6 +185,18 @@ def test_what_cannot_be_is_a_line(wanted: dict[str, object], overrides: list[str
     with pytest.raises(ConfigError) as raised:
         specify(recipe(*overrides), RUN, DIRECTORY, asked, SITE)
     assert raised.value.problems[0].startswith(problem)
+
+
+def test_a_variable_has_a_variables_name(tmp_path: Path) -> None:
+    """It is written into a shell's script as it stands."""
+    (tmp_path / "site.yaml").write_text("environment: {'A;reboot': '1'}\n")
+    with pytest.raises(ConfigError, match="environment: 'A;reboot' is no name of a variable"):
+        read_site(tmp_path / "site.yaml")
+
+
+def test_a_container_has_an_interpreter_of_its_own() -> None:
+    here, container = Site(), Site.model_validate({"slurm": {"container": {"image": "registry/rlhf:1"}}})
+    assert interpreter(here) == sys.executable and interpreter(container) == "python"
 
 
 def test_a_network_is_said_by_the_site_alone() -> None:

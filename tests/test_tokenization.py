@@ -138,6 +138,18 @@ def test_cut_at_a_space_the_ids_are_those_of_the_whole(prompt: str, response: st
     assert whole[0] == tokenization.tokenizer.bos_token_id
 
 
+def test_a_conversation_that_the_template_refuses_is_a_line() -> None:
+    """As Gemma's refuses a system's turn, and Mistral's two turns of a user."""
+    tokenization = copy.deepcopy(byte_level())
+    refusal = "{{ raise_exception('System role not supported') }}"
+    tokenization.tokenizer.chat_template = refusal
+    with pytest.raises(ContractError, match="refuses a conversation .System role not supported. whose turns are user"):
+        tokenization.prompt(Prompt("hi"))
+    tokenization.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] "
+    with pytest.raises(ContractError, match="the chat template refuses a conversation"):
+        tokenization.prompt(Prompt("hi"))
+
+
 def test_a_prompt_is_rendered_up_to_where_the_answer_begins() -> None:
     tokenization = byte_level()
     expected, _ = pieces(tokenization, ("<|user|>", False), ("a dog", False), ("<|assistant|>", False))

@@ -6,6 +6,7 @@ rlhf launch my.yaml --on slurm --site cluster.yaml      or  RLHF_SITE=cluster.ya
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from rlhf.recipe_yaml import Loader
 
 SITE = "RLHF_SITE"
 DEFAULT = Path("~/.config/rlhf/site.yaml")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # of a variable
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
@@ -38,7 +40,7 @@ class Network(Section):
 class Site(Section):
     """A cluster."""
 
-    python: str | None = None  # the interpreter on every node; null: the one that launches
+    python: str | None = None  # the interpreter on every node; null: the image's, or the one that launches
     setup: list[str] = []  # shell lines before anything else on a node: module load cuda, source env/bin/activate
     environment: dict[str, str] = {}  # of every process; no secrets: they come from the environment
     network: Network = Network()
@@ -48,7 +50,9 @@ class Site(Section):
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Site:
-        """Every scheduler writes the environment into files that others can read."""
+        """Every scheduler writes the environment into files that others can read, some into a shell's."""
+        if odd := [name for name in self.environment if not NAME.fullmatch(name)]:
+            raise ValueError(f"environment: {odd[0]!r} is no name of a variable; use letters, digits and _")
         if found := [name for name in self.environment if name in (*SECRETS, *SECRETS_HERE)]:
             remedy = "export it where rlhf launch is typed, or put it into site kubernetes.secret"
             raise ValueError(f"environment: {', '.join(found)} is a secret; {remedy}")

@@ -166,8 +166,8 @@ def asks_reward(recipe: Recipe, stage: str) -> bool:
 
 
 def interpreter(site: Site) -> str:
-    """Of our own code on every node."""
-    return site.python or sys.executable
+    """Of our own code on every node: the site's, that of a container's image, or the one that launches."""
+    return site.python or ("python" if site.slurm.container else sys.executable)
 
 
 def _problems_of_generators(wanted: Wanted, nodes: dict[str, int]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.clusters.scheduler import StageState
+from launch.clusters.scheduler import StageState, Submission
 from launch.clusters.schedulers import find_scheduler
 from launch.clusters.submission import read_submission
 from launch.commands.launch import UNDER_WAY, launch
@@ -37,8 +38,7 @@ def status(run: RunArgument, as_json: AsJson = False) -> None:
 
         rlhf status runs/demo --json
     """
-    directory = find_run(run)
-    submission = read_submission(directory)
+    directory, submission = launched(run)
     states = find_scheduler(submission.scheduler).states(submission, directory)
     if as_json:
         content: dict[str, Any] = {"run": str(directory), **asdict(submission)}
@@ -70,8 +70,7 @@ def logs(
 
         rlhf logs demo ppo --rank 3
     """
-    directory = find_run(run)
-    submission = read_submission(directory)
+    directory, submission = launched(run)
     scheduler = find_scheduler(submission.scheduler)
     if stage is not None and stage not in submission.stages:
         raise ConfigError(f"{stage} is not a stage of this run; it has {', '.join(submission.stages)}")
@@ -87,8 +86,7 @@ def cancel(run: RunArgument, as_json: AsJson = False) -> None:
 
         rlhf cancel demo
     """
-    directory = find_run(run)
-    submission = read_submission(directory)
+    directory, submission = launched(run)
     done = find_scheduler(submission.scheduler).cancel(submission, directory)
     if as_json:
         typer.echo(json.dumps({"run": str(directory), "done": done}, indent=2))
@@ -106,14 +104,24 @@ def resume(run: RunArgument, as_json: AsJson = False) -> None:
 
         rlhf resume demo
     """
-    directory = find_run(run)
-    submission = read_submission(directory)
+    _, submission = launched(run)
     if not Path(submission.directory).is_dir():
         raise ArtifactError(f"{submission.directory}: not there any more; the run was launched from that folder")
-    os.chdir(submission.directory)
     again = typer.Typer(add_completion=False)
     again.command()(launch)
     again([*submission.command, *(["--json"] if as_json else [])], standalone_mode=False)
+
+
+def launched(run: Path) -> tuple[Path, Submission]:
+    """The directory of a run, absolute, and how it was launched. Raises ArtifactError where it was not.
+
+    This process goes to the folder that it was launched from, if that is here: paths in its recipe begin there.
+    """
+    directory = find_run(run)
+    submission = read_submission(directory)
+    with suppress(OSError):
+        os.chdir(submission.directory)
+    return directory, submission
 
 
 def find_run(run: Path) -> Path:
