@@ -76,15 +76,27 @@ OF_FORMULAS: dict[str, Mutation] = {
     ),
     "responses compared across prompts": Mutation(
         "rlhf/advantages.py",
-        ".view(-1, group)\n    centred",
-        ".view(group, -1).T\n    centred",
+        ".sum(-1).view(-1, group)",
+        ".sum(-1).view(group, -1).T",
         (ADVANTAGES + "responses_are_compared_within_their_group[grpo-99.0]", DEFINED.format("grpo")),
     ),
     "GRPO without the deviation": Mutation(
         "rlhf/advantages.py",
-        "_spread(centred / (totals.std(-1, keepdim=True) + 1e-6), mask)",
-        "_spread(centred, mask)",
+        "_spread((centred / (totals.std(-1, keepdim=True) + 1e-6)).to(rewards.dtype), mask)",
+        "_spread(centred.to(rewards.dtype), mask)",
         (ADVANTAGES + "grpo_does_not_see_a_shift_or_a_scale_of_a_groups_rewards",),
+    ),
+    "an advantage of rounding": Mutation(
+        "rlhf/advantages.py",
+        ".double().sum(-1).view",
+        ".sum(-1).view",
+        (ADVANTAGES + "scores_that_float32_rounds_teach_nothing_either[grpo-10]",),
+    ),
+    "padding masked behind the KL's estimate": Mutation(
+        "rlhf/losses.py",
+        "return estimate(new, reference, kind).sum() / n_tokens",
+        "return estimate(logprobs, ref_logprobs, kind).masked_fill(~mask, 0.0).sum() / n_tokens",
+        (LOSSES + "padding_that_is_all_but_impossible_has_no_gradient[k3]",),
     ),
     "whitened rewards that lose their mean": Mutation(
         "rlhf/ppo/targets.py",
