@@ -17,7 +17,14 @@ from running import ROOT, TINY, stage
 
 pytestmark = [pytest.mark.services, pytest.mark.beside, pytest.mark.timeout(600)]
 IMITATED = str(ROOT / "tests" / "imitated_gpu.py")
-STRATEGIES = [("sft", "fsdp"), ("sft", "zero3"), ("reward", "fsdp"), ("ppo", "ddp"), ("ppo", "fsdp"), ("ppo", "zero3")]
+STRATEGIES = [
+    ("sft", "fsdp"),
+    pytest.param("sft", "zero3", marks=pytest.mark.soak),
+    ("reward", "fsdp"),
+    pytest.param("ppo", "ddp", marks=pytest.mark.soak),
+    ("ppo", "fsdp"),
+    ("ppo", "zero3"),
+]
 SETTINGS = {
     "graphs": ["ppo.generation.cuda_graphs=true", "ppo.prompts_per_step=32"],  # fewer tokens are not worth a graph
     "checkpointing": ["model.activation_checkpointing=true", "ppo.value_start=trunk"],
@@ -30,6 +37,7 @@ SETTINGS = {
     "adapters": ["model.lora={rank: 4, alpha: 8.0}"],
 }
 FIGURES = ("objective/scores", "objective/kl", "loss/policy", "loss/value", "policy/grad_norm", "value/grad_norm")
+FEW = ("graphs", "offloaded", "offloaded shares", "adapters")  # the others, of which CPUs have most, in make soak
 ONE_STEP = ("ppo.steps=1", "ppo.evaluate_every=0")
 
 
@@ -87,7 +95,10 @@ def test_strategies_train_as_one_cpu_does(name: str, strategy: str, on_cpu: Path
         assert made["results"][figure] == pytest.approx(manifest(on_cpu / name)["results"][figure], rel=1e-4)
 
 
-@pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param(each, id=name, marks=[] if name in FEW else pytest.mark.soak) for name, each in SETTINGS.items()],
+)
 def test_settings_of_ppo_in_bfloat16(overrides: list[str], on_cpu: Path, tmp_path: Path) -> None:
     output = run("ppo", on_cpu, tmp_path, 1, "ppo.steps=2", "ppo.evaluate_every=0", *overrides)
     assert manifest(output)["computation"]["dtype"] == "bfloat16"

@@ -41,6 +41,7 @@ def operands(*shape: int, bias: bool) -> tuple[Tensor, Tensor, Tensor | None]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of what oneDNN has been asked to multiply."""
     assert products.has_onednn()  # which multiplies once itself
+    monkeypatch.setattr(products, "is_intels", lambda: False)
     shapes: list[tuple[int, ...]] = []
     plain = products._product
 
@@ -122,6 +123,24 @@ def test_autocast_rounds_as_ever(asked: list[tuple[int, ...]]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found, wanted = linear(hidden, weight, bias), functional.linear(hidden, weight, bias)
     assert not asked and found.dtype == torch.bfloat16 and torch.equal(found, wanted)
+
+
+def test_on_intels_processors_onednn_has_what_is_packed_alone(
+    monkeypatch: pytest.MonkeyPatch, asked: list[tuple[int, ...]]
+) -> None:
+    monkeypatch.setattr(products, "is_intels", lambda: True)
+    layer, hidden = Linear(32, 24), torch.randn(20, 32, requires_grad=True)
+    found = layer(hidden)
+    found.sum().backward()
+    assert not asked and torch.equal(found, functional.linear(hidden, layer.weight, layer.bias))
+    with torch.no_grad(), packed(layer, bfloat16=False):
+        close(layer(hidden), found.detach())
+    assert len(asked) == 1
+
+
+def test_a_processors_maker_is_read() -> None:
+    found = Path("/proc/cpuinfo").read_text()
+    assert products.is_intels() == ("vendor_id\t: GenuineIntel" in found)
 
 
 def test_without_onednn_all_are_torchs(monkeypatch: pytest.MonkeyPatch, asked: list[tuple[int, ...]]) -> None:
