@@ -139,6 +139,12 @@ def test_two_do_not_submit_the_same_run_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "more").exists()
 
 
+def test_a_run_directory_that_cannot_be_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "votes.jsonl").touch()
+    line = problem("launch", TINY, "--run", "votes.jsonl")
+    assert "votes.jsonl: cannot be written (" in line and line.endswith("; give another --run")
+
+
 def test_status_of_what_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = submitted(tmp_path)
     assert app(["status", "tiny", "--json"], standalone_mode=False) == 1

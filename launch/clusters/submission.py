@@ -44,7 +44,10 @@ def alone(run: Path) -> Iterator[None]:
     Raises InUseError where somebody else is at it.
     """
     made = [path for path in (run.parent, run, run / FOLDER) if not path.exists()]
-    (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    try:
+        (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{run}: cannot be written ({error.strerror}); give another --run") from error
     with (run / FOLDER / LOCK).open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
