@@ -55,8 +55,6 @@ def prompt_of(record: Mapping[str, Any]) -> Prompt:
     """The field `prompt`: a text, or the turns so far; behind the text of a field `system`, if there is one."""
     value, system = need(record, "prompt"), record.get("system")
     content = messages_of(value, "prompt") if isinstance(value, list) else text_of(value, "prompt")
-    if not isinstance(content, str) and content[-1].role == "assistant":
-        raise ValueError("prompt ends with an assistant turn, which a response would follow; remove it")
     if system in (None, ""):
         return Prompt(content)
     turns = (Message("user", content),) if isinstance(content, str) else content

@@ -20,7 +20,7 @@ def parse_prompt_completion(record: Mapping[str, Any]) -> list[Demonstration] | 
     Of one whose `label` is false, as TRL's unpaired preferences have it, nothing but the prompt is to be learned from.
     """
     prompt, completion = prompt_of(record), need(record, "completion")
-    if record.get("label") is False:
+    if _was_rejected(record.get("label")):
         return [prompt]
     if not isinstance(completion, list):
         return [Demonstration(prompt, text_of(completion, "completion"))]
@@ -29,6 +29,15 @@ def parse_prompt_completion(record: Mapping[str, Any]) -> list[Demonstration] | 
         before = (Message("user", prompt.content),) if isinstance(prompt.content, str) else prompt.content
         prompt = Prompt((*before, *turns[:-1]))
     return [Demonstration(prompt, text_of(answer_of(turns, "completion"), "completion"))]
+
+
+def _was_rejected(label: Any) -> bool:
+    """Whether a label says so. One that is no truth value is something else's; of some it cannot be told."""
+    if isinstance(label, bool):
+        return not label
+    if (isinstance(label, int | float) and label in (0, 1)) or str(label).lower() in ("true", "false"):
+        raise ValueError(f"label={label!r} may say whether the completion was good; write true or false, or rename it")
+    return False
 
 
 def parse_messages(record: Mapping[str, Any]) -> list[Demonstration]:

@@ -40,6 +40,7 @@ class Inspection:
     lengths: dict[str, dict[str, dict[str, int]]]  # text → unit → figure
     first: list[Record] = field(default_factory=list)
     not_read: list[str] = field(default_factory=list)  # what else lies in the directory
+    rejected: int = 0  # completions, which are no demonstrations
 
     def facts(self) -> list[tuple[str, str]]:
         """Names and values, for people."""
@@ -52,6 +53,8 @@ class Inspection:
         found.append(("records", f"{self.records:,}, {self.bad:,} of them bad"))
         if self.holds:
             found.append((self.holds, f"{self.examples:,}" + (f", {self.ties:,} of them ties" if self.ties else "")))
+        if self.rejected:
+            found.append(("rejected completions", f"{self.rejected:,}"))
         if self.distinct_prompts:
             found.append(("distinct prompts", f"{self.distinct_prompts:,}"))
         if self.annotators:
@@ -75,7 +78,7 @@ def inspect_source(source: SourceConfig, first: int, directory: str | None = Non
     lengths: dict[str, tuple[array[int], array[int]]] = {}
     annotators: Counter[str] = Counter()
     hashes = array("Q")
-    ties = 0
+    ties = rejected = 0
     for example in reading:
         for name, text in texts_of(example).items():
             characters, words = lengths.setdefault(name, (array("L"), array("L")))
@@ -86,13 +89,17 @@ def inspect_source(source: SourceConfig, first: int, directory: str | None = Non
         if isinstance(example, Comparison | Rating) and example.annotator is not None:
             annotators[example.annotator] += 1
         ties += isinstance(example, Comparison) and example.tie
+        rejected += isinstance(example, Prompt)
+    if reading.format is None or reading.format.holds != "demonstrations":
+        rejected = 0
     return Inspection(
         path=source.path,
         files=len(reading.files),
         format=reading.format.name if reading.format else None,
         holds=reading.format.holds if reading.format else None,
         records=reading.records,
-        examples=reading.examples,
+        examples=reading.examples - rejected,
+        rejected=rejected,
         bad=reading.bad_count,
         problems=reading.problems(),
         distinct_prompts=len(np.unique(np.frombuffer(hashes, np.uint64))) if hashes else 0,

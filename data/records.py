@@ -225,7 +225,7 @@ def _row(file: DataFile, header: list[str], row: list[str], begin: int, end: int
         return BadRecord(place, str(error))
 
 
-# Columns whose cells are no texts. In any other column a cell is a text, whatever it looks like.
+# Columns whose cells are no texts. In any other but those below a cell is a text, whatever it looks like.
 _TYPED = {"tie", "weight", "seconds", "mean", "rating", "ratings", "votes", "annotators", "messages", "instances"}
 _TYPED |= {
     "label",
@@ -239,20 +239,25 @@ _TYPED |= {
 }
 # Columns whose cells are texts, or conversations as JSON.
 _TURNS = {"prompt", "chosen", "rejected", "completion"}
-_CONVERSATION = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content)\1\s*:""")
+_PYTHONS = re.compile(r"\s*\[\s*\{\s*'(?:role|content)': ['\"].*?['\"], '(?:role|content)': ['\"]", re.DOTALL)
+
+
+def _turns(cell: str) -> Any:
+    """The turns that a cell holds as JSON, or its text."""
+    try:
+        value = parse_json(cell)
+    except ValueError:
+        return cell
+    told = isinstance(value, list) and value and all(isinstance(turn, dict) and "role" in turn for turn in value)
+    return value if told else cell
 
 
 def _cell(name: str, cell: str) -> list[Any]:
     """A cell's value in a list, which is empty where an empty cell means that nothing is known."""
-    if name in _TURNS and (begun := _CONVERSATION.match(cell)):
-        if begun[1] == "'":
-            raise ValueError(
-                f"{name} is a list as Python prints it; write turns as JSON, or give a .jsonl or Parquet file"
-            )
-        try:
-            return [parse_json(cell)]
-        except ValueError:
-            return [cell]
+    if name in _TURNS and cell.lstrip().startswith("["):
+        if _PYTHONS.match(cell):
+            raise ValueError(f"{name} is a list as Python prints it; write turns as JSON, or give .jsonl or Parquet")
+        return [_turns(cell)]
     if name not in _TYPED and not (name.startswith("annotator") and name[9:].isdigit()):
         return [cell] if cell or name != "annotator" else []
     if not cell.strip():

@@ -29,12 +29,12 @@ from stages.watching import Consequence
 
 # What takes less memory, by stage (docs/gpu.md).
 LOWER = {
-    "sft": "lower sft.micro_batch_size or sft.max_length",
-    "reward": "lower reward.micro_batch_size or reward.max_length",
-    "ppo": "lower ppo.micro_batch_tokens, or ppo.generation.batch_size where it samples",
+    "sft": "lower sft.micro_batch_size or sft.max_length, or set model.activation_checkpointing=true",
+    "reward": "lower reward.micro_batch_size or reward.max_length, or set model.activation_checkpointing=true",
+    "ppo": "lower ppo.micro_batch_tokens (ppo.generation.batch_size where it samples), or set "
+    "model.activation_checkpointing=true",
     "evaluate": "lower ppo.generation.batch_size or ppo.micro_batch_tokens",
 }
-MORE = "share the models out: parallelism.strategy=fsdp"
 
 
 def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
@@ -81,11 +81,11 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
         code = stopped.code
     except Consequence:  # of the end of another process, which has been told
         code = 1
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        said = ". ".join(" ".join(str(error).split()).split(". ")[:2]) or "the machine has none left"
-        report([f"{stage}: out of memory ({said}); {LOWER[stage]}, set model.activation_checkpointing=true, or {MORE}"])
-        code = 2
     except Exception as error:
+        if found_no_memory(error):
+            said = ". ".join(" ".join(str(error).split()).split(". ")[:2]) or "the machine has none left"
+            report([f"{stage}: out of memory ({said}); {LOWER[stage]}"])
+            leave(2)
         # Of several, one whose collective has lost its other side need not say so where another one has said why.
         if not several():
             raise
@@ -93,6 +93,11 @@ def run_stage(stage: str, main: Callable[[StageContext], None]) -> None:
             traceback.print_exc()
         code = 1
     leave(code)
+
+
+def found_no_memory(error: Exception) -> bool:
+    """Whether a device or the machine had no memory left; torch on CPUs has no class of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: " in str(error)
 
 
 def collective_minutes(watchdog: WatchdogConfig | None) -> float:

@@ -44,7 +44,6 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ],
     *[("preference", {"chosen_shown_first": bad}) for bad in (1, "true")],
     ("preference", {"chosen_finished": 1}),
-    *[(form, {"prompt": [*TURNS, ANSWER]}) for form in PROMPTED],
     *[(form, {"prompt": TURNS, "system": "be brief"}) for form in PROMPTED],
     *[(form, {"system": 3}) for form in PROMPTED],
     *[("preference", {"annotator": bad}) for bad in (True, 1.5, ["x"], {"id": 1}, "\udc00")],

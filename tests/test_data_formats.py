@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data.formats import FORMATS, USES, Example, as_record, write_jsonl
+from data.inspection import inspect_source
 from data.locations import files_of
 from data.ratings import Rating
 from data.reading import Reading
@@ -154,6 +155,14 @@ def test_a_completion_that_was_rejected_is_no_demonstration(file: Path) -> None:
     assert list(passed) == [Demonstration(P, "good")]
     assert passed.notes()[-1].endswith("2 rejected completions are no demonstrations")
     assert list(reading(file, "prompts")) == [P, P, P]
+    found = inspect_source(SourceConfig(path=str(file)), 0)
+    assert (found.examples, found.rejected) == (1, 2) and ("rejected completions", "2") in found.facts()
+    for label in (0, 1.0, "False"):
+        (problem,) = problems(lines(file, {"prompt": "p", "completion": "c", "label": label}), "demonstrations")
+        assert "may say whether the completion was good; write true or false" in problem
+    assert list(reading(lines(file, {"prompt": "p", "completion": "c", "label": "news"}), None)) == [
+        Demonstration(P, "c")
+    ]
 
 
 def test_a_transcript_may_have_lost_its_first_blank_line(file: Path) -> None:
@@ -178,9 +187,14 @@ def test_conversations_in_cells_are_json(tmp_path: Path) -> None:
         table.writerow(json.dumps(value) for value in record.values())
     assert list(reading(file, None)) == [Comparison(Prompt(MESSAGES), "hello", "no")]
     with file.open("a", newline="") as stream:
+        csv.writer(stream).writerow(["[{'role': 'user'} begins a turn", "[1, 2]", '[{"name": "x"}]'])
+    assert list(reading(file, None))[1:] == [
+        Comparison(Prompt("[{'role': 'user'} begins a turn"), "[1, 2]", '[{"name": "x"}]')
+    ]
+    with file.open("a", newline="") as stream:
         csv.writer(stream).writerow(str(value) for value in record.values())
     (problem,) = problems(file, "comparisons")
-    assert f"{file}:3: prompt is a list as Python prints it; write turns as JSON" in problem
+    assert f"{file}:4: prompt is a list as Python prints it; write turns as JSON" in problem
 
 
 def test_prompts_come_from_every_format_that_has_them(file: Path) -> None:

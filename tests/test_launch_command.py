@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_a_dry_run_touches_nothing(on: str, tmp_path: Path, capsys: pytest.Captu
     texts = json.loads(capsys.readouterr().out)["rendered"]
     assert all(isinstance(text, str) and text for text in texts.values())
     assert [path.name for path in tmp_path.iterdir()] == ["site.yaml"]
+
+
+@pytest.mark.parametrize("on", ["slurm", "local", "torchrun"])
+def test_a_containers_interpreter_is_its_own_under_slurm_alone(
+    on: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site.yaml").write_text("slurm: {container: {image: registry/rlhf:1}}\n")
+    rlhf("launch", TINY, "--on", on, "--dry-run", *([] if on == "local" else ["--gpus", "0"]))
+    assert (sys.executable in capsys.readouterr().out) == (on != "slurm")
 
 
 def test_a_host_that_cannot_be_reached_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:

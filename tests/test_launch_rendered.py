@@ -17,7 +17,7 @@ from launch.clusters.over_ssh import OverSSH, gpus_of
 from launch.clusters.processes import on_this_node
 from launch.clusters.schedulers import MODULES, find_scheduler
 from launch.clusters.site import Network, Site, read_site
-from launch.clusters.specification import ADDRESSES, Wanted, interpreter, nodes_of, specify, with_generators
+from launch.clusters.specification import ADDRESSES, Wanted, interpreter, nodes_of, site_on, specify, with_generators
 from rlhf.config import Recipe
 from rlhf.errors import ConfigError
 from rlhf.recipe import load_recipe
@@ -195,8 +195,11 @@ def test_a_variable_has_a_variables_name(tmp_path: Path) -> None:
 
 
 def test_a_container_has_an_interpreter_of_its_own() -> None:
-    here, container = Site(), Site.model_validate({"slurm": {"container": {"image": "registry/rlhf:1"}}})
-    assert interpreter(here) == sys.executable and interpreter(container) == "python"
+    container = Site.model_validate({"slurm": {"container": {"image": "registry/rlhf:1"}}})
+    assert interpreter(site_on("slurm", container)) == "python"
+    assert interpreter(site_on("local", container)) == interpreter(site_on("slurm", Site())) == sys.executable
+    own = container.model_copy(update={"python": "/opt/python"})
+    assert interpreter(site_on("slurm", own)) == "/opt/python"
 
 
 def test_a_network_is_said_by_the_site_alone() -> None:

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from running import TINY
 
 from rlhf.config import WatchdogConfig
-from rlhf.distributed import is_main, join_process_group
+from rlhf.distributed import barrier, is_main, join_process_group
+from rlhf.errors import ConfigError
+from stages import command
 from stages.command import collective_minutes
 from tests.test_checkpoints_aside import Training
 from tests.two_ranks import two_ranks
 
-TIMEOUT, WORK = 2.0, 5.0  # seconds: of the group, and of what the main rank does alone
+TIMEOUT, WORK = 5.0, 9.0  # seconds: of the group, and of what the main rank does alone
 
 
 def write_slowly(folder: Path, cases: list[str]) -> Any:
@@ -27,6 +30,7 @@ def write_slowly(folder: Path, cases: list[str]) -> Any:
     if is_main():
         commit = training.store.commit
         training.store.commit = lambda *given: (time.sleep(WORK), commit(*given))[1]  # type: ignore[method-assign]
+    barrier()
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=TIMEOUT))
     training.step()
     return training.said
@@ -42,6 +46,22 @@ def test_a_large_checkpoint_is_committed(tmp_path: Path) -> None:
 def test_the_group_waits_for_longer_than_the_watchdog() -> None:
     assert collective_minutes(None) == collective_minutes(WatchdogConfig()) == 10
     assert collective_minutes(WatchdogConfig(abort_seconds=3600.0)) == 65
+
+
+def test_a_stage_joins_its_group_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def join(minutes: float) -> None:
+        asked.append(minutes)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(command, "join_process_group", join)
+    monkeypatch.setattr(command.Signals, "install", lambda self: None)
+    given = ["--recipe", str(TINY), "--run-dir", str(tmp_path), "watchdog.abort_seconds=3600"]
+    monkeypatch.setattr("sys.argv", ["ppo", *given])
+    with pytest.raises(SystemExit):
+        command.run_stage("ppo", write_slowly)  # type: ignore[arg-type]
+    assert asked == [65]
 
 
 def test_the_group_is_given_it(monkeypatch: pytest.MonkeyPatch) -> None:

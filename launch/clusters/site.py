@@ -40,7 +40,7 @@ class Network(Section):
 class Site(Section):
     """A cluster."""
 
-    python: str | None = None  # the interpreter on every node; null: the image's, or the one that launches
+    python: str | None = None  # the interpreter on every node; null: the one that launches, or a container's
     setup: list[str] = []  # shell lines before anything else on a node: module load cuda, source env/bin/activate
     environment: dict[str, str] = {}  # of every process; no secrets: they come from the environment
     network: Network = Network()

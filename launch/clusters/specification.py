@@ -166,8 +166,14 @@ def asks_reward(recipe: Recipe, stage: str) -> bool:
 
 
 def interpreter(site: Site) -> str:
-    """Of our own code on every node: the site's, that of a container's image, or the one that launches."""
-    return site.python or ("python" if site.slurm.container else sys.executable)
+    """Of our own code on every node."""
+    return site.python or sys.executable
+
+
+def site_on(scheduler: str, site: Site) -> Site:
+    """A site as a scheduler sees it: in Slurm's containers the interpreter is the image's own."""
+    in_image = scheduler == "slurm" and site.slurm.container is not None and site.python is None
+    return site.model_copy(update={"python": "python"}) if in_image else site
 
 
 def _problems_of_generators(wanted: Wanted, nodes: dict[str, int]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from launch.clusters.job import RunSpec
 from launch.clusters.scheduler import Rendered, Scheduler, Submission
 from launch.clusters.schedulers import MODULES, find_scheduler
 from launch.clusters.site import SITE, Site, read_site
-from launch.clusters.specification import Wanted, specify, with_generators
+from launch.clusters.specification import Wanted, site_on, specify, with_generators
 from launch.clusters.submission import FOLDER, SUBMISSION, alone, read_submission, write_rendered, write_submission
 from launch.commands.options import numbers
 from launch.commands.run import DataDirectory, Overrides, RecipeArgument, RunDirectory, resolve
@@ -98,7 +98,7 @@ def launch(
 
         rlhf launch my.yaml --on slurm --nodes 4 --gpus 8 --site cluster.yaml
     """
-    scheduler, its_site = find_scheduler(on), read_site(site)
+    scheduler, its_site = find_scheduler(on), site_on(on, read_site(site))
     if on != "slurm" and (seeds or one_allocation):
         raise ConfigError(f"--on={on}: takes no {'--seeds' if seeds else '--one-allocation'}; use --on slurm")
     stages = Selection(first, last).stages

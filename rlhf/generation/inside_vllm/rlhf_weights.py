@@ -39,7 +39,9 @@ def join_group(store: Any, backend: str, rank: int, size: int, seconds: float, a
         options: Any = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
         group = dist.ProcessGroupNCCL(store, rank, size, options)
-        # Its communicator is made by a first collective, and that waits for the others as long as it takes.
+        store.set(f"here/{rank}", "")
+        store.wait([f"here/{each}" for each in range(size)], timeout)
+        # Its communicator is made by a first collective, which waits for the others for ever: hence the lines above.
         arrived(begin_broadcast(group, torch.zeros(1, device=device)), device)
         return group
     gloo: Any = dist.ProcessGroupGloo
