@@ -101,7 +101,7 @@ def test_grpo_does_not_see_a_shift_or_a_scale_of_a_groups_rewards(
     assume(totals.std(-1).min() * min(scale, 1) > 0.01)  # or the 1e-6 beside the deviation would count
     moved = [np.append(row[:-1] * scale, row[-1] * scale + shift) for row in rewards]
     got, expected = (grpo(*tensors(each, 99.0), group) for each in (moved, rewards))
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=2e-4, atol=1e-6)
 
 
 def test_responses_that_score_alike_teach_nothing() -> None:

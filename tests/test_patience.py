@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from running import TINY
 from rlhf.config import WatchdogConfig
 from rlhf.distributed import barrier, is_main, join_process_group
 from rlhf.errors import ConfigError
+from rlhf.store.checkpoint import Checkpoint
 from stages import command
 from stages.command import collective_minutes
 from tests.test_checkpoints_aside import Training
@@ -29,7 +31,12 @@ def write_slowly(folder: Path, cases: list[str]) -> Any:
     training = Training(folder / "checkpoints", {"asynchronous": False, "every_steps": 1})
     if is_main():
         commit = training.store.commit
-        training.store.commit = lambda *given: (time.sleep(WORK), commit(*given))[1]  # type: ignore[method-assign]
+
+        def slowly(step: int, meta: Mapping[str, Any]) -> Checkpoint:
+            time.sleep(WORK)
+            return commit(step, meta)
+
+        training.store.commit = slowly  # type: ignore[method-assign]
     barrier()
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=TIMEOUT))
     training.step()
